@@ -1,0 +1,200 @@
+"""One picture of a model as pure data, read from its config and its tensor names.
+
+Blocks, linears with their roles, which linears share an input, which are fused by serving engines, shapes and ties.
+Planning, the walk, surgery, the formats and the runtime all read this picture; nothing else knows a family's names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from compress.errors import ModelError
+
+Role = Literal["q", "k", "v", "qkv", "o", "gate", "up", "down", "head"]
+Shape = tuple[int, ...]
+
+SHARED_INPUT: dict[str, str] = {
+    "q": "attention_input", "k": "attention_input", "v": "attention_input", "qkv": "attention_input",
+    "o": "attention_output", "gate": "mlp_input", "up": "mlp_input", "down": "mlp_hidden", "head": "head_input",
+}  # fmt: skip
+FUSED: dict[str, str] = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family of models names its parts; `{i}` stands for the block index."""
+
+    block: str
+    linears: Mapping[str, Role]
+    embedding: str
+    final_norm: str
+    head: str = "lm_head"
+    transposed: bool = False  # Conv1D: weights lie [in, out]
+
+
+_GATED: dict[str, Role] = {
+    "self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.o_proj": "o",
+    "mlp.gate_proj": "gate", "mlp.up_proj": "up", "mlp.down_proj": "down",
+}  # fmt: skip
+_LLAMA = Family("model.layers.{i}", _GATED, "model.embed_tokens", "model.norm")
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA),
+    "gpt2": Family(
+        "transformer.h.{i}",
+        {"attn.c_attn": "qkv", "attn.c_proj": "o", "mlp.c_fc": "up", "mlp.c_proj": "down"},
+        "transformer.wte", "transformer.ln_f", transposed=True,
+    ),
+    "opt": Family(
+        "model.decoder.layers.{i}",
+        {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.out_proj": "o",
+         "fc1": "up", "fc2": "down"},
+        "model.decoder.embed_tokens", "model.decoder.final_layer_norm",
+    ),
+    "gpt_neox": Family(
+        "gpt_neox.layers.{i}",
+        {"attention.query_key_value": "qkv", "attention.dense": "o",
+         "mlp.dense_h_to_4h": "up", "mlp.dense_4h_to_h": "down"},
+        "gpt_neox.embed_in", "gpt_neox.final_layer_norm", head="embed_out",
+    ),
+}  # fmt: skip
+
+_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear by its dotted module name; its weight is stored as ``name + '.weight'``."""
+
+    name: str
+    role: Role
+    out_features: int
+    in_features: int
+    block: int | None  # None: the head
+    transposed: bool = False
+    bias: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, biases left out."""
+        return self.out_features * self.in_features
+
+    @property
+    def shares(self) -> str:
+        """Linears of a block with equal values read the same input, so they share one Hessian."""
+        return SHARED_INPUT[self.role]
+
+    @property
+    def fused(self) -> str | None:
+        """Linears of a block with equal values are fused by serving engines and must share one scheme."""
+        return FUSED.get(self.role)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder block: its module prefix and its linears in the order data flows through them."""
+
+    index: int
+    prefix: str
+    linears: tuple[Linear, ...]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The picture of one model."""
+
+    model_type: str
+    blocks: tuple[Block, ...]
+    embedding: str  # module name
+    final_norm: str
+    head: Linear
+    tied: bool  # the head shares the embedding's weight
+    hidden_size: int
+    vocab_size: int
+    tensors: Mapping[str, Shape]  # every stored tensor by its full name
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """All block linears, in order."""
+        return tuple(linear for block in self.blocks for linear in block.linears)
+
+    @property
+    def weights(self) -> int:
+        """Weights in the block linears."""
+        return sum(linear.weights for linear in self.linears)
+
+    def outside(self) -> tuple[str, ...]:
+        """Names of stored tensors that belong to no block."""
+        prefixes = tuple(block.prefix + "." for block in self.blocks)
+        return tuple(name for name in self.tensors if not name.startswith(prefixes))
+
+    def inside(self, index: int) -> tuple[str, ...]:
+        """Names of stored tensors of one block."""
+        prefix = self.blocks[index].prefix + "."
+        return tuple(name for name in self.tensors if name.startswith(prefix))
+
+
+def read(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Anatomy:
+    """Read the anatomy of a model from its ``config.json`` and the shapes of its stored tensors.
+
+    Raises:
+        ModelError: the architecture is unknown, a mixture of experts, or its tensors are not those of its family.
+    """
+    family = _family(config, tensors)
+    blocks = _blocks(family, config, tensors)
+    embedding = tensors.get(family.embedding + ".weight")
+    if embedding is None:
+        raise ModelError(f"{family.embedding}.weight is missing from the checkpoint: it has no input embedding.")
+    tied = family.head + ".weight" not in tensors
+    vocab, width = tensors.get(family.head + ".weight", embedding)
+    head = Linear(family.head, "head", vocab, width, None, bias=family.head + ".bias" in tensors)
+    hidden = config.get("hidden_size", config.get("n_embd"))
+    return Anatomy(
+        str(config["model_type"]), blocks, family.embedding, family.final_norm, head, tied,
+        int(hidden or width), embedding[0], dict(tensors),
+    )  # fmt: skip
+
+
+def _family(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Family:
+    kind = str(config.get("model_type", "<none>"))
+    experts = next((key for key in _EXPERT_KEYS if (config.get(key) or 0) > 1), None)
+    if experts or any(".experts." in name for name in tensors):
+        found = f"{experts}={config[experts]}" if experts else "tensors named …experts…"
+        raise ModelError(
+            f"config.json: model_type {kind!r} is a mixture of experts ({found}). Experts are not calibrated properly "
+            "yet, so they are refused. Choose a model with dense feed-forward blocks."
+        )
+    if kind not in FAMILIES:
+        raise ModelError(
+            f"config.json: model_type {kind!r} is not supported. Supported: {', '.join(sorted(FAMILIES))}."
+        )
+    return FAMILIES[kind]
+
+
+def _blocks(family: Family, config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> tuple[Block, ...]:
+    pattern = re.compile(re.escape(family.block).replace(r"\{i\}", r"(\d+)") + r"\.")
+    found = {int(match[1]) for name in tensors if (match := pattern.match(name))}
+    expected = int(config.get("num_hidden_layers", config.get("n_layer", len(found))))
+    if found != set(range(expected)):
+        missing = sorted(set(range(expected)) - found)[:5]
+        raise ModelError(
+            f"checkpoint: config.json promises {expected} blocks, the tensors hold {len(found)}"
+            + (f" (missing: {', '.join(map(str, missing))} …)." if missing else ".")
+        )
+    return tuple(_block(family, index, tensors) for index in range(expected))
+
+
+def _block(family: Family, index: int, tensors: Mapping[str, Shape]) -> Block:
+    prefix = family.block.format(i=index)
+    linears = []
+    for suffix, role in family.linears.items():
+        name = f"{prefix}.{suffix}"
+        shape = tensors.get(name + ".weight")
+        if shape is None or len(shape) != 2:
+            raise ModelError(f"checkpoint: {name}.weight is {'missing' if shape is None else 'not a matrix'}.")
+        out_features, in_features = reversed(shape) if family.transposed else shape
+        bias = name + ".bias" in tensors
+        linears.append(Linear(name, role, out_features, in_features, index, family.transposed, bias))
+    return Block(index, prefix, tuple(linears))
