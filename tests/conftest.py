@@ -1,0 +1,115 @@
+"""Models small enough for every test: two blocks, width 64, a byte-level tokenizer, random weights. No download."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub is a mistake
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+WIDTH, HIDDEN, BLOCKS, HEADS, VOCAB, POSITIONS = 64, 128, 2, 4, 320, 256
+SPECIAL = ("<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>")
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|eos|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+_GATED = {
+    "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": BLOCKS, "num_attention_heads": HEADS,
+    "num_key_value_heads": 2, "head_dim": WIDTH // HEADS, "max_position_embeddings": POSITIONS,
+}  # fmt: skip
+CONFIGS: dict[str, dict[str, Any]] = {
+    **{name: _GATED for name in ("llama", "mistral", "qwen2", "qwen3")},
+    **{name: {**_GATED, "sliding_window": 32} for name in ("gemma2", "gemma3_text")},
+    "gpt2": {"n_embd": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, "n_positions": POSITIONS},
+    "opt": {
+        "hidden_size": WIDTH, "word_embed_proj_dim": WIDTH, "ffn_dim": HIDDEN, "num_hidden_layers": BLOCKS,
+        "num_attention_heads": HEADS, "max_position_embeddings": POSITIONS,
+    },
+    "gpt_neox": {
+        "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": BLOCKS,
+        "num_attention_heads": HEADS, "max_position_embeddings": POSITIONS,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device there is; CUDA runs under `-m gpu`."""
+    if request.param == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a tiny model folder: `tiny_model("qwen2", tied=True, vocab_size=512)`; made once per set of arguments."""
+    made: dict[tuple[Any, ...], Path] = {}
+
+    def make(family: str = "llama", *, tied: bool = False, **overrides: Any) -> Path:
+        key = (family, tied, *sorted(overrides.items()))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp(f"tiny_{family}")
+            _save(made[key], family, tie_word_embeddings=tied, **overrides)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_model: Callable[..., Path]) -> Path:
+    """A Llama with a head of its own."""
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_tied(tiny_model: Callable[..., Path]) -> Path:
+    """A Llama whose head is its embedding."""
+    return tiny_model("llama", tied=True)
+
+
+def _save(folder: Path, family: str, **overrides: Any) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {
+        "vocab_size": VOCAB, "bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 256,
+        "initializer_range": 0.2,  # far enough from zero for logits with an opinion
+    }  # fmt: skip
+    config = AutoConfig.for_model(family, **{**settings, **CONFIGS[family], **overrides})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with (
+            torch.no_grad()
+        ):  # norms and biases that differ from their defaults, so that a lost one shows
+            for name, parameter in model.named_parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+                    assert parameter.isfinite().all(), name
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+
+
+def _tokenizer() -> Any:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|eos|>",
+        model_max_length=POSITIONS,
+    )  # fmt: skip
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
