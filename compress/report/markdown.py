@@ -1,0 +1,159 @@
+"""report.md, and README.md: the model card of an artifact."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from compress.report import rows
+from compress.report.rows import Table
+from compress.results import Measured, Results, Sample
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
+
+
+def render(results: Results, measured: Measured | None) -> str:
+    """Render the report as Markdown; the same input gives the same bytes.
+
+    Args:
+        results: the run's results.
+        measured: its times and memory, or None where they are not known.
+    """
+    source = results.provenance
+    parts = [
+        f"# {_plain(source.teacher)}, compressed by {_plain(source.recipe)}",
+        _plain(rows.verdict(results)),
+        "## Before and after",
+        _summary(results, measured),
+        "## Where the error is",
+        *_errors(results),
+        "## How far from the teacher",
+        _divergence(results),
+        "## Where the bytes are",
+        _table(rows.size_table(results)) if results.sizes else "The sizes were not recorded in this run.",
+        "## Side by side",
+        *_samples(results.samples),
+        "## Fallbacks",
+        *_fallbacks(results),
+        "## Provenance",
+        _table(rows.provenance_table(results, measured)),
+        *([_table(rows.time_table(measured))] if measured else []),
+        "### The locked recipe",
+        _fenced(source.recipe_text, "yaml"),
+        "### Make it again",
+        _fenced(rows.command(results), "sh"),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def model_card(results: Results, measured: Measured | None) -> str:
+    """Write the README.md of an artifact; the license is the teacher's and left to whoever publishes.
+
+    Args:
+        results: the run's results.
+        measured: its times and memory, or None where they are not known.
+
+    Returns:
+        Markdown below YAML front matter; `base_model` only where the teacher has a name on the hub.
+    """
+    source = results.provenance
+    parts = [
+        _front_matter(results),
+        f"# {_plain(source.teacher)}, compressed by {_plain(source.recipe)}",
+        _plain(rows.verdict(results)),
+        "The license is that of the teacher.",
+        "## Use",
+        _fenced('compress generate PATH_TO_THIS_FOLDER "Once upon a time"', "sh"),
+        "## Before and after",
+        _summary(results, measured),
+        "## Fallbacks",
+        *_fallbacks(results),
+        "## How it was made",
+        "`recipe.lock.yaml` makes it again; `report.html` shows it all.",
+        _fenced(rows.command(results), "sh"),
+        _table(rows.provenance_table(results, measured)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(results: Results, measured: Measured | None) -> str:
+    lines = tuple(
+        (f"{row.label} ({row.note})" if row.note else row.label, row.before, row.after, row.difference)
+        for row in rows.summary(results, measured)
+    )
+    return _table(Table(("measure", "before", "after", "difference"), lines))
+
+
+def _errors(results: Results) -> Iterator[str]:
+    if not rows.roles(results):
+        yield "No stage of this run rounded a block linear."
+        return
+    yield "Rise in squared output error over squared output; the worst five linears, then all blocks."
+    yield _table(rows.worst_table(results))
+    yield _table(rows.error_table(results))
+
+
+def _divergence(results: Results) -> str:
+    divergence = results.divergence
+    if divergence is None:
+        return "The divergence was not measured in this run."
+    edges = divergence.histogram_edges
+    bins = (
+        (f"{low:.3g} to {high:.3g}", f"{count:,}", rows.percent_text(count / max(1, divergence.tokens)))
+        for low, high, count in zip(edges[:-1], edges[1:], divergence.histogram_counts, strict=True)
+        if count
+    )
+    return _table(Table(("KL of one token, nats", "tokens", "share"), tuple(bins)))
+
+
+def _samples(samples: Sequence[Sample]) -> Iterable[str]:
+    if not samples:
+        yield "No samples were taken in this run."
+    for sample in samples:
+        yield f"**{_plain(sample.prompt)}**"
+        yield "teacher:"
+        yield _fenced(sample.teacher, "text")
+        yield "student:" if sample.student != sample.teacher else "student, the same to the last word:"
+        yield _fenced(sample.student, "text")
+
+
+def _fallbacks(results: Results) -> Iterator[str]:
+    yield rows.fallback_text(results)
+    if results.fallbacks:
+        yield _table(rows.fallback_table(results))
+
+
+def _front_matter(results: Results) -> str:
+    teacher = results.provenance.teacher
+    base = [f"base_model: {teacher}", "base_model_relation: quantized"] if _HUB_NAME.fullmatch(teacher) else []
+    tags = [f"- {tag}" for tag in _tags(results)]
+    return "\n".join(["---", *base, "pipeline_tag: text-generation", "tags:", *tags, "---"])
+
+
+def _tags(results: Results) -> list[str]:
+    """What was done, as the hub's readers look for it."""
+    methods = [stage.method for stage in results.stages]
+    widths = sorted({linear.bits for linear in rows.linears(results) if linear.bits})
+    return list(dict.fromkeys(["compress", *methods, *(f"{bits}-bit" for bits in widths)]))
+
+
+def _table(table: Table) -> str:
+    rule = ["---" if place < table.words else "---:" for place in range(len(table.header))]
+    return "\n".join(_line(line) for line in (table.header, rule, *(map(_plain, row) for row in table.rows)))
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown and the HTML in it will not read as anything else, on one line."""
+    return " ".join(_SPECIAL.sub(r"\\\1", text).split())
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
