@@ -1,0 +1,116 @@
+"""Quantize one teacher with llm-compressor, timed as ours is.
+
+    python3 -m venv peer && peer/bin/pip install torch==2.13.0
+    peer/bin/pip install llmcompressor==0.14.0.1
+    peer/bin/python llmcompressor_run.py TEACHER_DIR WINDOWS.txt OUT_DIR [--method gptq]
+
+An environment of its own because its pins clash with ours; torch first, because an open range
+brings the CUDA build. Everything not on the command line is llm-compressor's own default (GPTQ:
+static act order, damping 0.01, min-max scales, one sample a forward). The clock runs from "token
+windows ready" to "last shard flushed": `oneshot`, `save_pretrained` and an fsync. Prints one JSON
+line at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from datasets import Dataset
+from llmcompressor import oneshot
+from llmcompressor.modifiers.gptq import GPTQModifier
+from llmcompressor.modifiers.quantization import QuantizationModifier
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+MODIFIERS = {"gptq": GPTQModifier, "rtn": QuantizationModifier}
+
+
+def modifier(*, method: str, bits: int, group_size: int, observer: str | None) -> Any:
+    """Symmetric integer weights in groups, every linear but the head."""
+    chosen = {} if observer is None else {"observer": observer}
+    weights = QuantizationArgs(
+        num_bits=bits, type="int", symmetric=True, strategy="group", group_size=group_size, **chosen
+    )
+    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    return MODIFIERS[method](config_groups={"group_0": scheme}, ignore=["lm_head"])
+
+
+def flush(folder: Path) -> None:
+    """Force the shards to the disk, as ours are before its clock stops."""
+    for shard in folder.glob("*.safetensors"):
+        with shard.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def fingerprint(windows: list[list[int]]) -> str:
+    """sha256 of all token ids in order, as little-endian 64-bit integers."""
+    ids = (i for window in windows for i in window)
+    return hashlib.sha256(b"".join(i.to_bytes(8, "little") for i in ids)).hexdigest()
+
+
+def main() -> None:
+    """Quantize, save, and print seconds, windows and versions as one JSON line."""
+    parser = argparse.ArgumentParser(description="Quantize one teacher with llm-compressor.")
+    parser.add_argument("teacher")
+    parser.add_argument("text", type=Path, help="a text of exactly samples x seq-len tokens")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--method", choices=sorted(MODIFIERS), default="gptq")
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--observer", help="how scales are found; default: the peer's own, min-max")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+
+    tokenizer = AutoTokenizer.from_pretrained(given.teacher)
+    model = AutoModelForCausalLM.from_pretrained(given.teacher, dtype=getattr(torch, given.dtype))
+    ids = tokenizer(given.text.read_text("utf-8")).input_ids
+    windows = [ids[i * given.seq_len : (i + 1) * given.seq_len] for i in range(given.samples)]
+    data = Dataset.from_dict(
+        {"input_ids": windows, "attention_mask": [[1] * len(window) for window in windows]}
+    )
+    recipe = modifier(
+        method=given.method,
+        bits=given.bits,
+        group_size=given.group_size,
+        observer=given.observer,
+    )
+
+    start = time.perf_counter()
+    oneshot(
+        model=model,
+        dataset=data,
+        recipe=recipe,
+        max_seq_length=given.seq_len,
+        num_calibration_samples=given.samples,
+    )
+    model.save_pretrained(given.out, save_compressed=True)
+    flush(given.out)
+    seconds = time.perf_counter() - start
+
+    tokenizer.save_pretrained(given.out)
+    packages = ["llmcompressor", "compressed-tensors", "transformers", "torch"]
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "windows_sha256": fingerprint(windows),
+                "versions": {name: importlib.metadata.version(name) for name in packages},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+r"""Quantize one teacher with compress and with llm-compressor, alternately, and compare.
+
+    python benchmarks/quantize.py --teacher DIR --calibration TEXT --test TEXT \
+        --second-text pydoc-topics --peer-python peer/bin/python --runs 3 --out OUT
+
+Same bfloat16 teacher, same token windows, same grid, head and embeddings dense. Each run is timed
+from "token windows ready" to "last shard flushed" and watched for its peak memory; then one reader,
+which shares no code with compress, reads both folders. Prints the table, writes OUT/result.json,
+and adds a section to docs/results.md when --results names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import measure
+import summary
+import texts
+from texts import Windows
+
+HERE = Path(__file__).resolve().parent
+OURS = "compress"
+MARKER = "<!-- quantize.py: newest first -->"
+
+RECIPE = """\
+version: 1
+teacher: {{model: {teacher}, dtype: bfloat16}}
+calibration: {{set: {text}, samples: {samples}, seq_len: {seq_len}, seed: 0}}
+stages:
+  - quantize: {{method: {method}, bits: {bits}, group_size: {group_size}, sym: true, \
+scale_search: {scale_search}}}
+evaluate: {{suite: none}}
+artifact: {{format: compressed-tensors}}
+"""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One side of the comparison: its name, and the command that quantizes into a given folder."""
+
+    name: str
+    command: tuple[str, ...]
+    env: dict[str, str]
+
+    def folder(self, out: Path, run: int) -> Path:
+        """Where this side's artifact of one run lies."""
+        return out / f"{self.name.replace(' ', '-')}-{run}"
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description="Quantize one teacher with compress and a peer, alternately, and compare."
+    )
+    add = parser.add_argument
+    add("--teacher", type=Path, required=True, help="dense bfloat16 Hugging Face folder")
+    add("--calibration", type=Path, required=True, help="text whose first windows calibrate")
+    add("--test", type=Path, required=True, help="text of the perplexity and of the first KL")
+    add("--second-text", help=f"text of the second KL, or {texts.PYDOC_TOPICS}")
+    add("--peer-python", type=Path, required=True, help="python of the peer's own environment")
+    add("--peer-dtype", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16"])
+    add("--peer-observer", help="the peer's way to find scales; default: its own, min-max")
+    add("--out", type=Path, required=True, help="new folder for artifacts, logs, result.json")
+    add("--runs", type=int, default=1, help="runs of each side; medians are shown")
+    add("--method", choices=["gptq", "rtn"], default="gptq")
+    add("--bits", type=int, default=4)
+    add("--group-size", type=int, default=64)
+    add("--scale-search", choices=["none", "mse", "hessian"], help="ours; default: the best it has")
+    add("--recipe", help="a recipe of ours instead of the one made from these options")
+    add("--samples", type=int, default=128)
+    add("--seq-len", type=int, default=512)
+    add("--threads", type=int, default=os.cpu_count())
+    add("--windows", type=int, nargs=2, default=[40, 20], metavar=("PERPLEXITY", "KL"))
+    add("--window-tokens", type=int, default=1024, help="length of the windows that are read")
+    add("--read-dtype", choices=["float32", "bfloat16"], default="float32")
+    add("--bytes-tolerance", type=float, default=0.01, help="difference still called equal")
+    add("--reread", action="store_true", help="keep the runs in --out, only read them again")
+    add("--results", type=Path, help="Markdown file that gets the rows: docs/results.md")
+    given = parser.parse_args(argv)
+    if given.runs < 1:
+        parser.error("--runs: at least 1")
+    if not given.peer_python.exists():
+        parser.error(f"--peer-python: {given.peer_python} is missing; see benchmarks/README.md")
+    if given.reread and not (given.out / "runs.json").is_file():
+        parser.error(f"--reread: {given.out / 'runs.json'} is missing; run without it first")
+    if not given.reread and given.out.exists() and any(given.out.iterdir()):
+        parser.error(f"--out: {given.out} is not empty; give a new folder, or add --reread")
+    return given
+
+
+def contestants(given: argparse.Namespace, windows: Path) -> list[Contestant]:
+    """Ours first, then the peer once for every dtype that was asked for."""
+    threads = {"OMP_NUM_THREADS": str(given.threads), "HF_HUB_OFFLINE": "1"}
+    runner = str(HERE / "peers" / "ours_run.py")
+    ours = [sys.executable, runner, *our_recipe(given, windows), "--threads", str(given.threads)]
+    sides = [Contestant(OURS, tuple(ours), {**threads, "PYTHONPATH": str(measure.ROOT)})]
+    for dtype in given.peer_dtype:
+        peer = [str(given.peer_python.absolute()), str(HERE / "peers" / "llmcompressor_run.py")]
+        peer += [str(given.teacher.resolve()), str(windows), "{out}", "--dtype", dtype]
+        for option in ("method", "bits", "group_size", "samples", "seq_len", "threads"):
+            peer += [f"--{option.replace('_', '-')}", str(getattr(given, option))]
+        if given.peer_observer:
+            peer += ["--observer", given.peer_observer]
+        sides.append(Contestant(f"llm-compressor {dtype}", tuple(peer), threads))
+    return sides
+
+
+def our_recipe(given: argparse.Namespace, windows: Path) -> list[str]:
+    """Arguments that name our recipe: the given one moved to this teacher and text, or one made."""
+    if given.recipe:
+        settings = {
+            "teacher.model": given.teacher.resolve(),
+            "calibration.set": windows,
+            "calibration.samples": given.samples,
+            "calibration.seq_len": given.seq_len,
+        }
+        sets = [f"--set={key}={value}" for key, value in settings.items()]
+        return [given.recipe, "{out}", *sets]
+    path = windows.with_name("recipe.yaml")
+    best = "hessian" if given.method == "gptq" else "mse"
+    text = RECIPE.format(
+        teacher=given.teacher.resolve(),
+        text=windows,
+        samples=given.samples,
+        seq_len=given.seq_len,
+        method=given.method,
+        bits=given.bits,
+        group_size=given.group_size,
+        scale_search=given.scale_search or best,
+    )
+    path.write_text(text, "utf-8")
+    return [str(path), "{out}"]
+
+
+def alternate(sides: Sequence[Contestant], *, runs: int, out: Path) -> dict[str, list[Any]]:
+    """Run every side in turn, `runs` times: what else the machine does then falls on all alike."""
+    found: dict[str, list[Any]] = {side.name: [] for side in sides}
+    for run in range(runs):
+        for side in sides:
+            folder = side.folder(out, run)
+            command = [part.replace("{out}", str(folder)) for part in side.command]
+            done = measure.run(command, env=side.env, cwd=out, log=out / "runs.log")
+            weights = sorted(folder.glob("*.safetensors"))
+            found[side.name].append(
+                {
+                    **done.output,
+                    **asdict(done.memory),
+                    "wall_seconds": done.wall_seconds,
+                    "weights_sha256": [texts.sha256_of_file(shard) for shard in weights],
+                }
+            )
+            seconds, peak = done.output["seconds"], done.memory.peak_memory_bytes / 2**20
+            where = f"run {run + 1}/{runs}  {side.name}"
+            print(f"{where}: {seconds:.1f} s, {peak:,.0f} MiB", flush=True)
+    return found
+
+
+def read(given: argparse.Namespace, folders: dict[str, Path], kl_texts: Sequence[Path]) -> Any:
+    """Read the teacher and the first artifact of every side with the readers, each a process."""
+    readers, window = HERE / "readers", ["--seq-len", str(given.window_tokens)]
+    window += ["--dtype", given.read_dtype]
+    env = {"OMP_NUM_THREADS": str(given.threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+
+    def reader(name: str, *rest: str | Path) -> dict[str, Any]:
+        print(f"reading: {name} {Path(rest[0]).name}", flush=True)
+        command = [sys.executable, str(readers / f"{name}.py"), *map(str, rest)]
+        return measure.run(command, env=env, cwd=given.out, log=given.out / "readers.log").output
+
+    test, (ppl_windows, kl_windows) = given.test.resolve(), map(str, given.windows)
+    teacher = given.teacher.resolve()
+    readings = {
+        name: {
+            **reader("stored", folder, teacher),
+            **reader("perplexity", folder, test, "--windows", ppl_windows, *window),
+            "divergence": {},
+        }
+        for name, folder in {"teacher": teacher, **folders}.items()
+    }
+    protocol = ["--text", *kl_texts, "--windows", kl_windows, *window]
+    kl = reader("divergence", teacher, *folders.values(), *protocol)
+    for text, results in kl.items():
+        for name, result in zip(folders, results, strict=True):
+            readings[name]["divergence"][Path(text).name] = result
+    return readings
+
+
+def facts(given: argparse.Namespace, argv: Sequence[str], windows: Windows) -> dict[str, Any]:
+    """What is true of the whole measurement, so that another one can be compared to it."""
+    names = ("method", "bits", "group_size", "samples", "seq_len", "threads", "runs", "recipe")
+    return {
+        **measure.about("benchmarks/quantize.py", argv),
+        "teacher": given.teacher.resolve().name,
+        "windows_sha256": windows.sha256,
+        "settings": {name: getattr(given, name) for name in names},
+    }
+
+
+def measured(
+    given: argparse.Namespace, argv: Sequence[str], windows: Windows, kl_texts: Sequence[Path]
+) -> int:
+    """Run the sides, or take the runs that are kept, then read, print and write."""
+    out = given.out
+    sides = contestants(given, windows.path)
+    kept = out / "runs.json"
+    if not given.reread:
+        about = facts(given, argv, windows)
+        runs = alternate(sides, runs=given.runs, out=out)
+        kept.write_text(json.dumps({"facts": about, "runs": runs}, indent=2) + "\n", "utf-8")
+    about, runs = json.loads(kept.read_text("utf-8")).values()
+
+    folders = {side.name: side.folder(out, 0) for side in sides if side.name in runs}
+    readings = read(given, folders, kl_texts)
+    hashed = [given.calibration.resolve(), *kl_texts]
+    about["texts_sha256"] = {text.name: texts.sha256_of_file(text) for text in hashed}
+    result = summary.summarize(
+        about, runs, readings, ours=OURS, bytes_tolerance=given.bytes_tolerance
+    )
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    print(summary.page(result))
+    if given.results:
+        summary.insert(given.results, summary.page(result), marker=MARKER)
+    return 0 if result["equal_bytes"] else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, compare, print; 1 when stored bytes differ, 2 when the request was wrong."""
+    argv = sys.argv[1:] if argv is None else argv
+    given = arguments(argv)
+    out = given.out = given.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        named = [str(given.test), *filter(None, [given.second_text])]
+        kl_texts = [texts.resolve(name, out) for name in named]
+        if len({text.name for text in kl_texts}) < len(kl_texts):
+            raise ValueError(f"--second-text: also called {kl_texts[0].name}; give another name")
+        cut = out / "calibration.txt"
+        windows = texts.cut(
+            given.teacher, given.calibration, cut, samples=given.samples, seq_len=given.seq_len
+        )
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        return measured(given, argv, windows, kl_texts)
+    except measure.ChildError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
