@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from compress.report import plots, rows
+from compress.report import numbers, plots, rows
 from compress.results import Measured, Results
 
 if TYPE_CHECKING:
@@ -23,31 +24,38 @@ def render(results: Results, measured: Measured | None) -> str:
     """
     from markupsafe import Markup
 
-    figures = {name: [Markup(svg) for svg in pair] for name, pair in _figures(results).items()}  # noqa: S704
+    figures = {name: [Markup(svg) for svg in pair] for name, pair in _figures(results).items()}
     template = _environment().get_template("report.html.j2")
     return template.render(
         results=results,
         measured=measured,
         rows=rows,
+        verdict=re.sub(r"(?<=\d) (?=[%kMGT])", "\N{NO-BREAK SPACE}", rows.verdict(results)),
         summary=rows.summary(results, measured),
         headline=headline(results),
         figures=figures,
         parts=plots.PARTS,
-        samples=[(sample, rows.differing_tail(sample.teacher, sample.student)) for sample in results.samples],
+        samples=[
+            (sample, rows.differing_tail(sample.teacher, sample.student))
+            for sample in results.samples
+        ],
     )
 
 
 def headline(results: Results) -> list[tuple[str, str]]:
     """The few numbers worth large type, each with the words below it."""
     before, after, divergence = results.before, results.after, results.divergence
-    numbers = [(rows.size_text(after.size_bytes), f"on disk, from {rows.size_text(before.size_bytes)}")]
-    numbers.append((f"{after.bits_per_weight:.2f}", "bits per weight in the blocks"))
+    shown = [
+        (numbers.size(after.size_bytes), f"on disk, from {numbers.size(before.size_bytes)}"),
+        (f"{after.bits_per_weight:.2f}", "bits per weight in the blocks"),
+    ]
     if after.perplexity:
         was = f", from {before.perplexity.perplexity:.2f}" if before.perplexity else ""
-        numbers.append((f"{after.perplexity.perplexity:.2f}", f"perplexity{was}"))
+        shown.append((f"{after.perplexity.perplexity:.2f}", f"perplexity{was}"))
     if divergence:
-        numbers.append((rows.percent_text(divergence.top1_agreement), "agrees with the teacher’s first choice"))
-    return numbers
+        agreement = numbers.percent(divergence.top1_agreement)
+        shown.append((agreement, "agreement with the teacher’s first choice"))
+    return shown
 
 
 def _figures(results: Results) -> dict[str, tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from compress.report import rows
+from compress.report import numbers, rows
 from compress.report.rows import Table
 from compress.results import Measured, Results, Sample
 
@@ -31,7 +31,9 @@ def render(results: Results, measured: Measured | None) -> str:
         "## How far from the teacher",
         _divergence(results),
         "## Where the bytes are",
-        _table(rows.size_table(results)) if results.sizes else "The sizes were not recorded in this run.",
+        _table(rows.size_table(results))
+        if results.sizes
+        else "The sizes were not recorded in this run.",
         "## Side by side",
         *_samples(results.samples),
         "## Fallbacks",
@@ -48,7 +50,7 @@ def render(results: Results, measured: Measured | None) -> str:
 
 
 def model_card(results: Results, measured: Measured | None) -> str:
-    """Write the README.md of an artifact; the license is the teacher's and left to whoever publishes.
+    """Write the README.md of an artifact; the license is left to whoever publishes it.
 
     Args:
         results: the run's results.
@@ -79,7 +81,12 @@ def model_card(results: Results, measured: Measured | None) -> str:
 
 def _summary(results: Results, measured: Measured | None) -> str:
     lines = tuple(
-        (f"{row.label} ({row.note})" if row.note else row.label, row.before, row.after, row.difference)
+        (
+            f"{row.label} ({row.note})" if row.note else row.label,
+            row.before,
+            row.after,
+            row.difference,
+        )
         for row in rows.summary(results, measured)
     )
     return _table(Table(("measure", "before", "after", "difference"), lines))
@@ -89,7 +96,7 @@ def _errors(results: Results) -> Iterator[str]:
     if not rows.roles(results):
         yield "No stage of this run rounded a block linear."
         return
-    yield "Rise in squared output error over squared output; the worst five linears, then all blocks."
+    yield "Rise in squared output error over squared output: the worst five linears, then all."
     yield _table(rows.worst_table(results))
     yield _table(rows.error_table(results))
 
@@ -100,7 +107,11 @@ def _divergence(results: Results) -> str:
         return "The divergence was not measured in this run."
     edges = divergence.histogram_edges
     bins = (
-        (f"{low:.3g} to {high:.3g}", f"{count:,}", rows.percent_text(count / max(1, divergence.tokens)))
+        (
+            f"{low:.3g} to {high:.3g}",
+            f"{count:,}",
+            numbers.percent(count / max(1, divergence.tokens)),
+        )
         for low, high, count in zip(edges[:-1], edges[1:], divergence.histogram_counts, strict=True)
         if count
     )
@@ -114,7 +125,11 @@ def _samples(samples: Sequence[Sample]) -> Iterable[str]:
         yield f"**{_plain(sample.prompt)}**"
         yield "teacher:"
         yield _fenced(sample.teacher, "text")
-        yield "student:" if sample.student != sample.teacher else "student, the same to the last word:"
+        yield (
+            "student:"
+            if sample.student != sample.teacher
+            else "student, the same to the last word:"
+        )
         yield _fenced(sample.student, "text")
 
 
@@ -126,7 +141,11 @@ def _fallbacks(results: Results) -> Iterator[str]:
 
 def _front_matter(results: Results) -> str:
     teacher = results.provenance.teacher
-    base = [f"base_model: {teacher}", "base_model_relation: quantized"] if _HUB_NAME.fullmatch(teacher) else []
+    base = (
+        [f"base_model: {teacher}", "base_model_relation: quantized"]
+        if _HUB_NAME.fullmatch(teacher)
+        else []
+    )
     tags = [f"- {tag}" for tag in _tags(results)]
     return "\n".join(["---", *base, "pipeline_tag: text-generation", "tags:", *tags, "---"])
 
@@ -140,7 +159,9 @@ def _tags(results: Results) -> list[str]:
 
 def _table(table: Table) -> str:
     rule = ["---" if place < table.words else "---:" for place in range(len(table.header))]
-    return "\n".join(_line(line) for line in (table.header, rule, *(map(_plain, row) for row in table.rows)))
+    return "\n".join(
+        _line(line) for line in (table.header, rule, *(map(_plain, row) for row in table.rows))
+    )
 
 
 def _line(cells: Iterable[str]) -> str:

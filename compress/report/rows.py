@@ -1,20 +1,28 @@
-"""What a report says: the tables and the verdict, as text, for the page, the Markdown and the terminal alike."""
+"""What a report says: the summary, the tables and the verdict, as text for page and terminal."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from compress.results import Divergence, LinearResult, Measured, Perplexity, Results, Side, SizePart, TaskScore
-
-NONE = "–"
+from compress.report import numbers
+from compress.report.numbers import NONE
+from compress.results import (
+    Divergence,
+    LinearResult,
+    Measured,
+    Perplexity,
+    Results,
+    Side,
+    SizePart,
+    TaskScore,
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the summary: a measure of the teacher (before), of the student (after), and what changed."""
+    """One line of the summary: the teacher (before), the student (after) and what changed."""
 
     label: str
     before: str
@@ -58,6 +66,12 @@ def linears(results: Results) -> tuple[LinearResult, ...]:
     return tuple(last.values())
 
 
+def roles(results: Results) -> tuple[str, ...]:
+    """Roles of the block linears, in the order in which data flows through them."""
+    inside = (linear.role for linear in linears(results) if linear.block is not None)
+    return tuple(dict.fromkeys(inside))
+
+
 def worst(results: Results, count: int = 5) -> tuple[LinearResult, ...]:
     """The solved linears with the largest relative error, largest first."""
     solved = (linear for linear in linears(results) if linear.outcome == "solved")
@@ -66,44 +80,37 @@ def worst(results: Results, count: int = 5) -> tuple[LinearResult, ...]:
 
 def worst_table(results: Results) -> Table:
     """The worst five linears, each against the median of all solved ones."""
-    solved = [linear.relative_error for linear in linears(results) if linear.outcome == "solved"]
-    median = statistics.median(solved) if solved else 0.0
-    rows = (
-        (linear.name, bits_text(linear), error_text(linear.relative_error), _times(linear.relative_error, median))
-        for linear in worst(results)
-    )
-    return Table(("linear", "stored as", "relative error", "of the median"), tuple(rows), words=2)
+    errors = [r.relative_error for r in linears(results) if r.outcome == "solved"]
+    median = statistics.median(errors) if errors else 0.0
+    rows = []
+    for linear in worst(results):
+        times = f"{linear.relative_error / median:.1f} ×" if median else NONE
+        rows.append((linear.name, _stored_as(linear), numbers.error(linear.relative_error), times))
+    return Table(("linear", "stored as", "relative error", "of median"), tuple(rows), words=2)
 
 
 def error_table(results: Results) -> Table:
     """Relative error by block (rows) and role (columns): the numbers of the heat map."""
-    cells = {(linear.block, linear.role): linear for linear in linears(results) if linear.block is not None}
-    blocks = sorted({linear.block for linear in cells.values() if linear.block is not None})
+    cells = {(r.block, r.role): _error_cell(r) for r in linears(results) if r.block is not None}
+    blocks = sorted({block for block, _ in cells})
     names = roles(results)
-    rows = ((str(block), *(_cell(cells.get((block, role))) for role in names)) for block in blocks)
+    rows = ((str(block), *(cells.get((block, role), NONE) for role in names)) for block in blocks)
     return Table(("block", *names), tuple(rows))
-
-
-def roles(results: Results) -> tuple[str, ...]:
-    """Roles of the block linears, in the order in which data flows through them."""
-    return tuple(dict.fromkeys(linear.role for linear in linears(results) if linear.block is not None))
 
 
 def size_table(results: Results) -> Table:
     """Stored bytes by part, the head apart, with bits per weight after, and their sum."""
     before = sum(part.before_bytes for part in results.sizes)
     after = sum(part.after_bytes for part in results.sizes)
-    rows = [
-        (part.part, _weights(part), size_text(part.before_bytes), size_text(part.after_bytes), _part_bits(part))
-        for part in results.sizes
-    ]
-    rows.append(("together", "", size_text(before), size_text(after), ""))
-    return Table(("part", "weights", "before", "after", "bits per weight"), tuple(rows))
+    # A tied embedding is stored as the head and has no bytes of its own.
+    rows = [_size_cells(part) for part in results.sizes if part.before_bytes or part.after_bytes]
+    rows.append(("together", "", numbers.size(before), numbers.size(after), ""))
+    return Table(("part", "weights", "before", "after", "bits/weight"), tuple(rows))
 
 
 def fallback_table(results: Results) -> Table:
     """Linears that did not become what the recipe asked for, and why."""
-    rows = ((r.name, r.method, r.outcome.replace("_", " "), r.note or NONE) for r in results.fallbacks)
+    rows = ((r.name, r.method, _outcome(r), r.note or NONE) for r in results.fallbacks)
     return Table(("linear", "asked for", "outcome", "why"), tuple(rows), words=4)
 
 
@@ -116,25 +123,24 @@ def fallback_text(results: Results) -> str:
 
 
 def time_table(measured: Measured) -> Table:
-    """Seconds by step of the pipeline, the total last."""
-    steps = [(step, duration_text(spent)) for step, spent in measured.seconds.items() if step != "total"]
-    total = [("total", duration_text(measured.seconds["total"]))] if "total" in measured.seconds else []
-    return Table(("step", "time"), (*steps, *total))
+    """Time by step of the pipeline, the total last."""
+    steps = sorted(measured.seconds.items(), key=lambda step: step[0] == "total")
+    return Table(("step", "time"), tuple((name, numbers.duration(spent)) for name, spent in steps))
 
 
 def provenance_table(results: Results, measured: Measured | None) -> Table:
     """Everything that decided the run; hardware and date where they are known."""
     source = results.provenance
-    calibration = f"{source.calibration}, {source.calibration_tokens:,} tokens"
+    versions = ", ".join(f"{name} {version}" for name, version in source.versions.items())
     rows = [
         ("recipe", source.recipe),
         ("teacher", source.teacher),
         ("teacher fingerprint", source.teacher_fingerprint),
-        ("calibration", calibration),
+        ("calibration", f"{source.calibration}, {source.calibration_tokens:,} tokens"),
         ("calibration fingerprint", source.calibration_fingerprint),
         ("seed", str(source.seed)),
         ("device, threads", f"{source.device}, {source.threads}"),
-        *((f"version of {name}", version) for name, version in source.versions.items()),
+        ("versions", versions or NONE),
     ]
     if measured:
         rows += [("hardware", measured.hardware), ("date", measured.date)]
@@ -148,117 +154,65 @@ def command(results: Results) -> str:
 
 
 def differing_tail(teacher: str, student: str) -> tuple[str, str, str]:
-    """Split two continuations into the words both begin with and the tails in which they differ.
+    """Split two continuations into the words both begin with and the tails that differ.
 
     Returns:
-        the common beginning, the teacher's tail and the student's; both tails are empty where the texts are equal.
+        the common beginning, the teacher's tail, the student's tail; equal texts have no tails.
     """
     if teacher == student:
         return teacher, "", ""
-    shared = 0
-    for ours, theirs in zip(teacher, student, strict=False):
-        if ours != theirs:
-            break
-        shared += 1
-    inside_word = any(shared < len(text) and not text[shared].isspace() for text in (teacher, student))
-    while inside_word and shared and not teacher[shared - 1].isspace():
+    pairs = enumerate(zip(teacher, student, strict=False))
+    shared = next((at for at, (a, b) in pairs if a != b), min(len(teacher), len(student)))
+    whole_words = all(text[shared : shared + 1].strip() == "" for text in (teacher, student))
+    while not whole_words and shared and not teacher[shared - 1].isspace():
         shared -= 1
     return teacher[:shared], teacher[shared:], student[shared:]
 
 
-def size_text(count: int) -> str:
-    """Bytes in decimal units with three digits: 269 MB."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{_digits(value)} {unit}" if unit != "B" else f"{count} B"
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds as people say them: 8.4 s, 6 min 52 s, 2 h 03 min."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def percent_text(fraction: float, *, sign: bool = False) -> str:
-    """A fraction in percent with one decimal, optionally with its sign."""
-    return f"{_signed(100 * fraction, 1) if sign else f'{100 * fraction:.1f}'} %"
-
-
-def error_text(error: float) -> str:
-    """A relative error in percent with three significant digits."""
-    return f"{100 * error:.3g} %"
-
-
-def bits_text(linear: LinearResult) -> str:
-    """How a linear is stored: 4 bits, groups of 64."""
-    if linear.bits is None or linear.outcome != "solved":
-        return "dense"
-    groups = "one scale per row" if linear.group_size in (None, -1) else f"groups of {linear.group_size}"
-    return f"{linear.bits} bits, {groups}"
-
-
-def ratio_text(before: int, after: int) -> str:
-    """The change in size in words: 3.1 times smaller."""
-    if not before or not after:
-        return "of unknown relative size"
-    larger, smaller = max(before, after), min(before, after)
-    times = f"{larger / smaller:.1f}"
-    return "as large as before" if times == "1.0" else f"{times} times {'smaller' if after < before else 'larger'}"
-
-
-def protocol_text(perplexity: Perplexity) -> str:
-    """The protocol of a perplexity: set, windows, length, stride."""
-    p = perplexity
-    return f"{p.set}, {p.windows:,} windows of {p.seq_len:,} tokens, stride {p.stride:,}"
-
-
 def _size_row(before: Side, after: Side) -> Row:
-    share = after.size_bytes / before.size_bytes - 1 if before.size_bytes else math.nan
-    change = f"{percent_text(share, sign=True)}, {ratio_text(before.size_bytes, after.size_bytes)}"
-    return Row("size on disk", size_text(before.size_bytes), size_text(after.size_bytes), change)
+    was, now = before.size_bytes, after.size_bytes
+    difference = f"{numbers.change(was, now)}, {numbers.ratio(was, now)}"
+    return Row("size on disk", numbers.size(was), numbers.size(now), difference)
 
 
 def _bits_rows(results: Results) -> Iterator[Row]:
-    before, after = results.before.bits_per_weight, results.after.bits_per_weight
-    yield _plain("bits per weight", before, after, 2, "block linears, every stored byte counted")
+    was, now = results.before.bits_per_weight, results.after.bits_per_weight
+    note = "block linears, every stored byte counted"
+    yield Row("bits per weight", f"{was:.2f}", f"{now:.2f}", numbers.signed(now - was, 2), note)
     for part in results.sizes:
         if part.part == "head" and part.weights:
-            was, now = (8 * count / part.weights for count in (part.before_bytes, part.after_bytes))
-            yield _plain("bits per weight, head", was, now, 2, "counted apart from the block linears")
-
-
-def _plain(label: str, before: float, after: float, digits: int, note: str = "") -> Row:
-    change = _signed(after - before, digits)
-    return Row(label, f"{before:.{digits}f}", f"{after:.{digits}f}", change, note)
+            was, now = (8 * size / part.weights for size in (part.before_bytes, part.after_bytes))
+            note = "counted apart from the block linears"
+            difference = numbers.signed(now - was, 2)
+            yield Row("bits per weight, head", f"{was:.2f}", f"{now:.2f}", difference, note)
 
 
 def _perplexity_rows(before: Perplexity | None, after: Perplexity | None) -> Iterator[Row]:
     known = after or before
     if known is None:
         return
-    texts = [NONE if side is None else f"{side.perplexity:.2f}" for side in (before, after)]
-    change = NONE
+    note = (
+        f"{known.set}, {known.windows:,} windows of {known.seq_len:,} tokens, "
+        f"stride {known.stride:,}"
+    )
+    was, now = (f"{side.perplexity:.2f}" if side else NONE for side in (before, after))
+    difference = NONE
     if before and after:
-        change = percent_text(after.perplexity / before.perplexity - 1, sign=True)
-    yield Row("perplexity", texts[0], texts[1], change, protocol_text(known))
+        difference = numbers.change(before.perplexity, after.perplexity)
+    yield Row("perplexity", was, now, difference, note)
 
 
 def _divergence_rows(divergence: Divergence) -> Iterator[Row]:
     d = divergence
     note = f"per token, over {d.tokens:,} tokens of {d.set}"
     for name, value in {"mean": d.kl_mean, "median": d.kl_p50, "99th percentile": d.kl_p99}.items():
-        label = f"KL to the teacher, {name}"
-        yield Row(label, "0", f"{_digits(value)} nats", f"+{_digits(value)}", note)
-        note = ""  # said once, for the rows that follow too
-    points = f"{_signed(100 * (d.top1_agreement - 1), 1)} points"
-    yield Row("top-1 agreement", "100.0 %", percent_text(d.top1_agreement), points)
-    share = f"{percent_text(d.flips / d.tokens)} of tokens" if d.tokens else NONE
-    yield Row("flips", "0", f"{d.flips:,}", share, "tokens whose first choice is another than the teacher's")
+        text = numbers.digits(value)
+        yield Row(f"KL to the teacher, {name}", "0", f"{text} nats", f"+{text}", note)
+        note = ""  # said once, for the rows below too
+    points = f"{numbers.signed(100 * (d.top1_agreement - 1), 1)} points"
+    yield Row("top-1 agreement", "100.0 %", numbers.percent(d.top1_agreement), points)
+    share = f"{numbers.percent(d.flips / d.tokens)} of tokens" if d.tokens else NONE
+    yield Row("flips", "0", f"{d.flips:,}", share, "tokens with another first choice")
 
 
 def _task_rows(results: Results) -> Iterator[Row]:
@@ -266,35 +220,38 @@ def _task_rows(results: Results) -> Iterator[Row]:
     after = {task.name: task for task in results.after.tasks}
     for name, task in {**before, **after}.items():
         was, now = before.get(name), after.get(name)
-        change = NONE
+        difference = NONE
         if was and now:
-            points = _signed(100 * (now.accuracy - was.accuracy), 1)
-            change = f"{points} points, {now.flips} answers flipped"
-        yield Row(name, _score(was), _score(now), change, f"{task.metric} of {task.items:,} items ± standard error")
+            points = numbers.signed(100 * (now.accuracy - was.accuracy), 1)
+            difference = f"{points} points, {now.flips} answers flipped"
+        note = f"{task.metric} of {task.items:,} items ± standard error"
+        yield Row(name, _score(was), _score(now), difference, note)
 
 
 def _score(task: TaskScore | None) -> str:
-    return NONE if task is None else f"{100 * task.accuracy:.1f} ± {100 * task.stderr:.1f} %"
+    return f"{100 * task.accuracy:.1f} ± {100 * task.stderr:.1f} %" if task else NONE
 
 
 def _measured_rows(measured: Measured) -> Iterator[Row]:
     if "total" in measured.seconds:
-        yield Row("time", NONE, duration_text(measured.seconds["total"]), NONE, "the whole run")
-    yield Row("peak memory", NONE, size_text(measured.peak_memory_bytes), NONE, "resident")
-    speeds = {"prefill": measured.prefill_tokens_per_second, "decode": measured.decode_tokens_per_second}
-    for name, speed in speeds.items():
-        if speed is not None:
-            yield Row(name, NONE, f"{_digits(speed)} tokens/s", NONE)
+        yield Row("time", NONE, numbers.duration(measured.seconds["total"]), NONE, "the whole run")
+    yield Row("peak memory", NONE, numbers.size(measured.peak_memory_bytes), NONE, "resident")
+    if measured.prefill_tokens_per_second is not None:
+        speed = numbers.digits(measured.prefill_tokens_per_second)
+        yield Row("prefill", NONE, f"{speed} tokens/s", NONE)
+    if measured.decode_tokens_per_second is not None:
+        speed = numbers.digits(measured.decode_tokens_per_second)
+        yield Row("decode", NONE, f"{speed} tokens/s", NONE)
 
 
 def _verdict_sentences(results: Results) -> Iterator[str]:
-    before, after = results.before, results.after
-    ratio = ratio_text(before.size_bytes, after.size_bytes)
-    yield f"The student is {ratio} on disk ({size_text(before.size_bytes)} → {size_text(after.size_bytes)})."
-    if before.perplexity and after.perplexity:
-        was, now = before.perplexity.perplexity, after.perplexity.perplexity
-        word = "rises" if now >= was else "falls"
-        yield f"Its perplexity {word} by {percent_text(abs(now / was - 1))} ({was:.2f} → {now:.2f})."
+    was, now = results.before.size_bytes, results.after.size_bytes
+    sizes = f"({numbers.size(was)} → {numbers.size(now)})"
+    yield f"The student is {numbers.ratio(was, now)} on disk {sizes}."
+    if results.before.perplexity and results.after.perplexity:
+        p, q = results.before.perplexity.perplexity, results.after.perplexity.perplexity
+        change = f"{'rises' if q >= p else 'falls'} by {numbers.percent(abs(q / p - 1))}"
+        yield f"Its perplexity {change} ({p:.2f} → {q:.2f})."
     if results.divergence:
         agreement = 100 * results.divergence.top1_agreement
         yield f"It picks the teacher’s next token {agreement:.0f} times out of 100."
@@ -303,32 +260,26 @@ def _verdict_sentences(results: Results) -> Iterator[str]:
         yield f"{kept} {'linear' if kept == 1 else 'linears'} could not be solved and stayed dense."
 
 
-def _cell(linear: LinearResult | None) -> str:
-    if linear is None:
-        return NONE
-    return error_text(linear.relative_error) if linear.outcome == "solved" else "dense"
+def _stored_as(linear: LinearResult) -> str:
+    if linear.bits is None:
+        return "dense"
+    whole_rows = linear.group_size in (None, -1)
+    return f"{linear.bits} bits, " + (
+        "one scale per row" if whole_rows else f"groups of {linear.group_size}"
+    )
 
 
-def _times(value: float, median: float) -> str:
-    return f"{value / median:.1f} ×" if median else NONE
+def _error_cell(linear: LinearResult) -> str:
+    return numbers.error(linear.relative_error) if linear.outcome == "solved" else _outcome(linear)
 
 
-def _weights(part: SizePart) -> str:
-    return f"{part.weights:,}" if part.weights else NONE
+def _outcome(linear: LinearResult) -> str:
+    return linear.outcome.replace("_", " ")
 
 
-def _part_bits(part: SizePart) -> str:
+def _size_cells(part: SizePart) -> tuple[str, ...]:
+    sizes = numbers.size(part.before_bytes), numbers.size(part.after_bytes)
     if not part.weights:
-        return NONE
-    was, now = (8 * count / part.weights for count in (part.before_bytes, part.after_bytes))
-    return f"{was:.2f} → {now:.2f}"
-
-
-def _digits(value: float) -> str:
-    """Three significant digits without an exponent where that is readable."""
-    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
-
-
-def _signed(value: float, digits: int) -> str:
-    text = f"{abs(value):.{digits}f}"
-    return text if float(text) == 0 else f"{'+' if value > 0 else '−'}{text}"
+        return (part.part, NONE, *sizes, NONE)
+    bits = 8 * part.after_bytes / part.weights
+    return (part.part, numbers.amount(part.weights), *sizes, f"{bits:.2f}")

@@ -23,19 +23,26 @@ from compress.results import (
 RECIPE = """\
 # what was asked for, with every default, revision and hash written out
 version: 1
-teacher:     {model: HuggingFaceTB/SmolLM2-135M-Instruct, revision: 12fd25f77366fa6b3b4b768ec3050bf629380bac, dtype: bfloat16}
+teacher:
+  model: HuggingFaceTB/SmolLM2-135M-Instruct
+  revision: 12fd25f77366fa6b3b4b768ec3050bf629380bac
+  dtype: bfloat16
 calibration: {set: self, samples: 128, seq_len: 512, seed: 0}
 stages:
-  - quantize: {method: gptq, bits: 4, group_size: 64, sym: true, scale_search: hessian, desc_act: true,
-               damp_percent: 0.01, targets: ["*"], ignore: [], head: 8}
+  - quantize: {method: gptq, bits: 4, group_size: 64, sym: true, scale_search: hessian,
+               desc_act: true, damp_percent: 0.01, targets: ["*"], ignore: [], head: 8}
 evaluate:    {suite: quick}
 artifact:    {format: packed}
 """
 ROLES = {
-    "q": ("self_attn.q_proj", 0.011), "k": ("self_attn.k_proj", 0.009), "v": ("self_attn.v_proj", 0.019),
-    "o": ("self_attn.o_proj", 0.024), "gate": ("mlp.gate_proj", 0.014), "up": ("mlp.up_proj", 0.017),
+    "q": ("self_attn.q_proj", 0.011),
+    "k": ("self_attn.k_proj", 0.009),
+    "v": ("self_attn.v_proj", 0.019),
+    "o": ("self_attn.o_proj", 0.024),
+    "gate": ("mlp.gate_proj", 0.014),
+    "up": ("mlp.up_proj", 0.017),
     "down": ("mlp.down_proj", 0.021),
-}  # fmt: skip
+}
 BLOCKS = 30
 
 
@@ -45,17 +52,28 @@ def _linears():
         for role, (name, typical) in ROLES.items():
             ends = 1.6 if block == BLOCKS - 1 else 0.25 if block == 0 else 1.0
             error = typical * ends * (0.6 + block / BLOCKS) * math.exp(chance.gauss(0, 0.28))
-            linear = LinearResult(f"model.layers.{block}.{name}", block, role, "gptq", "solved", 4, 64, error, 0.01)
+            linear = LinearResult(
+                f"model.layers.{block}.{name}", block, role, "gptq", "solved", 4, 64, error, 0.01
+            )
             if (block, role) == (29, "down"):
                 note = "the damped hessian is not positive definite at damp_percent 1.0"
-                linear = replace(linear, outcome="kept_dense", bits=None, group_size=None, relative_error=0, note=note)
+                linear = replace(
+                    linear,
+                    outcome="kept_dense",
+                    bits=None,
+                    group_size=None,
+                    relative_error=0,
+                    note=note,
+                )
             yield linear
     yield LinearResult("lm_head", None, "head", "rtn", "solved", 8, 64, 0.00021)
 
 
 def _divergence():
     edges = tuple(10 ** (-7 + place / 6) for place in range(55))
-    shape = [math.exp(-(((place - 35) / 5.5) ** 2) / (1 if place > 35 else 2.2)) for place in range(54)]
+    shape = [
+        math.exp(-(((place - 35) / 5.5) ** 2) / (1 if place > 35 else 2.2)) for place in range(54)
+    ]
     counts = tuple(round(20460 * share / sum(shape)) for share in shape)
     return Divergence(
         "heldout", sum(counts), kl_mean=0.0931, kl_p50=0.0512, kl_p99=0.714, top1_agreement=0.8774,
@@ -86,7 +104,7 @@ def results():
             calibration="self", calibration_tokens=65536,
             calibration_fingerprint="e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             seed=0, threads=2, device="cpu",
-            versions={"compress": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"},
+            versions={"compress": "0.1.0", "python": "3.11.7", "torch": "2.13.0"},
         ),
         before=Side(271_134_572, 16.0, _perplexity(21.37), teacher),
         after=Side(90_412_108, 4.27, _perplexity(22.94), student),
@@ -102,16 +120,18 @@ def results():
         samples=(
             Sample(
                 "Why is the sky blue?",
-                "The sky is blue because of the way light scatters in the Earth’s atmosphere. Short blue waves are "
-                "scattered more than long red ones, so that blue reaches us from every side.",
-                "The sky is blue because of the way light scatters in the air. Blue light is scattered more than red "
-                "light, which is why we see blue wherever we look.",
+                "The sky is blue because of the way light scatters in the Earth’s atmosphere. "
+                "Short blue waves are scattered more than long red ones, so that blue reaches us "
+                "from every side.",
+                "The sky is blue because of the way light scatters in the air. Blue light is "
+                "scattered more than red light, which is why we see blue wherever we look.",
             ),
             Sample("The capital of France is", " Paris.", " Paris."),
             Sample(
                 "Write a Python function that adds two numbers.",
                 "```python\ndef add(a, b):\n    return a + b\n```\n\nCall it with `add(2, 3)`.",
-                "```python\ndef add(a, b):\n    return a + b\n```\n\nThis <b>function</b> takes two arguments & adds.",
+                "```python\ndef add(a, b):\n    return a + b\n```\n\n"
+                "This <b>function</b> takes two arguments & adds.",
             ),
         ),
     )  # fmt: skip
@@ -119,7 +139,14 @@ def results():
 
 @pytest.fixture(scope="session")
 def measured():
-    seconds = {"teacher": 3.1, "calibrate": 61.2, "quantize": 96.4, "evaluate": 41.0, "report": 1.8, "artifact": 1.4}
+    seconds = {
+        "teacher": 3.1,
+        "calibrate": 61.2,
+        "quantize": 96.4,
+        "evaluate": 41.0,
+        "report": 1.8,
+        "artifact": 1.4,
+    }
     return Measured(
         seconds={**seconds, "total": sum(seconds.values())}, peak_memory_bytes=812_646_400,
         hardware="2 cores, AMD EPYC 9R45", date="2025-11-03",
