@@ -1,4 +1,4 @@
-"""Models small enough for every test: two blocks, width 64, a byte-level tokenizer, random weights. No download."""
+"""Models small enough for every test: two blocks, width 64, byte-level tokenizer, no download."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 _GATED = {
-    "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": BLOCKS, "num_attention_heads": HEADS,
-    "num_key_value_heads": 2, "head_dim": WIDTH // HEADS, "max_position_embeddings": POSITIONS,
+    "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": BLOCKS,
+    "num_attention_heads": HEADS, "num_key_value_heads": 2, "head_dim": WIDTH // HEADS,
+    "max_position_embeddings": POSITIONS,
 }  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
-    **{name: _GATED for name in ("llama", "mistral", "qwen2", "qwen3")},
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _GATED),
     **{name: {**_GATED, "sliding_window": 32} for name in ("gemma2", "gemma3_text")},
     "gpt2": {"n_embd": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, "n_positions": POSITIONS},
     "opt": {
-        "hidden_size": WIDTH, "word_embed_proj_dim": WIDTH, "ffn_dim": HIDDEN, "num_hidden_layers": BLOCKS,
-        "num_attention_heads": HEADS, "max_position_embeddings": POSITIONS,
+        "hidden_size": WIDTH, "word_embed_proj_dim": WIDTH, "ffn_dim": HIDDEN,
+        "num_hidden_layers": BLOCKS, "num_attention_heads": HEADS,
+        "max_position_embeddings": POSITIONS,
     },
     "gpt_neox": {
         "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": BLOCKS,
@@ -50,7 +52,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Make a tiny model folder: `tiny_model("qwen2", tied=True, vocab_size=512)`; made once per set of arguments."""
+    """Make a tiny model folder, once per set of arguments: `tiny_model("qwen2", tied=True)`."""
     made: dict[tuple[Any, ...], Path] = {}
 
     def make(family: str = "llama", *, tied: bool = False, **overrides: Any) -> Path:

@@ -1,0 +1,31 @@
+# Four commands, each of which works on a fresh machine: what is missing is made first.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test check bench install
+
+quickstart: $(READY)  ## a 4-bit student of a real teacher, with its report
+	$(BIN)/compress apply quickstart
+
+test: $(READY)  ## the fast tests: no network, no GPU
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## style, types, generated docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m compress.recipe.docs --check
+
+bench: $(READY)  ## how the numbers of docs/results.md are made
+	$(BIN)/python -m benchmarks
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $(READY)

@@ -1,0 +1,146 @@
+"""The commands that run something long: `apply` and `evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from compress.cli import console
+from compress.errors import RequestError
+
+if TYPE_CHECKING:
+    from compress.pipeline import Outcome
+
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option("--device", help="Where to compute; auto takes CUDA if there is one."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Processor threads; part of a run's identity."),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Write one JSON document to stdout instead of a table.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show neither progress nor table.")]
+
+
+def apply(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="The name of a shipped recipe, or a path to a .yaml file."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to make.  [default: ./<recipe>-<teacher>]")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change one field, e.g. calibration.samples=64. Repeatable.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a smaller model by a recipe, and measure what it cost."""
+    from compress.recipe.load import load
+
+    chosen = load(recipe, sets or ())
+    folder = out or Path(f"{_stem(recipe)}-{short_name(chosen.teacher.model)}")
+    from compress import pipeline  # imports torch, so only once the recipe is known to be right
+
+    try:
+        with console.watching(quiet=quiet) as watch:
+            outcome = pipeline.apply(
+                chosen, out=folder, device=_found(device), threads=threads, watch=watch
+            )
+    except KeyboardInterrupt:
+        console.say(left_behind(folder))
+        raise
+    _tell(outcome, json=json, quiet=quiet)
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARTIFACT|TEACHER", help="A folder, or a teacher as a recipe names it."
+        ),
+    ],
+    suite: Annotated[
+        str, typer.Option("--suite", help="quick, smoke, full, or a path to a .yaml file.")
+    ] = "quick",
+    device: Device = "auto",
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a finished artifact or a teacher."""
+    from compress import pipeline
+
+    with console.watching(quiet=quiet) as watch:
+        side, divergence = pipeline.evaluate(
+            model, suite=suite, device=_found(device), threads=threads, watch=watch
+        )
+    if json:
+        after = dataclasses.asdict(divergence) if divergence else None
+        console.emit_json({"model": model, **dataclasses.asdict(side), "divergence": after})
+    elif not quiet:
+        console.show(console.side_table(side, divergence))
+
+
+def short_name(model: str) -> str:
+    """The part of a teacher's name that fits a folder: no owner, no version, no ending.
+
+    Args:
+        model: as in a recipe: a hub id, a folder, a GGUF file, or `pypi:name==version`.
+    """
+    return (
+        Path(model.removeprefix("pypi:").partition("==")[0]).name.removesuffix(".gguf") or "teacher"
+    )
+
+
+def left_behind(folder: Path) -> str:
+    """Say in one line what an interrupted run left on disk."""
+    partial = folder.with_name(folder.name + ".partial")
+    if partial.exists():
+        return f"Interrupted. {partial} holds the unfinished run; {folder} was not made."
+    return "Interrupted. Nothing was left on disk."
+
+
+def _stem(recipe: str) -> str:
+    return Path(recipe).name.removesuffix(".yaml").removesuffix(".lock")
+
+
+def _found(device: str) -> str:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RequestError(
+            f"--device cuda: torch {torch.__version__} finds no CUDA device. "
+            "Use --device cpu, or install a CUDA build of torch."
+        )
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def _tell(outcome: Outcome, *, json: bool, quiet: bool) -> None:
+    from compress.report.rows import summary
+
+    if json:
+        found = {"results": outcome.results, "measured": outcome.measured}
+        texts = {name: dataclasses.asdict(value) for name, value in found.items()}
+        console.emit_json({"folder": str(outcome.folder), **texts})
+    elif not quiet:
+        console.show(console.summary_table(summary(outcome.results, outcome.measured)))
+        console.emit(f"{outcome.folder}  (page: {outcome.folder / 'report.html'})")

@@ -1,0 +1,265 @@
+"""The commands that look at what is there: `inspect`, `report`, `recipes`, `env`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from compress import __version__, library
+from compress.cli import console
+from compress.cli.apply import Json
+from compress.errors import ArtifactError, RecipeError, RequestError
+from compress.results import Measured, Results, from_json
+
+if TYPE_CHECKING:
+    from compress.artifact.layout import Artifact
+
+recipes = typer.Typer(
+    name="recipes", help="The recipes that ship with compress.", no_args_is_help=True
+)
+TOLD = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "numpy",
+    "lm_eval",
+    "compressed-tensors",
+)
+MADE_BY = (
+    "recipe",
+    "teacher",
+    "teacher_fingerprint",
+    "calibration",
+    "calibration_fingerprint",
+    "seed",
+)
+CPU_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_bf16",
+    "asimd",
+    "bf16",
+    "i8mm",
+)
+T = TypeVar("T")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a finished run.")],
+) -> None:
+    """Rebuild report.html and report.md from results.json and measured.json."""
+    for page in rebuild(folder):
+        console.emit(str(page))
+
+
+def rebuild(folder: Path) -> list[Path]:
+    """Write both pages of a finished run anew.
+
+    Raises:
+        ArtifactError: `folder` holds no readable results.
+    """
+    from compress.report import html, markdown
+    from compress.storage import write_text
+
+    results = _read(folder / "results.json", Results)
+    times = folder / "measured.json"
+    measured = _read(times, Measured) if times.is_file() else None
+    pages = {
+        "report.md": markdown.render(results, measured),
+        "report.html": html.render(results, measured),
+    }
+    for name, text in pages.items():
+        write_text(folder / name, text)
+    return [folder / name for name in pages]
+
+
+def inspect(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="ARTIFACT", help="The folder of a finished run, or of a model."),
+    ],
+    json: Json = False,
+) -> None:
+    """Show what a folder holds: model, format, bits, sizes, and what made it."""
+    from compress.artifact.layout import open_artifact
+
+    found = describe(open_artifact(folder))
+    if json:
+        console.emit_json(found)
+    else:
+        console.show(console.fact_table(found))
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """What a folder holds, as plain facts by name; read from headers alone."""
+    anatomy = artifact.anatomy
+    stored = Counter(_stored(artifact, linear.name) for linear in anatomy.linears)
+    return {
+        "folder": str(artifact.folder),
+        "format": artifact.format,
+        "model_type": anatomy.model_type,
+        "blocks": len(anatomy.blocks),
+        "hidden_size": anatomy.hidden_size,
+        "vocab_size": anatomy.vocab_size,
+        "weights": sum(artifact.parts_weights().values()),
+        "linears": dict(stored.most_common()),
+        "head": _stored(artifact, anatomy.embedding if anatomy.tied else anatomy.head.name),
+        "tied": anatomy.tied,
+        "bits_per_weight": round(artifact.bits_per_weight, 4),
+        "size_bytes": artifact.size_bytes,
+        "parts_bytes": artifact.parts_sizes(),
+        **_made_by(artifact.folder),
+    }
+
+
+@recipes.command("ls")
+def ls() -> None:
+    """List the shipped recipes, one line each."""
+    for name in library.names("recipes"):
+        first = library.find("recipes", name).read_text(encoding="utf-8").partition("\n")[0]
+        console.emit(
+            f"{name:<20} {first.removeprefix('#').strip().removeprefix(name + ':').strip()}"
+        )
+
+
+@recipes.command("show")
+def show(name: Annotated[str, typer.Argument(metavar="RECIPE")]) -> None:
+    """Print one recipe as it is written."""
+    console.emit(_text(library.find("recipes", name)))
+
+
+@recipes.command("copy")
+def copy(
+    name: Annotated[str, typer.Argument(metavar="RECIPE")],
+    to: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="[default: ./<recipe>.yaml]")
+    ] = None,
+) -> None:
+    """Copy a shipped recipe to a file of your own; an existing file is never overwritten."""
+    text, target = _text(library.find("recipes", name)), to or Path(f"{name}.yaml")
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise RequestError(
+            f"{target}: exists already and is not overwritten. Name another file."
+        ) from None
+    console.emit(str(target))
+
+
+@recipes.command("check")
+def check(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE]…", help="[default: all shipped]")
+    ] = None,
+) -> None:
+    """Check recipes without running them: every mistake, with its line."""
+    from compress.recipe.load import load
+
+    mistakes: list[str] = []
+    for name in names or library.names("recipes"):
+        try:
+            load(name)
+        except RecipeError as error:
+            mistakes += error.mistakes
+        else:
+            console.emit(f"{name}: ok")
+    if mistakes:
+        raise RecipeError(mistakes)
+
+
+def env(json: Json = False) -> None:
+    """Show what a bug report needs: versions, processor, devices, cache folder, free disk."""
+    found = environment()
+    if json:
+        console.emit_json(found)
+    else:
+        console.show(console.fact_table(found))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor, devices, cache folder and free disk, as plain facts by name."""
+    import torch
+
+    from compress.teacher.sources import cache_folder
+
+    cache = cache_folder()
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "compress": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: _version(name) for name in TOLD},
+        "torch_build": f"cuda {torch.version.cuda}" if torch.version.cuda else "cpu",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_flags": _cpu_flags(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "cache_folder": str(cache),
+        "cache_free_bytes": shutil.disk_usage(existing).free,
+        "here_free_bytes": shutil.disk_usage(Path.cwd()).free,
+    }
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    try:
+        return from_json(kind, path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: cannot be read ({error.strerror}). Give the folder of a finished run."
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(
+            f"{path}: not what this version writes ({error}). Run the recipe again."
+        ) from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _stored(artifact: Artifact, name: str) -> str:
+    """How one linear is stored, in the words of a recipe."""
+    matrix = artifact.matrices.get(name)
+    if matrix is None:
+        return "dense"
+    scheme = matrix.scheme
+    return f"{scheme.bits} bits, group_size {scheme.group_size}, {'sym' if scheme.sym else 'asym'}"
+
+
+def _made_by(folder: Path) -> dict[str, Any]:
+    """What results.json says of the run that made a folder; nothing where there is none."""
+    path = folder / "results.json"
+    if not path.is_file():
+        return {}
+    told = _read(path, Results).provenance
+    return {name: getattr(told, name) for name in MADE_BY}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_flags() -> list[str]:
+    """Processor features that decide which kernels run; empty where the system does not tell."""
+    path = Path("/proc/cpuinfo")
+    words = set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
+    return [flag for flag in CPU_FLAGS if flag in words]

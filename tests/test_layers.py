@@ -1,0 +1,136 @@
+"""The house's rules, read from the source: imports point down; each dependency has its doors."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "compress"
+ROOT = ("__init__", "__main__")  # the package's face may name anything, on use
+RANKS = [
+    {"errors", "results", "library"},
+    {"recipe", "kernels", "anatomy", "storage"},
+    {"surgery", "artifact"},
+    {"teacher", "calibrate", "journal", "student", "runtime"},
+    {"stages", "evaluate", "report", "verify"},
+    {"pipeline", "plan"},
+    {"sweep", "compare", "auto"},
+    {"cli"},
+]
+RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
+DOORS = {
+    "typer": {"cli"}, "rich": {"cli"}, "uvicorn": {"cli"},
+    "ray": {"sweep", "compare", "auto"},
+    "psutil": {"cli", "pipeline"},
+    "accelerate": {"stages"}, "peft": {"stages"},
+    "lm_eval": {"evaluate"},
+    "jinja2": {"report", "runtime"}, "markupsafe": {"report"}, "matplotlib": {"report"},
+    "huggingface_hub": {"teacher"}, "pypi_simple": {"teacher"}, "platformdirs": {"teacher"},
+    "datasets": {"calibrate"},
+    "tokenizers": {"runtime"},
+    "transformers": {"surgery"},
+    "compressed_tensors": {"verify"},
+    "pydantic": {"recipe"}, "yaml": {"recipe"},
+    "safetensors": {"storage"}, "gguf": {"storage"},
+}  # fmt: skip
+TENSORS = {"torch", "numpy"}
+WITHOUT_TORCH = {"errors", "results", "library", "recipe", "anatomy", "report", "plan"}
+TORCH_ON_USE = {"storage", "cli"}  # start without it, import it inside functions
+FORBIDDEN = [  # subfolders and rooms that stay apart although their ranks would allow it
+    ("verify", "compress.artifact", "an independent reader shares no code with the writer"),
+    ("verify", "compress.kernels.pack", "an independent reader shares no packing code"),
+    ("runtime", "compress.surgery", "the runtime opens an artifact without transformers"),
+    ("artifact.formats", "compress.artifact.write", "a format knows nothing of who writes it"),
+    ("artifact.formats", "compress.artifact.layout", "a format knows nothing of who opens it"),
+]
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def imports(path: Path) -> Iterator[tuple[int, str, bool]]:
+    """Line, dotted name and whether it runs at import time, for every import wherever it stands."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guarded = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        at_import = id(node) not in guarded
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, at_import) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from ((node.lineno, name, at_import) for name in names)
+
+
+def broken(path: Path) -> Iterator[str]:
+    here = module(path)
+    room = here.split(".")[0]
+    for line, name, at_import in imports(path):
+        where, top = (
+            f"{path.relative_to(PACKAGE.parent)}:{line}: {here} imports {name}",
+            name.split(".")[0],
+        )
+        if top == "compress":
+            other = [*name.split("."), "__init__"][1]
+            if other in RANK and other != room and RANK[other] >= RANK[room]:
+                yield f"{where}: rank {RANK[other]} from rank {RANK[room]}; imports point down"
+            yield from (
+                f"{where}: {why}"
+                for inside, apart, why in FORBIDDEN
+                if (here + ".").startswith(inside + ".") and (name + ".").startswith(apart + ".")
+            )
+        elif top in TENSORS:
+            if room in WITHOUT_TORCH and top == "torch":
+                yield f"{where}: {room} works without torch"
+            elif room in TORCH_ON_USE and at_import:
+                yield f"{where}: {room} starts without torch; import it on use"
+        elif top not in sys.stdlib_module_names and room not in DOORS.get(top, set()):
+            yield f"{where}: the doors of {top} are {sorted(DOORS.get(top, set())) or 'none'}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_imports_point_down_and_use_their_doors(path: Path):
+    if module(path) not in ROOT:
+        assert module(path).split(".")[0] in RANK, f"{path.name}: a room without a rank"
+        assert not (found := list(broken(path))), "\n".join(found)
+
+
+def test_the_rules_see_what_they_forbid(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path / "compress")
+    wrong = tmp_path / "compress" / "recipe" / "wrong.py"
+    wrong.parent.mkdir(parents=True)
+    wrong.write_text(
+        "import torch\nimport rich\nfrom compress import kernels\nfrom compress.cli import app\n"
+    )
+    assert [text.split(":")[1] for text in broken(wrong)] == ["1", "2", "3", "4"]
+
+
+def test_heavy_libraries_are_imported_on_use():
+    heavy = {
+        "transformers",
+        "lm_eval",
+        "datasets",
+        "matplotlib",
+        "huggingface_hub",
+        "gguf",
+        "rich.live",
+    }
+    eager = [
+        f"{path.relative_to(PACKAGE.parent)}:{line} {name}"
+        for path in FILES
+        for line, name, at_import in imports(path)
+        if at_import and name.split(".")[0] in heavy
+    ]
+    assert not eager
