@@ -103,4 +103,4 @@ def _settle(root: ElementTree.Element, titles: Mapping[str, str]) -> None:
 def _restyle(text: str) -> str:
     """Stand-in colours become variables, and the font is left to the page."""
     text = re.sub(r"#[0-9a-f]{6}\b", lambda found: _MEANT.get(found[0], found[0]), text)
-    return re.sub(r"font: ([\d.]+px) [^;]+", r"font-size: \1", text)
+    return re.sub(r"font-family: [^;]+(; |$)", "", text)

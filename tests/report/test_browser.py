@@ -1,0 +1,123 @@
+"""The page in a real browser: headless Chromium, light and dark, wide and narrow."""
+
+import shutil
+
+import pytest
+
+from compress.report import html
+
+pytestmark = pytest.mark.slow
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+SWITCHES = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def address(results, measured, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(html.render(results, measured), encoding="utf-8")
+    return path.as_uri()
+
+
+@pytest.fixture
+def look(browser, address):
+    """Open the page at a width in a colour scheme; requests and complaints are kept."""
+    pages = []
+
+    def open_page(width=1280, scheme="light"):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.requests, page.complaints = [], []
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.goto(address)
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 768, 390, 380])
+def test_the_page_is_quiet_alone_and_never_wider_than_its_window(look, address, width, scheme):
+    page = look(width, scheme)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.complaints == []
+    assert [url for url in page.requests if not url.startswith("data:")] == [address]
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_every_section_heading_is_seen(look):
+    page = look()
+    assert page.locator("h2").all_inner_texts() == [
+        "Before and after",
+        "Where the error is",
+        "How far from the teacher",
+        "Where the bytes are",
+        "Side by side",
+        "Fallbacks",
+        "Provenance",
+    ]
+    assert all(heading.is_visible() for heading in page.locator("h2").all())
+
+
+def test_dark_changes_page_text_and_heat_map(look):
+    def colours(page):
+        return page.evaluate(
+            """() => {
+                const style = s => getComputedStyle(document.querySelector(s));
+                return [style('body').backgroundColor, style('body').color,
+                        style('.wide .cell path').fill, style('.wide text').fill];
+            }"""
+        )
+
+    light, dark = colours(look(scheme="light")), colours(look(scheme="dark"))
+    assert all(one != other for one, other in zip(light, dark, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("width", "shown", "hidden"), [(1280, "wide", "narrow"), (390, "narrow", "wide")]
+)
+def test_each_width_sees_one_heat_map_with_a_cell_for_every_linear(look, width, shown, hidden):
+    page = look(width)
+    assert page.locator(f".{shown} .cell:visible").count() == 30 * 7
+    assert page.locator(f".{hidden} svg:visible").count() == 0
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_text_of_a_figure_leaves_the_window_or_is_too_small(look, width):
+    page = look(width)
+    boxes = page.evaluate(
+        """() => [...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect())
+            .filter(b => b.width).map(b => [b.left, b.right, b.height])"""
+    )
+    assert boxes
+    assert all(left >= 0 and right <= width for left, right, _ in boxes)
+    assert min(height for *_, height in boxes) >= 10
+
+
+def test_the_printed_page_is_light_and_shows_the_recipe(look):
+    page = look(scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.locator("details pre").bounding_box()["height"] > 100

@@ -1,0 +1,144 @@
+from dataclasses import replace
+
+import pytest
+
+from compress.report import rows
+
+
+def line(results, measured, label):
+    return next(row for row in rows.summary(results, measured) if row.label == label)
+
+
+def test_summary_lists_every_measure_in_order(results, measured):
+    labels = [row.label for row in rows.summary(results, measured)]
+    assert labels == [
+        "size on disk",
+        "bits per weight",
+        "bits per weight, head",
+        "perplexity",
+        "KL to the teacher, mean",
+        "KL to the teacher, median",
+        "KL to the teacher, 99th percentile",
+        "top-1 agreement",
+        "flips",
+        "common_knowledge",
+        "cloze",
+        "everyday_reasoning",
+        "time",
+        "peak memory",
+        "prefill",
+        "decode",
+    ]
+
+
+def test_summary_without_times_or_measures_has_no_such_rows(results, bare):
+    assert "time" not in {row.label for row in rows.summary(results, None)}
+    assert [row.label for row in rows.summary(bare, None)] == ["size on disk", "bits per weight"]
+
+
+def test_perplexity_stands_with_its_protocol(results):
+    row = line(results, None, "perplexity")
+    assert (row.before, row.after, row.difference) == ("21.37", "22.94", "+7.3 %")
+    assert row.note == "heldout, 40 windows of 1,024 tokens, stride 1,024"
+
+
+def test_tasks_stand_with_standard_error_and_flipped_answers(results):
+    row = line(results, None, "common_knowledge")
+    assert (row.before, row.after) == ("58.1 ± 3.9 %", "56.2 ± 3.9 %")
+    assert row.difference == "−1.9 points, 13 answers flipped"
+    assert row.note == "accuracy of 160 items ± standard error"
+
+
+def test_a_task_of_one_side_only_has_no_difference(results):
+    alone = replace(results, before=replace(results.before, tasks=()))
+    row = line(alone, None, "cloze")
+    assert (row.before, row.difference) == ("–", "–")
+
+
+def test_head_is_counted_apart(results):
+    assert line(results, None, "bits per weight").after == "4.27"
+    assert line(results, None, "bits per weight, head").after == "8.25"
+
+
+def test_verdict_says_it_in_plain_words(results, bare):
+    assert rows.verdict(results) == (
+        "The student is 3.0 times smaller on disk (271 MB → 90.4 MB). "
+        "Its perplexity rises by 7.3 % (21.37 → 22.94). "
+        "It picks the teacher’s next token 88 times out of 100. "
+        "1 linear could not be solved and stayed dense."
+    )
+    assert rows.verdict(bare) == "The student is as large as before on disk (271 MB → 271 MB)."
+
+
+def test_a_later_stage_has_the_last_word_on_a_linear(results):
+    first = results.stages[0].linears[0]
+    again = replace(results.stages[0], linears=(replace(first, relative_error=0.5),))
+    both = replace(results, stages=(*results.stages, again))
+    assert len(rows.linears(both)) == len(rows.linears(results))
+    assert rows.worst(both)[0].name == first.name
+
+
+def test_worst_five_are_solved_and_fall(results):
+    errors = [linear.relative_error for linear in rows.worst(results)]
+    assert len(errors) == 5
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] == max(linear.relative_error for linear in rows.linears(results))
+    assert len(rows.worst_table(results).rows) == 5
+
+
+def test_error_table_has_a_cell_for_every_block_and_role(results):
+    table = rows.error_table(results)
+    assert table.header == ("block", "q", "k", "v", "o", "gate", "up", "down")
+    assert [row[0] for row in table.rows] == [str(block) for block in range(30)]
+    assert table.rows[29][7] == "kept dense"
+
+
+def test_error_table_leaves_untouched_linears_open(results):
+    stage = results.stages[0]
+    some = replace(stage, linears=tuple(r for r in stage.linears if (r.block, r.role) != (3, "v")))
+    assert rows.error_table(replace(results, stages=(some,))).rows[3][3] == "–"
+
+
+def test_size_table_adds_up_and_leaves_out_what_has_no_bytes(results):
+    table = rows.size_table(results)
+    parts = ["block linears", "head", "norms and biases", "other files", "together"]
+    assert [row[0] for row in table.rows] == parts
+    assert table.rows[1] == ("head", "28.3 M", "56.6 MB", "29.2 MB", "8.25")
+    assert table.rows[-1][2:4] == ("271 MB", "90.4 MB")
+
+
+def test_fallbacks_are_named_with_their_reason(results):
+    assert rows.fallback_text(results).startswith("1 of 211 linears did not become")
+    (row,) = rows.fallback_table(results).rows
+    assert row[0] == "model.layers.29.mlp.down_proj"
+    assert "not positive definite" in row[3]
+
+
+def test_no_fallback_is_said_too(results, bare):
+    stage = results.stages[0]
+    solved = replace(stage, linears=tuple(r for r in stage.linears if r.outcome == "solved"))
+    text = rows.fallback_text(replace(results, stages=(solved,)))
+    assert text == "None: all 210 linears were solved as the recipe asked."
+    assert rows.fallback_text(bare) == "None."
+
+
+def test_time_by_step_ends_with_the_total(measured):
+    assert rows.time_table(measured).rows[-1] == ("total", "3 min 25 s")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "split"),
+    [
+        ("the same", "the same", ("the same", "", "")),
+        ("one two three", "one two four", ("one two ", "three", "four")),
+        ("one two", "one two three", ("one two", "", " three")),
+        ("scatter", "scattered light", ("", "scatter", "scattered light")),
+        ("a b", "x y", ("", "a b", "x y")),
+        ("", "x", ("", "", "x")),
+        ("line\nnext", "line\nother", ("line\n", "next", "other")),
+    ],
+)
+def test_continuations_split_at_the_first_word_that_differs(teacher, student, split):
+    assert rows.differing_tail(teacher, student) == split
+    assert "".join((split[0], split[1])) == teacher
+    assert "".join((split[0], split[2])) == student
