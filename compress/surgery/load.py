@@ -1,0 +1,167 @@
+"""transformers' own loaders, behind one door: tokenizers, chat templates, GGUF files, whole models.
+
+Run as a module it dequantizes one GGUF file: ``python -m compress.surgery.load FILE FOLDER DTYPE``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import CalibrationError, ModelError, RunError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from compress.surgery.walk import Weights
+
+
+def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face folder; no code from the folder is run.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"{folder}: its tokenizer cannot be read ({reason}). Put tokenizer.json beside the "
+            "weights."
+        ) from error
+    return found
+
+
+def chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
+    """Render a conversation with the tokenizer's chat template.
+
+    Args:
+        tokenizer: of an instruct model.
+        messages: of "role" and "content", oldest first.
+
+    Raises:
+        CalibrationError: the tokenizer has no template, or the template refuses these messages.
+    """
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise CalibrationError(
+            "messages: the teacher's tokenizer has no chat template, so conversations cannot be "
+            "rendered. Use a set of plain text, or an instruct teacher."
+        )
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False
+        )
+    except (TemplateError, TypeError, KeyError) as error:
+        raise CalibrationError(
+            f"messages: the teacher's chat template refuses them ({error})."
+        ) from error
+    return str(text)
+
+
+def materialize(weights: Weights, dtype: torch.dtype) -> Any:
+    """The whole model as transformers builds it; weights already in `dtype` stay mapped.
+
+    Args:
+        weights: read whole; blockwise work should use `surgery.walk` instead.
+        dtype: of parameters and arithmetic.
+
+    Returns:
+        A causal language model in evaluation mode, ties restored, taking no gradients.
+
+    Raises:
+        ModelError: parameters are missing, or tensors are left over.
+    """
+    from compress.surgery.walk import empty_model
+
+    model = empty_model(weights.config, dtype)
+    names = set(model.state_dict())
+    tensors = weights.outside()
+    for block in weights.anatomy.blocks:
+        tensors.update(weights.block(block.index))
+    state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
+    left_over = sorted(set(state) - names)
+    model.load_state_dict({k: state[k] for k in state.keys() & names}, strict=False, assign=True)
+    model.tie_weights()
+    missing = sorted(name for name, parameter in model.named_parameters() if parameter.is_meta)
+    if missing or left_over:
+        raise ModelError(
+            f"{weights.anatomy.model_type}: {len(missing)} parameters are missing "
+            f"({', '.join(missing[:3])}) and {len(left_over)} tensors are left over "
+            f"({', '.join(left_over[:3])}). Fetch the checkpoint again."
+        )
+    return model.requires_grad_(False)
+
+
+def convert_gguf(gguf: Path, out: Path, dtype: str) -> None:
+    """Dequantize a GGUF file into a dense Hugging Face folder: config, tokenizer, safetensors.
+
+    It happens in a process of its own, so that neither the dequantized copies nor the libraries
+    stay resident here.
+
+    Args:
+        gguf: the file, already checked to be whole.
+        out: the folder to make.
+        dtype: bfloat16, float16 or float32.
+
+    Raises:
+        ModelError: transformers cannot read the file.
+        RunError: the process was killed, as for lack of memory.
+    """
+    package = str(
+        Path(__file__).resolve().parents[2]
+    )  # so that a checkout that is not installed is found too
+    paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "compress.surgery.load", str(gguf), str(out), dtype],
+        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode < 0:
+        raise RunError(
+            f"{gguf}: dequantizing was killed (signal {-done.returncode}). It needs memory: 6 "
+            "bytes a weight."
+        )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ModelError(
+            f"{gguf}: cannot be dequantized ({reason}). Give the Hugging Face folder of the model "
+            "instead."
+        )
+
+
+def _convert(gguf: Path, out: Path, dtype: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from compress.surgery.walk import empty_model
+
+    logging.disable_progress_bar()
+    where: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(gguf.parent),
+        "gguf_file": gguf.name,
+        "local_files_only": True,
+    }
+    loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype))
+    # The loaded model still claims to be quantized and refuses to be saved: it is rebuilt.
+    dense = empty_model({**loaded.config.to_dict(), "quantization_config": None}, loaded.dtype)
+    dense.load_state_dict(loaded.state_dict(), assign=True)
+    dense.tie_weights()
+    dense.save_pretrained(out)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(out)
+
+
+if __name__ == "__main__":
+    _convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,1 @@
+"""The dense original: fetched once, checked, pinned by hash, read by memory map."""

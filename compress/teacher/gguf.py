@@ -1,0 +1,85 @@
+"""A GGUF file as a teacher: dequantized once into a dense folder of the cache."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from compress.errors import ModelError, StorageError
+from compress.storage import check_gguf, gguf_fields, sync_folder
+from compress.surgery import load
+from compress.teacher.folder import Teacher, open_folder
+
+log = logging.getLogger("compress")
+CONVERTER = 1  # raise it when the dense folder that a GGUF file becomes changes
+# GGUF's names of architectures whose dense models transformers rebuilds from such a file.
+_ARCHITECTURES = ("gemma2", "gemma3", "gpt2", "llama", "mistral", "qwen2", "qwen3")
+_WANTED = ("general.architecture", "expert_count")
+
+
+def dense_folder(cache: Path, source_sha256: str, dtype: str) -> Path:
+    """Where the dense form of a GGUF file lies, or will; the hash is the file's or its wheel's."""
+    return cache / "dense" / f"{source_sha256}-{dtype}-{CONVERTER}"
+
+
+def open_converted(folder: Path) -> Teacher | None:
+    """The teacher that `convert` made; None when there is none, or it is no longer as made."""
+    if not folder.is_dir():
+        return None
+    seal = folder / "fingerprint"
+    teacher = open_folder(folder)
+    if seal.is_file() and seal.read_text(encoding="utf-8") == teacher.fingerprint:
+        return teacher
+    log.warning("%s: no longer what was written there; it is made again.", folder)
+    return None
+
+
+def convert(gguf: Path, folder: Path, dtype: str) -> Teacher:
+    """Dequantize a GGUF file into `folder`, whole or not at all.
+
+    Args:
+        gguf: the file.
+        folder: as `dense_folder` names it; replaced when it is there.
+        dtype: of the dense weights: bfloat16, float16 or float32.
+
+    Raises:
+        ModelError: the file is truncated, a mixture of experts, or of another architecture.
+        StorageError: the cache cannot be written.
+    """
+    check_gguf(gguf)
+    _check_architecture(gguf)
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        load.convert_gguf(gguf, temporary, dtype)
+        (temporary / "fingerprint").write_text(open_folder(temporary).fingerprint, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be written ({error.strerror}). Free some space, or set "
+            "COMPRESS_CACHE."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return open_folder(folder)
+
+
+def _check_architecture(gguf: Path) -> None:
+    fields = {name: value for name, value in gguf_fields(gguf) if name.endswith(_WANTED)}
+    architecture = fields.get("general.architecture", "<none>")
+    if (fields.get(f"{architecture}.expert_count") or 0) > 1 or str(architecture).endswith("moe"):
+        raise ModelError(
+            f"{gguf}: general.architecture {architecture!r} is a mixture of experts. Experts are "
+            "not calibrated properly yet, so they are refused. Choose a model with dense "
+            "feed-forward blocks."
+        )
+    if architecture not in _ARCHITECTURES:
+        raise ModelError(
+            f"{gguf}: general.architecture {architecture!r} is not supported in GGUF files. "
+            f"Supported: {', '.join(_ARCHITECTURES)}. Give the Hugging Face folder of the model "
+            "instead."
+        )

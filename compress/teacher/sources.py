@@ -1,0 +1,114 @@
+"""Where a teacher comes from: a folder, a GGUF file, a wheel of a package index, or the hub.
+
+Each ends as one dense folder (`teacher.folder.Teacher`); GGUF is dequantized once and cached.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from compress.errors import ModelError
+from compress.results import Progress
+from compress.teacher import gguf, hub, wheel
+from compress.teacher.folder import Teacher, file_sha256, open_folder, pinned
+
+__all__ = ["Teacher", "cache_folder", "fetch"]
+Watch = Callable[[Progress], None] | None
+
+
+def cache_folder() -> Path:
+    """Where downloads and conversions are kept: COMPRESS_CACHE, or the user's cache folder."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("COMPRESS_CACHE") or user_cache_dir("compress")).expanduser()
+
+
+def fetch(
+    model: str, *, revision: str | None = None, sha256: str | None = None, dtype: str = "bfloat16",
+    cache: Path | None = None, watch: Watch = None,
+) -> Teacher:  # fmt: skip
+    """Bring a teacher here and open it.
+
+    Args:
+        model: a folder, a .gguf file, ``pypi:PROJECT==VERSION``, or a hub id. What begins with
+            ``pypi:`` is a package, what ends in ``.gguf`` a file, what is a folder here a folder;
+            anything else is a hub id.
+        revision: commit, tag or branch; of a hub id only.
+        sha256: what the wheel, the GGUF file, or else the teacher's fingerprint must be.
+        dtype: in which a GGUF file is dequantized. A folder keeps the dtype it has.
+        cache: the cache folder; `cache_folder()` by default.
+        watch: told of downloads and conversions.
+
+    Raises:
+        ModelError: missing, unreachable, not the pinned one, broken, unsafe or unsupported.
+        StorageError: the cache cannot be written.
+    """
+    cache = cache or cache_folder()
+    local = Path(model).expanduser()
+    if revision is not None and (
+        model.startswith("pypi:") or model.endswith(".gguf") or local.is_dir()
+    ):
+        raise ModelError(
+            f"teacher.revision: {model} has no revisions; only a hub id has. Remove it; pin with "
+            "sha256."
+        )
+    if model.startswith("pypi:"):
+        return _from_wheel(model, sha256, dtype, cache, watch)
+    if model.endswith(".gguf"):
+        return _from_gguf(local, sha256, dtype, cache, watch)
+    if local.is_dir() or _looks_local(model):
+        return _checked(pinned(open_folder(local), name=model), sha256)
+    folder, commit = hub.fetch(model, revision)
+    return _checked(pinned(open_folder(folder), name=model, revision=commit), sha256)
+
+
+def _looks_local(model: str) -> bool:
+    return model.startswith(("/", ".", "~")) or model.count("/") > 1 or "\\" in model
+
+
+def _from_wheel(model: str, sha256: str | None, dtype: str, cache: Path, watch: Watch) -> Teacher:
+    if sha256 and (teacher := gguf.open_converted(gguf.dense_folder(cache, sha256, dtype))):
+        wheel.parse(model)
+        return pinned(teacher, name=model, source_sha256=sha256)
+    path, found = wheel.fetch(model, sha256=sha256, cache=cache, watch=watch)
+    folder = gguf.dense_folder(cache, found, dtype)
+    teacher = gguf.open_converted(folder)
+    if teacher is None:
+        _tell_conversion(watch, model)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="unpacked-") as unpacked:
+            teacher = gguf.convert(wheel.extract_gguf(path, Path(unpacked)), folder, dtype)
+    return pinned(teacher, name=model, source_sha256=found)
+
+
+def _from_gguf(path: Path, sha256: str | None, dtype: str, cache: Path, watch: Watch) -> Teacher:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file.")
+    found = file_sha256(path)
+    if sha256 not in (None, found):
+        raise ModelError(
+            f"{path}: has sha256 {found}, the recipe pins {sha256}. Give the pinned file, or "
+            "change the pin."
+        )
+    folder = gguf.dense_folder(cache, found, dtype)
+    teacher = gguf.open_converted(folder)
+    if teacher is None:
+        _tell_conversion(watch, str(path))
+        teacher = gguf.convert(path, folder, dtype)
+    return pinned(teacher, name=str(path), source_sha256=found)
+
+
+def _tell_conversion(watch: Watch, name: str) -> None:
+    if watch:
+        watch(Progress("dequantize", 0, 1, "file", name))
+
+
+def _checked(teacher: Teacher, sha256: str | None) -> Teacher:
+    if sha256 not in (None, teacher.fingerprint):
+        raise ModelError(
+            f"{teacher.name}: has fingerprint {teacher.fingerprint}, the recipe pins {sha256}. Its "
+            "files are not those that were pinned. Fetch them again, or change teacher.sha256."
+        )
+    return teacher
