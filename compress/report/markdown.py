@@ -96,7 +96,7 @@ def _errors(results: Results) -> Iterator[str]:
     if not rows.roles(results):
         yield "No stage of this run rounded a block linear."
         return
-    yield "Rise in squared output error over squared output: the worst five linears, then all."
+    yield "Squared error added to the output, over squared output: the worst five, then all."
     yield _table(rows.worst_table(results))
     yield _table(rows.error_table(results))
 

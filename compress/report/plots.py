@@ -102,10 +102,11 @@ def _on_scale(linear: LinearResult) -> bool:
 
 
 def _heat_scale(errors: Sequence[float]) -> Scale:
-    """Levels in equal ratios from the smallest error to the largest."""
+    """Levels in equal ratios up to the largest error; the smallest twentieth share the lowest."""
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
-    low, high = (min(errors) / 1.02, max(errors) * 1.02) if errors else (0.001, 0.1)
+    ranked = sorted(errors) or [0.001, 0.1]
+    low, high = ranked[len(ranked) // 20] / 1.02, ranked[-1] * 1.02
     bounds = [low * (high / low) ** (level / HEAT_LEVELS) for level in range(HEAT_LEVELS + 1)]
     colours = ListedColormap([PAINT[f"heat-{level}"] for level in range(HEAT_LEVELS)])
     return colours, BoundaryNorm(bounds, HEAT_LEVELS)
@@ -158,7 +159,8 @@ def _colour_key(figure: Figure, scale: Scale) -> None:
         axes.add_patch(Rectangle((level, 0), 1, 1, facecolor=PAINT[f"heat-{level}"]))
     shown = (0, HEAT_LEVELS // 3, 2 * HEAT_LEVELS // 3, HEAT_LEVELS)
     axes.set(xlim=(0, HEAT_LEVELS), ylim=(0, 1), yticks=[])
-    axes.set_xticks(shown, [f"{100 * scale[1].boundaries[level]:.2g} %" for level in shown])
+    bounds = [f"{100 * scale[1].boundaries[level]:.2g} %" for level in shown]
+    axes.set_xticks(shown, [f"≤ {bounds[0]}", *bounds[1:]])
     axes.set_title("relative error", loc="left", color=PAINT["soft"], fontsize=12, pad=5)
 
 
