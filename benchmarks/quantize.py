@@ -32,10 +32,9 @@ MARKER = "<!-- quantize.py: newest first -->"
 RECIPE = """\
 version: 1
 teacher: {{model: {teacher}, dtype: bfloat16}}
-calibration: {{set: {text}, samples: {samples}, seq_len: {seq_len}, seed: 0}}
+calibration: {{set: {text}, samples: {samples}, seq_len: {seq_len}}}
 stages:
-  - quantize: {{method: {method}, bits: {bits}, group_size: {group_size}, sym: true, \
-scale_search: {scale_search}}}
+  - quantize: {{method: {method}, bits: {bits}, group_size: {group_size}{search}}}
 evaluate: {{suite: none}}
 artifact: {{format: compressed-tensors}}
 """
@@ -72,7 +71,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--method", choices=["gptq", "rtn"], default="gptq")
     add("--bits", type=int, default=4)
     add("--group-size", type=int, default=64)
-    add("--scale-search", choices=["none", "mse", "hessian"], help="ours; default: the best it has")
+    add("--scale-search", choices=["none", "mse", "hessian"], help="ours; default: the recipe's")
     add("--recipe", help="a recipe of ours instead of the one made from these options")
     add("--samples", type=int, default=128)
     add("--seq-len", type=int, default=512)
@@ -124,16 +123,12 @@ def our_recipe(given: argparse.Namespace, windows: Path) -> list[str]:
         sets = [f"--set={key}={value}" for key, value in settings.items()]
         return [given.recipe, "{out}", *sets]
     path = windows.with_name("recipe.yaml")
-    best = "hessian" if given.method == "gptq" else "mse"
     text = RECIPE.format(
-        teacher=given.teacher.resolve(),
-        text=windows,
-        samples=given.samples,
-        seq_len=given.seq_len,
-        method=given.method,
-        bits=given.bits,
+        teacher=json.dumps(str(given.teacher.resolve())),
+        text=json.dumps(str(windows)),
+        search=f", scale_search: {given.scale_search}" if given.scale_search else "",
+        **{name: getattr(given, name) for name in ("samples", "seq_len", "method", "bits")},
         group_size=given.group_size,
-        scale_search=given.scale_search or best,
     )
     path.write_text(text, "utf-8")
     return [str(path), "{out}"]
@@ -183,7 +178,7 @@ def read(given: argparse.Namespace, folders: dict[str, Path], kl_texts: Sequence
         }
         for name, folder in {"teacher": teacher, **folders}.items()
     }
-    protocol = ["--text", *kl_texts, "--windows", kl_windows, *window]
+    protocol: list[str | Path] = ["--text", *kl_texts, "--windows", kl_windows, *window]
     kl = reader("divergence", teacher, *folders.values(), *protocol)
     for text, results in kl.items():
         for name, result in zip(folders, results, strict=True):

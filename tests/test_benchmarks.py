@@ -112,11 +112,14 @@ def test_each_peer_dtype_is_a_side_after_ours(bench, request_, tmp_path):
 
 def test_the_recipe_it_writes_is_one_that_we_load(bench, request_, tmp_path):
     load = pytest.importorskip("compress.recipe.load").load
-    quantize = bench("quantize")
+    quantize, windows = bench("quantize"), tmp_path / "calibration.txt"
+    windows.touch()
     for method in ("gptq", "rtn"):
-        given = quantize.arguments([*request_, "--method", method])
-        path, _ = quantize.our_recipe(given, tmp_path / "calibration.txt")
-        assert load(path).calibration.samples == 128
+        given = quantize.arguments([*request_, "--method", method, "--scale-search", "mse"])
+        path, _ = quantize.our_recipe(given, windows)
+        stage = load(path).stages[0].quantize
+        assert (stage.method, stage.sym, stage.head) == (method, True, None)
+        assert stage.scale_search == "mse"
 
 
 def test_result_holds_medians_ratios_and_the_names_of_results_json(bench):

@@ -1,0 +1,60 @@
+"""Decode and prefill speed of our runtime on one folder, batch 1, greedy.
+
+    python ours_speed.py MODEL_DIR --prompt TEXT --long-prompt TEXT [--tokens 128]
+
+The speeds are the engine's own timings: model and sampler inside, text out of tokens outside. One
+warm-up, then one measurement: the driver repeats. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+
+from compress.runtime.engine import Engine, Timings, collect
+
+
+def timings(engine: Engine, ids: list[int], tokens: int) -> Timings:
+    """Timings of one greedy completion of exactly `tokens` tokens.
+
+    Raises:
+        SystemExit: it ended early.
+    """
+    found = collect(engine.generate(ids, max_new_tokens=tokens)).timings
+    if found is None or found.new_tokens != tokens:
+        raise SystemExit(f"ended after {found and found.new_tokens} of {tokens} tokens")
+    return found
+
+
+def main() -> None:
+    """Print both speeds as one JSON line."""
+    parser = argparse.ArgumentParser(description="Speed of our runtime on one folder.")
+    parser.add_argument("model")
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--long-prompt", required=True)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    given = parser.parse_args()
+    engine = Engine.open(given.model, threads=given.threads, dtype=given.dtype)
+    engine.stop_ids = frozenset()  # the others are told to go on past the end of the text too
+    short, long = (engine.tokenizer.encode(text) for text in (given.prompt, given.long_prompt))
+    timings(engine, short, 8)
+    decode = timings(engine, short, given.tokens)
+    prefill = timings(engine, long, 1)
+    print(
+        json.dumps(
+            {
+                "decode_tokens_per_second": decode.decode_tokens_per_second,
+                "prefill_tokens_per_second": prefill.prefill_tokens_per_second,
+                "prompt_tokens": [len(short), len(long)],
+                "versions": {"torch": importlib.metadata.version("torch")},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
