@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -105,6 +106,10 @@ class Checkpoint:
         self.tensors: dict[str, TensorInfo] = {}
         for path in _shards(folder):
             self.tensors.update(read_header(path))
+        index = folder / INDEX
+        for name, file in (_weight_map(index) if index.is_file() else {}).items():
+            if name not in self.tensors or self.tensors[name].file.name != file:
+                raise ModelError(f"{index}: promises {name} in {file}, which does not hold it. Fetch both again.")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor by name."""
@@ -151,14 +156,19 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _indexed(index: Path) -> list[Path]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{index}: not a safetensors index ({error}).") from error
+    names = set(_weight_map(index).values())
     outside = sorted(name for name in names if Path(name).name != name or not name.endswith(".safetensors"))
     if outside:
         raise ModelError(f"{index}: names {outside[0]!r}; shards must be .safetensors files in the same folder.")
     return [index.parent / name for name in sorted(names)]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index}: not a safetensors index ({error}).") from error
 
 
 def write_file(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -174,6 +184,11 @@ def write_file(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mappin
 def write_text(path: Path, text: str) -> None:
     """Write one text file whole or not at all."""
     _durably(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy one file whole or not at all."""
+    _durably(path, lambda temporary: shutil.copyfile(source, temporary))
 
 
 def _durably(path: Path, save: Callable[[Path], R]) -> None:

@@ -2,8 +2,8 @@
 
 Element i of a row occupies bits ``[i * bits, (i + 1) * bits)`` of that row, counted from the lowest
 bit of its first word; an element may straddle two words (3 bits). Rows start on a word, so that one
-row can be read by itself. On disk words are little-endian, hence the bytes of a row in file order are
-its bits in order. compressed-tensors packs the same way.
+row can be read by itself. On disk words are little-endian, hence the bytes of a row in file order
+are its bits in order. compressed-tensors packs the same way.
 """
 
 from __future__ import annotations

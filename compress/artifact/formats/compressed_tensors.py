@@ -1,0 +1,240 @@
+"""`compressed-tensors` pack-quantized: what transformers and vLLM open, at 4 and 8 bits.
+
+Tensors of a quantized linear M: ``M.weight_packed``, ``M.weight_scale``, ``M.weight_shape`` and, on
+an asymmetric grid, ``M.weight_zero_point``. The format counts integers from ``-2**(bits-1)``, yet
+stores them shifted up by as much, so the stored bits are our unsigned codes. Only keys that old
+readers know are written: they refuse a scheme with an unknown key.
+
+Source: compressed-tensors 0.20, compressors/pack_quantized; docs/formats.md has the bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from compress.anatomy import Anatomy, Linear
+from compress.artifact.formats.matrix import (
+    Matrix,
+    Scheme,
+    Specs,
+    assemble,
+    check_stored,
+    disassemble,
+)
+from compress.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from compress.kernels.grid import Rounded
+    from compress.storage import Checkpoint
+
+METHOD = "compressed-tensors"
+SUFFIXES: tuple[str, ...] = (
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_shape",
+    ".weight_zero_point",
+)
+WIDTHS = (4, 8)  # other widths were packed in two ways over the years, and vLLM reads neither
+_FLOATS = ("F32", "F16", "BF16")
+_REMEDY = "Use artifact.format: packed, or change the recipe."
+
+
+def refusals(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> list[str]:
+    """Say what this format cannot hold of the planned (or finished) schemes, one line a reason."""
+    return [
+        f"artifact.format compressed-tensors: {reason}. {_REMEDY}"
+        for reason in (
+            *_refused_widths(schemes),
+            *_refused_modules(anatomy, schemes),
+            *_refused_fusions(anatomy, schemes),
+        )
+    ]
+
+
+def _refused_widths(schemes: Mapping[str, Scheme]) -> Iterator[str]:
+    for bits in sorted({scheme.bits for scheme in schemes.values()} - set(WIDTHS)):
+        names = [name for name, scheme in schemes.items() if scheme.bits == bits]
+        yield f"{names[0]}{_more(names)}: {bits} bits; its readers take 4 and 8"
+
+
+def _refused_modules(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> Iterator[str]:
+    if anatomy.embedding in schemes:
+        tied = " (tied to the head)" if anatomy.tied else ""
+        yield f"{anatomy.embedding}: a quantized embedding{tied}; only linears can be quantized"
+    conv1d = [linear.name for linear in anatomy.linears if linear.transposed]
+    if quantized := [name for name in conv1d if name in schemes]:
+        yield (
+            f"{quantized[0]}{_more(quantized)}: {anatomy.model_type} keeps its weights in Conv1D "
+            "modules; its readers quantize nn.Linear only"
+        )
+
+
+def _refused_fusions(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> Iterator[str]:
+    for block in anatomy.blocks:
+        fused: dict[str, list[Linear]] = {}
+        for linear in block.linears:
+            if linear.fused:
+                fused.setdefault(linear.fused, []).append(linear)
+        for linears in fused.values():
+            if len({schemes.get(linear.name) for linear in linears}) > 1:
+                names = ", ".join(linear.name.rpartition(".")[2] for linear in linears)
+                yield (
+                    f"{block.prefix}: {names} are fused by serving engines and must share one "
+                    "scheme or all be dense"
+                )
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def encode(
+    name: str, rounded: Rounded, linear: Linear | None, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the stored tensors of the linear `name`."""
+    import torch
+
+    codes, scales, zeros = disassemble(name, rounded)
+    yield f"{name}.weight_packed", codes
+    yield f"{name}.weight_scale", scales.to(dtype)  # exact; readers compute weights in its dtype
+    yield f"{name}.weight_shape", torch.tensor(rounded.codes.shape, dtype=torch.int64)
+    if zeros is not None:
+        yield f"{name}.weight_zero_point", zeros
+
+
+def config(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> dict[str, Any] | None:
+    """The `quantization_config`: one group a scheme, every dense linear ignored by name."""
+    if not schemes:
+        return None  # readers fail on an empty list of groups; nothing quantized is a dense folder
+    columns = {linear.name: linear.in_features for linear in (*anatomy.linears, anatomy.head)}
+    targets: dict[Scheme, list[str]] = {}
+    for name, scheme in schemes.items():
+        per_row = scheme.group_size == columns[name]
+        key = replace(scheme, group_size=-1) if per_row else scheme
+        targets.setdefault(key, []).append(name)
+    groups = {
+        f"group_{number}": {
+            # full names: "Linear" would catch a head that a reader calls otherwise than the file
+            "targets": names,
+            "weights": _weights(scheme),
+            "input_activations": None,
+            "output_activations": None,
+        }
+        for number, (scheme, names) in enumerate(targets.items())
+    }
+    return {
+        "quant_method": METHOD,
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": _dense_linears(anatomy, schemes),
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }
+
+
+def _weights(scheme: Scheme) -> dict[str, Any]:
+    per_row = scheme.group_size == -1
+    return {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.sym,
+        "strategy": "channel" if per_row else "group",
+        "group_size": None if per_row else scheme.group_size,
+        "dynamic": False,
+        "actorder": None,  # act order with static groups leaves no trace on disk
+    }
+
+
+def _dense_linears(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> list[str]:
+    """Every module with a plain matrix, the embedding apart; a tied head is a linear of its own."""
+    matrices = [
+        name.removesuffix(".weight")
+        for name, shape in anatomy.tensors.items()
+        if name.endswith(".weight") and len(shape) == 2
+    ]
+    names = dict.fromkeys([*matrices, anatomy.head.name])
+    return [name for name in names if name not in schemes and name != anatomy.embedding]
+
+
+def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[str, Matrix]:
+    """Find the quantized linears: tensors say which, `config_groups` say how.
+
+    Raises:
+        ArtifactError: a format or scheme of compressed-tensors that is not read here.
+    """
+    if quantization.get("format") != "pack-quantized":
+        raise ArtifactError(
+            f"config.json: compressed-tensors format {quantization.get('format')!r}. "
+            "Only pack-quantized is read."
+        )
+    groups = quantization.get("config_groups")
+    if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
+        raise ArtifactError("config.json: quantization_config.config_groups is not a table.")
+    names = [
+        n.removesuffix(".weight_packed") for n in checkpoint.tensors if n.endswith(".weight_packed")
+    ]
+    shape_names = [f"{name}.weight_shape" for name in names]
+    check_stored(dict.fromkeys(shape_names, (("I64",), (2,))), checkpoint.tensors)
+    shapes = checkpoint.read_many(shape_names)
+    return {name: _matrix(name, shapes[f"{name}.weight_shape"].tolist(), groups) for name in names}
+
+
+def _matrix(name: str, shape: list[int], groups: Mapping[str, Mapping[str, Any]]) -> Matrix:
+    weights = _scheme_for(name, groups)
+    sizes = {"channel": shape[1], "group": weights.get("group_size")}
+    size = sizes.get(weights.get("strategy", ""))
+    if (
+        weights.get("num_bits") not in WIDTHS
+        or weights.get("type", "int") != "int"
+        or weights.get("actorder") in ("group", "dynamic")
+        or not isinstance(size, int)
+        or size < 1
+        or min(shape) < 1
+        or shape[1] % size
+    ):
+        raise ArtifactError(
+            f"config.json: the scheme of {name} is not one that is read: {dict(weights)} for the "
+            f"shape {shape}. Read are 4 and 8 bits, type int, strategy channel or group with a "
+            "group_size that divides the columns, actorder null, weight or static."
+        )
+    return Matrix(Scheme(weights["num_bits"], size, bool(weights.get("symmetric", True))), *shape)
+
+
+def _scheme_for(name: str, groups: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The weights of the group that names a module exactly, else by pattern, else by class."""
+    kinds: tuple[Callable[[str], bool], ...] = (
+        lambda target: target == name,
+        lambda target: target.startswith("re:") and re.match(target[3:], name) is not None,
+        lambda target: target == "Linear",
+    )
+    for names_it in kinds:
+        for group in groups.values():
+            if any(names_it(str(target)) for target in group.get("targets", ())):
+                return group.get("weights") or {}
+    raise ArtifactError(f"config.json: no group of config_groups targets {name}, which is packed.")
+
+
+def stored(name: str, matrix: Matrix) -> Specs:
+    """Names, dtypes and shapes of the tensors that hold a matrix."""
+    specs: Specs = {
+        f"{name}.weight_packed": (("I32",), matrix.code_words),
+        f"{name}.weight_scale": (_FLOATS, (matrix.rows, matrix.groups)),
+        f"{name}.weight_shape": (("I64",), (2,)),
+    }
+    if not matrix.scheme.sym:
+        specs[f"{name}.weight_zero_point"] = (("I32",), matrix.zero_words)
+    return specs
+
+
+def decode(name: str, matrix: Matrix, tensors: Mapping[str, Tensor]) -> Rounded:
+    """Rebuild the linear `name` from its stored tensors."""
+    zeros = tensors.get(f"{name}.weight_zero_point")
+    packed, scales = tensors[f"{name}.weight_packed"], tensors[f"{name}.weight_scale"]
+    return assemble(matrix, packed, scales, zeros)

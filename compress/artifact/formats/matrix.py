@@ -1,0 +1,118 @@
+"""A quantized matrix as formats see it: its scheme, its size, and the three tensors it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compress.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compress.kernels.grid import Rounded
+    from compress.storage import TensorInfo
+
+Specs = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]  # name → dtypes allowed, shape
+
+
+@dataclass(frozen=True, order=True)
+class Scheme:
+    """How one matrix is quantized; `group_size` is in_features where a row has one scale."""
+
+    bits: int
+    group_size: int
+    sym: bool
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One quantized matrix [rows, columns] = [O, I], known without reading its codes."""
+
+    scheme: Scheme
+    rows: int
+    columns: int
+
+    @property
+    def groups(self) -> int:
+        """Scales per row."""
+        return self.columns // self.scheme.group_size
+
+    @property
+    def code_words(self) -> tuple[int, int]:
+        """Shape of the packed codes, packed along the columns."""
+        return self.rows, -(-self.columns * self.scheme.bits // 32)
+
+    @property
+    def zero_words(self) -> tuple[int, int]:
+        """Shape of the packed zeros, packed along the rows."""
+        return -(-self.rows * self.scheme.bits // 32), self.groups
+
+
+def scheme_of(rounded: Rounded) -> Scheme:
+    """The scheme of a matrix on the grid."""
+    return Scheme(rounded.bits, rounded.group_size, rounded.sym)
+
+
+def disassemble(name: str, rounded: Rounded) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Pack a matrix: code words [O, W] int32, scales [O, G] float32, zero words or None.
+
+    Zeros are packed along the rows: a row has few groups, so packing along it would waste most of
+    a word (`docs/formats.md` counts the bytes). A symmetric grid has none.
+
+    Raises:
+        ArtifactError: scales that two bytes cannot hold, or a symmetric grid with a zero elsewhere.
+    """
+    from compress.kernels.grid import storable
+    from compress.kernels.pack import pack
+
+    if not bool((storable(rounded.scale) == rounded.scale).all()):
+        raise ArtifactError(
+            f"{name}: some of its scales are not exact in bfloat16 and float16; stored, they would "
+            "mean other weights. Choose scales with kernels.grid.storable before rounding."
+        )
+    codes = pack(rounded.codes, rounded.bits)
+    if not rounded.sym:
+        return codes, rounded.scale, pack(rounded.zero.T, rounded.bits).T.contiguous()
+    if bool((rounded.zero != 1 << (rounded.bits - 1)).any()):
+        raise ArtifactError(
+            f"{name}: called symmetric, but some zeros are not {1 << (rounded.bits - 1)}. "
+            "Round it on the symmetric grid or store it as asymmetric."
+        )
+    return codes, rounded.scale, None
+
+
+def assemble(matrix: Matrix, codes: Tensor, scales: Tensor, zeros: Tensor | None) -> Rounded:
+    """Undo `disassemble`; scales may have any floating dtype."""
+    import torch
+
+    from compress.kernels.grid import Rounded
+    from compress.kernels.pack import unpack
+
+    scheme = matrix.scheme
+    if zeros is None:
+        zero = torch.full((matrix.rows, matrix.groups), 1 << (scheme.bits - 1), dtype=torch.uint8)
+    else:
+        zero = unpack(zeros.T, scheme.bits, matrix.rows).T.contiguous()
+    return Rounded(
+        unpack(codes, scheme.bits, matrix.columns), scales.float(), zero,
+        scheme.bits, scheme.group_size, scheme.sym,
+    )  # fmt: skip
+
+
+def check_stored(specs: Specs, found: Mapping[str, TensorInfo]) -> None:
+    """Check that the tensors of one matrix are there, with the right dtypes and shapes.
+
+    Raises:
+        ArtifactError: one is not; it is named.
+    """
+    for name, (dtypes, shape) in specs.items():
+        info = found.get(name)
+        if info is None:
+            raise ArtifactError(f"{name}: missing from the artifact. Write it again.")
+        if info.dtype not in dtypes or info.shape != shape:
+            raise ArtifactError(
+                f"{name}: found {info.dtype} {list(info.shape)}, the scheme in config.json needs "
+                f"{' or '.join(dtypes)} {list(shape)}. Write the artifact again."
+            )

@@ -1,0 +1,120 @@
+"""`packed`, our own layout: every width, group and symmetry a recipe can say, in plain safetensors.
+
+A quantized matrix M [O, I] is stored as
+
+    M.codes    int32    [O, ceil(I·bits/32)]   packed along the columns; every row starts on a word
+    M.scales   float16  [O, G]                 exact: scales are chosen among values float16 holds
+    M.zeros    int32    [ceil(O·bits/32), G]   packed along the rows; only on an asymmetric grid
+
+and means ``(code - zero) * scale``, zero being ``2**(bits-1)`` on a symmetric grid. All other
+tensors stay as they are. Byte by byte, with an example: docs/formats.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from compress.anatomy import Anatomy, Linear
+from compress.artifact.formats.matrix import Matrix, Scheme, Specs, assemble, disassemble
+from compress.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from compress.kernels.grid import Rounded
+    from compress.storage import Checkpoint
+
+METHOD = "compress"
+VERSION = 1
+SUFFIXES: tuple[str, ...] = (".codes", ".scales", ".zeros")
+
+
+def refusals(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> list[str]:
+    """What this format cannot hold: nothing."""
+    return []
+
+
+def encode(
+    name: str, rounded: Rounded, linear: Linear | None, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the stored tensors of the matrix `name`. Codes are [O, I], also for a Conv1D linear."""
+    codes, scales, zeros = disassemble(name, rounded)
+    yield f"{name}.codes", codes
+    yield f"{name}.scales", scales.half()
+    if zeros is not None:
+        yield f"{name}.zeros", zeros
+
+
+def config(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
+    """The `quantization_config`: the commonest scheme, and what differs from it by name."""
+    default = asdict(Counter(schemes.values()).most_common(1)[0][0]) if schemes else {}
+    differing = {
+        name: {key: value for key, value in asdict(scheme).items() if value != default[key]}
+        for name, scheme in schemes.items()
+    }
+    return {
+        "quant_method": METHOD,
+        "format": "packed",
+        "version": VERSION,
+        "default": default,
+        "exceptions": {name: fields for name, fields in differing.items() if fields},
+    }
+
+
+def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[str, Matrix]:
+    """Find the quantized matrices: tensors say which, `quantization_config` says how.
+
+    Raises:
+        ArtifactError: a newer version, a malformed scheme, or codes without scales.
+    """
+    if quantization.get("version") != VERSION:
+        raise ArtifactError(
+            f"config.json: packed version {quantization.get('version')!r}; this program reads "
+            f"version {VERSION}. Use the program that wrote the artifact, or a newer one."
+        )
+    default, exceptions = quantization.get("default", {}), quantization.get("exceptions", {})
+    codes = [name.removesuffix(".codes") for name in checkpoint.tensors if name.endswith(".codes")]
+    if lost := sorted(set(exceptions) - set(codes)):
+        raise ArtifactError(f"{lost[0]}.codes: missing, though config.json gives it a scheme.")
+    return {
+        name: _matrix(checkpoint, name, {**default, **exceptions.get(name, {})}) for name in codes
+    }
+
+
+def stored(name: str, matrix: Matrix) -> Specs:
+    """Names, dtypes and shapes of the tensors that hold a matrix."""
+    specs: Specs = {
+        f"{name}.codes": (("I32",), matrix.code_words),
+        f"{name}.scales": (("F16",), (matrix.rows, matrix.groups)),
+    }
+    if not matrix.scheme.sym:
+        specs[f"{name}.zeros"] = (("I32",), matrix.zero_words)
+    return specs
+
+
+def decode(name: str, matrix: Matrix, tensors: Mapping[str, Tensor]) -> Rounded:
+    """Rebuild the matrix `name` from its stored tensors."""
+    zeros = tensors.get(f"{name}.zeros")
+    return assemble(matrix, tensors[f"{name}.codes"], tensors[f"{name}.scales"], zeros)
+
+
+def _matrix(checkpoint: Checkpoint, name: str, fields: Mapping[str, Any]) -> Matrix:
+    try:
+        scheme = Scheme(**fields)
+        known = scheme.bits in (2, 3, 4, 8) and scheme.group_size > 0
+    except TypeError:
+        known = False
+    if not known:
+        raise ArtifactError(
+            f"config.json: quantization_config gives {name} the scheme {dict(fields)}. It must "
+            "have bits (2, 3, 4 or 8), group_size (a number of columns) and sym, nothing else."
+        )
+    scales, codes = checkpoint.tensors.get(f"{name}.scales"), checkpoint.tensors[f"{name}.codes"]
+    if scales is None or len(scales.shape) != 2 or len(codes.shape) != 2:
+        found = "missing" if scales is None else "not a matrix, or its codes are not"
+        raise ArtifactError(f"{name}.scales: {found}. Write the artifact again.")
+    return Matrix(scheme, codes.shape[0], scales.shape[1] * scheme.group_size)

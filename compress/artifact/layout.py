@@ -1,0 +1,218 @@
+"""Open an artifact, of any format that is written here, by memory map and without transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress import anatomy as anatomies
+from compress.anatomy import Anatomy
+from compress.artifact.formats import FORMATS, METHODS
+from compress.artifact.formats.matrix import Matrix, check_stored
+from compress.artifact.whole import flaws
+from compress.errors import ArtifactError, ModelError
+from compress.storage import Checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compress.kernels.grid import Rounded
+
+MODEL_SUFFIXES = (".json", ".txt", ".model", ".jinja")  # beside the weights
+RECORDS = frozenset(("results.json", "measured.json", "verification.json", "manifest.json"))
+PARTS = ("block linears", "head", "embedding", "norms and biases", "other files")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model folder as found on disk. Tensors are read when asked for, quantized ones dequantized.
+
+    `config` is config.json without its `quantization_config`; `matrices` are the quantized matrices
+    by module name (a tied quantized head goes by the embedding's name).
+    """
+
+    folder: Path
+    format: str
+    config: dict[str, Any]
+    anatomy: Anatomy
+    matrices: Mapping[str, Matrix]
+    checkpoint: Checkpoint
+
+    def names(self) -> tuple[str, ...]:
+        """Full names of the tensors this model stands for, as a dense folder would store them."""
+        return tuple(self.anatomy.tensors)
+
+    def rounded(self, name: str) -> Rounded | None:
+        """The codes, scales and zeros of the module `name`; None when it is dense."""
+        if name not in self.matrices:
+            return None
+        matrix, form = self.matrices[name], FORMATS[self.format]
+        tensors = self._read(tuple(form.stored(name, matrix)))
+        return form.decode(name, matrix, tensors)
+
+    def tensor(self, name: str) -> Tensor:
+        """One dense tensor by full name, lying as its family stores it; float32 if dequantized."""
+        return self._dense((name,))[name]
+
+    def block(self, index: int) -> dict[str, Tensor]:
+        """The dense tensors of one decoder block by full name."""
+        return self._dense(self.anatomy.inside(index))
+
+    def outside(self) -> dict[str, Tensor]:
+        """The dense tensors that belong to no block, by full name."""
+        return self._dense(self.anatomy.outside())
+
+    def _dense(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+        plain = self._read(
+            tuple(n for n in names if n.removesuffix(".weight") not in self.matrices)
+        )
+        return {name: plain[name] if name in plain else self._dequantized(name) for name in names}
+
+    def _dequantized(self, name: str) -> Tensor:
+        rounded = self.rounded(name.removesuffix(".weight"))
+        if rounded is None:
+            raise ArtifactError(f"{self.folder}: holds no tensor {name}.")
+        weight = rounded.dequantize()
+        conv1d = _transposed(self.config, name.removesuffix(".weight"))
+        return weight.T.contiguous() if conv1d else weight
+
+    def _read(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+        try:
+            return self.checkpoint.read_many(names)
+        except ModelError as error:
+            raise ArtifactError(str(error)) from error
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files that a loader needs: weights, config, tokenizer.
+
+        Records of the run (results, report, manifest) are not the model and do not count.
+        """
+        return sum(path.stat().st_size for path in self._files())
+
+    def _files(self) -> set[Path]:
+        beside = (p for p in self.folder.iterdir() if p.suffix in MODEL_SUFFIXES)
+        named = {p for p in beside if p.name not in RECORDS and not p.name.startswith(".")}
+        return named | {info.file for info in self.checkpoint.tensors.values()}
+
+    def parts_sizes(self) -> dict[str, int]:
+        """Stored bytes by part, as `results.SizePart` names them; they add up to `size_bytes`."""
+        sizes = dict.fromkeys(PARTS, 0)
+        for name, info in self.checkpoint.tensors.items():
+            sizes[self._part(name)] += info.nbytes
+        sizes["other files"] = self.size_bytes - sum(sizes.values())
+        return sizes
+
+    def parts_weights(self) -> dict[str, int]:
+        """Weights by part."""
+        counts = dict.fromkeys(PARTS, 0)
+        for name, shape in self.anatomy.tensors.items():
+            counts[self._part(name)] += math.prod(shape)
+        return counts
+
+    @cached_property
+    def _linear_names(self) -> frozenset[str]:
+        return frozenset(linear.name for linear in self.anatomy.linears)
+
+    def _part(self, name: str) -> str:
+        module, _, ending = name.rpartition(".")
+        if ending == "bias":
+            return "norms and biases"
+        if module == self.anatomy.head.name:
+            return "head"
+        if module in self._linear_names:
+            return "block linears"
+        matrix = len(self.anatomy.tensors.get(f"{module}.weight", ())) == 2  # positions, too
+        return "embedding" if matrix else "norms and biases"
+
+    @property
+    def bits_per_weight(self) -> float:
+        """All stored bytes of the block linears (codes, scales, zeros) × 8 / their weights."""
+        return self.parts_sizes()["block linears"] * 8 / self.anatomy.weights
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Open a packed, compressed-tensors or dense folder; only headers are read.
+
+    Raises:
+        ArtifactError: no model folder, a format or version that is not read here, or tensors that
+            are missing, extra, mis-shaped or truncated; the message names them.
+    """
+    config = _config(folder)
+    quantization = config.pop("quantization_config", None)
+    format = _format(folder, quantization)
+    try:
+        checkpoint = Checkpoint(folder)
+        matrices = FORMATS[format].matrices(checkpoint, quantization or {})
+        anatomy = anatomies.read(config, _dense_shapes(config, checkpoint, format, matrices))
+    except ModelError as error:
+        raise ArtifactError(str(error)) from error
+    if found := list(flaws(anatomy, config)):
+        raise ArtifactError(
+            "\n".join(f"{folder}: {flaw}. Write or fetch it again." for flaw in found)
+        )
+    return Artifact(folder, format, config, anatomy, matrices, checkpoint)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: cannot be read ({error.strerror}). Give the folder of a finished artifact or "
+            "of a Hugging Face model."
+        ) from error
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not JSON ({error}). Write or fetch it again.") from error
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{path}: not a JSON object. Write or fetch it again.")
+    return config
+
+
+def _format(folder: Path, quantization: Any) -> str:
+    if quantization is None:
+        return "dense"
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if method not in METHODS:
+        raise ArtifactError(
+            f"{folder / 'config.json'}: quant_method {method!r} is not read here. "
+            f"Read are {', '.join(METHODS)}, and dense folders."
+        )
+    return METHODS[method]
+
+
+def _dense_shapes(
+    config: Mapping[str, Any], checkpoint: Checkpoint, format: str, matrices: Mapping[str, Matrix]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the dense tensors these stored tensors stand for; checks those of every matrix."""
+    form = FORMATS[format]
+    shapes = checkpoint.shapes()
+    for name, matrix in matrices.items():
+        specs = form.stored(name, matrix)
+        check_stored(specs, checkpoint.tensors)
+        for stored_name in specs:
+            del shapes[stored_name]
+        if f"{name}.weight" in shapes:
+            raise ArtifactError(f"{name}.weight: extra, {name} is stored quantized already.")
+        size = (matrix.rows, matrix.columns)
+        shapes[f"{name}.weight"] = size[::-1] if _transposed(config, name) else size
+    if extra := sorted(name for name in shapes if name.endswith(form.SUFFIXES)):
+        raise ArtifactError(
+            f"{', '.join(extra[:3])}: extra: no quantized matrix of config.json has them (are its "
+            "codes missing?). Write the artifact again."
+        )
+    return shapes
+
+
+def _transposed(config: Mapping[str, Any], module: str) -> bool:
+    """Whether a dense folder of this family stores the module's weight as [I, O]."""
+    family = anatomies.FAMILIES.get(str(config.get("model_type")))
+    return (
+        family is not None and family.transposed and module not in (family.embedding, family.head)
+    )

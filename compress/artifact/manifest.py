@@ -1,0 +1,92 @@
+"""manifest.json: the sha256 of every file and every tensor, and the facts that decided them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compress.errors import ArtifactError, ModelError
+from compress.storage import Checkpoint, write_text
+
+NAME = "manifest.json"
+SCHEMA_VERSION = 1
+# times, memory and looks may differ between two runs that made the same model
+LEFT_OUT = frozenset((NAME, "measured.json", "report.html", "report.md", "verification.json"))
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write ``manifest.json`` for the files that lie in `folder` now.
+
+    Args:
+        folder: an artifact. Hidden files and subfolders are no part of one.
+        facts: tool versions, fingerprints, seed, commit: plain values, kept as they are.
+
+    Raises:
+        ModelError: the weights cannot be read.
+        StorageError: the disk refused.
+    """
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "facts": dict(facts),
+        "files": file_hashes(folder),
+        "tensors": tensor_hashes(folder),
+    }
+    write_text(folder / NAME, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_manifest(folder: Path) -> list[str]:
+    """Compare `folder` with its manifest: one line a problem, none when all is as written.
+
+    Raises:
+        ArtifactError: there is no manifest, or it cannot be read.
+    """
+    manifest = _read(folder / NAME)
+    files = _differences("file", manifest["files"], file_hashes(folder))
+    try:
+        return files + _differences("tensor", manifest["tensors"], tensor_hashes(folder))
+    except ModelError as error:
+        return [*files, str(error)]
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file of an artifact by name, in order of names."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    return {path.name: _file_hash(path) for path in files if path.name not in LEFT_OUT}
+
+
+def tensor_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of the bytes of every stored tensor by name, read from disk one at a time."""
+    checkpoint = Checkpoint(folder)
+    return {name: _tensor_hash(checkpoint, name) for name in sorted(checkpoint.tensors)}
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tensor_hash(checkpoint: Checkpoint, name: str) -> str:
+    import torch
+
+    raw = checkpoint.read(name).reshape(-1).view(torch.uint8)
+    return hashlib.sha256(raw.numpy().data).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        return {"files": dict(manifest["files"]), "tensors": dict(manifest["tensors"])}
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: not a manifest ({error}).") from error
+
+
+def _differences(kind: str, promised: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    lost = [f"{kind} {name}: missing" for name in promised if name not in found]
+    changed = [f"{kind} {n}: changed" for n, h in promised.items() if n in found and found[n] != h]
+    added = [f"{kind} {name}: not in the manifest" for name in found if name not in promised]
+    return lost + changed + added

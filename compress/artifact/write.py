@@ -1,0 +1,130 @@
+"""Write an artifact: parts in, shards out, one at a time; config.json last, the sign of whole."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.anatomy import Anatomy
+from compress.artifact.formats import FORMATS
+from compress.artifact.formats.matrix import Scheme, scheme_of
+from compress.errors import ArtifactError
+from compress.storage import INDEX, SINGLE, ShardWriter, copy_file, write_text
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from compress.kernels.grid import Rounded
+
+COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "generation_config.json",
+)  # fmt: skip
+_LEFTOVER = re.compile(r"shard-\d{5}\.part|.+\.tmp|model-\d{5}-of-\d{5}\.safetensors")
+
+
+def companions(folder: Path) -> tuple[Path, ...]:
+    """The files of a model folder that every copy of the model needs beside its weights."""
+    return tuple(folder / name for name in COMPANIONS if (folder / name).is_file())
+
+
+def write(
+    folder: Path,
+    parts: Iterable[tuple[str, Tensor | Rounded]],
+    *,
+    anatomy: Anatomy,
+    config: Mapping[str, Any],
+    tokenizer_files: Sequence[Path],
+    format: str,
+    max_shard_bytes: int = 2 * 1024**3,
+) -> None:
+    """Write an artifact into `folder`, which belongs to the caller's run.
+
+    Tensors of one shard are held at a time. ``config.json`` is written last: a folder that has it
+    is whole, and is refused; without it, weights that a killed write left are replaced.
+
+    Args:
+        folder: made when missing.
+        parts: plain tensors by full name, quantized matrices by module name, in any order; together
+            exactly the tensors of `anatomy`.
+        anatomy: of the teacher; also of the student, as long as no shape changes.
+        config: the teacher's ``config.json``; a `quantization_config` in it is replaced.
+        tokenizer_files: copied as they are; `companions` finds them.
+        format: packed, compressed-tensors or dense.
+        max_shard_bytes: a shard is closed before it would grow past this.
+
+    Raises:
+        ArtifactError: an unknown format, a finished artifact in the way, parts that are not those
+            of the anatomy, or something that the format cannot hold.
+        StorageError: the disk refused.
+    """
+    if format not in FORMATS:
+        raise ArtifactError(f"artifact.format: {format!r} is unknown. Use {', '.join(FORMATS)}.")
+    _make_room(folder)
+    writer = ShardWriter(folder, max_shard_bytes)
+    schemes = _add_parts(writer, parts, anatomy, format, _dtype(config))
+    if refusals := FORMATS[format].refusals(anatomy, schemes):
+        raise ArtifactError("\n".join(refusals))
+    writer.close()
+    for path in tokenizer_files:
+        copy_file(path, folder / path.name)
+    write_text(
+        folder / "config.json", _config_text(config, FORMATS[format].config(anatomy, schemes))
+    )
+
+
+def _make_room(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "config.json").exists():
+        raise ArtifactError(f"{folder}: holds a finished model. Choose another folder.")
+    for path in folder.iterdir():
+        if path.name in (SINGLE, INDEX) or _LEFTOVER.fullmatch(path.name):
+            path.unlink()
+
+
+def _add_parts(
+    writer: ShardWriter,
+    parts: Iterable[tuple[str, Tensor | Rounded]],
+    anatomy: Anatomy,
+    format: str,
+    dtype: torch.dtype,
+) -> dict[str, Scheme]:
+    """Encode and queue every part; return the scheme of each quantized matrix."""
+    from compress.kernels.grid import Rounded
+
+    linears = {linear.name: linear for linear in (*anatomy.linears, anatomy.head)}
+    schemes: dict[str, Scheme] = {}
+    awaited = set(anatomy.tensors)
+    for name, part in parts:
+        full_name = f"{name}.weight" if isinstance(part, Rounded) else name
+        if full_name not in awaited:
+            raise ArtifactError(f"{full_name}: handed over twice, or no tensor of this model.")
+        awaited.remove(full_name)
+        if isinstance(part, Rounded):
+            schemes[name] = scheme_of(part)
+            for stored_name, tensor in FORMATS[format].encode(name, part, linears.get(name), dtype):
+                writer.add(stored_name, tensor)
+        else:
+            writer.add(name, part)
+    if awaited:
+        raise ArtifactError(f"{min(awaited)} and {len(awaited) - 1} more: not handed over.")
+    return schemes
+
+
+def _dtype(config: Mapping[str, Any]) -> torch.dtype:
+    import torch
+
+    names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    return names.get(str(config.get("dtype", config.get("torch_dtype"))), torch.bfloat16)
+
+
+def _config_text(config: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> str:
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    if quantization is not None:
+        plain["quantization_config"] = quantization
+    return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
