@@ -53,10 +53,10 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Make a tiny model folder, once per set of arguments: `tiny_model("qwen2", tied=True)`."""
-    made: dict[tuple[Any, ...], Path] = {}
+    made: dict[str, Path] = {}
 
     def make(family: str = "llama", *, tied: bool = False, **overrides: Any) -> Path:
-        key = (family, tied, *sorted(overrides.items()))
+        key = repr((family, tied, sorted(overrides.items())))  # a value may be a dict
         if key not in made:
             made[key] = tmp_path_factory.mktemp(f"tiny_{family}")
             _save(made[key], family, tie_word_embeddings=tied, **overrides)

@@ -1,0 +1,336 @@
+"""Llama-family decoders as plain functions on tensors: llama, mistral, qwen2, qwen3.
+
+    ids ─ embedding ─▶ blocks ─▶ norm ─▶ head ─▶ logits
+    a block:  x + o(attention(rope(qkv(norm(x)))));  x + down(silu(gate) · up), both of norm(x)
+
+Hidden states are [N, hidden] with N = B·T: a linear needs to know only how many rows it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from compress.anatomy import Anatomy, Block
+from compress.errors import ModelError
+from compress.kernels.grid import Rounded
+from compress.runtime import rope
+from compress.runtime.kv_cache import KVCache
+from compress.runtime.linear import Codes, Linear, Matrix, linear, stack
+
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+
+
+class Stored(Protocol):
+    """What is read of an artifact."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The model's ``config.json``."""
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The picture of the dense model."""
+
+    def rounded(self, name: str) -> Rounded | None:
+        """A quantized matrix by its module name, None when it is stored dense."""
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor by its full name."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the arithmetic needs to know beside the weights."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    max_tokens: int  # max_position_embeddings
+    windows: tuple[int | None, ...]  # per block: how far back attention sees, None for all
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Root-mean-square norm. `gain` is the weight times √D, float32; `floor` is √(eps·D)."""
+
+    gain: Tensor
+    floor: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalize the last dimension, in three passes; torch's own makes eight on a CPU."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return torch.div(x, torch.hypot(length, self.floor)).mul_(self.gain).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Fan:
+    """Linears that read the same input, stacked into one where they are stored alike."""
+
+    names: tuple[str, ...]
+    linears: tuple[Linear, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map x [N, I] to all outputs side by side."""
+        outputs = [one(x) for one in self.linears]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
+@dataclass(frozen=True)
+class BlockWeights:
+    """One decoder block."""
+
+    attention_norm: Norm
+    qkv: Fan
+    qk_norm: Norm | None  # Qwen3; gain [H + KV, D], one row a head
+    o: Fan
+    mlp_norm: Norm
+    gate_up: Fan
+    down: Fan
+
+
+class Model:
+    """A decoder ready to run."""
+
+    def __init__(self, stored: Stored, dtype: torch.dtype) -> None:
+        """Load the weights of an artifact for activations of `dtype` (bfloat16 or float32).
+
+        Raises:
+            ModelError: a family, an activation or a rotation that is not run here.
+        """
+        anatomy = stored.anatomy
+        self.dtype = dtype
+        self.vocab_size = anatomy.vocab_size
+        self.settings = read_settings(stored.config, anatomy)
+        self._frequencies = rope.frequencies(stored.config, self.settings.head_dim)
+        read = _Reader(stored, self.settings, dtype)
+        self.blocks = tuple(read.block(block) for block in anatomy.blocks)
+        self.norm = read.norm(anatomy.final_norm)
+        head = anatomy.embedding if anatomy.tied else anatomy.head.name
+        self.head = read.fan([head])
+        self.embedding = self.head if anatomy.tied else read.fan([anatomy.embedding])
+
+    def cache(self, *, batch: int = 1) -> KVCache:
+        """An empty KV cache for this model."""
+        shape = (len(self.blocks), batch, self.settings.kv_heads, self.settings.head_dim)
+        return KVCache(shape, dtype=self.dtype, limit=self.settings.max_tokens)
+
+    @torch.inference_mode()
+    def hidden(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Read ids [B, T] behind what the cache holds; return final hidden states [B, T, hidden].
+
+        Raises:
+            RequestError: the cache cannot hold that many tokens.
+        """
+        batch, tokens = ids.shape
+        cache.reserve(tokens)
+        turn = rope.angles(self._frequencies, cache.length, tokens, self.dtype)
+        x = self.embedding.linears[0].rows(ids.flatten())
+        for index, block in enumerate(self.blocks):
+            x = x + self._attention(index, block.attention_norm(x), turn, cache)
+            x = x + _mlp(block, block.mlp_norm(x))
+        cache.advance(tokens)
+        return self.norm(x).view(batch, tokens, -1)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] float32 of hidden states [N, hidden]."""
+        return self.head(hidden).float()
+
+    def next_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Read ids [B, T]; return the logits of the token that follows, [B, V] float32."""
+        return self.logits(self.hidden(ids, cache)[:, -1])
+
+    def linears(self) -> Iterator[tuple[str, Linear]]:
+        """Every linear under each name it was stored as; stacked ones share an object."""
+        fans = [fan for b in self.blocks for fan in (b.qkv, b.o, b.gate_up, b.down)]
+        for fan in (*fans, self.head, *([] if self.embedding is self.head else [self.embedding])):
+            linears = (
+                fan.linears if len(fan.linears) == len(fan.names) else fan.linears * len(fan.names)
+            )
+            yield from zip(fan.names, linears, strict=True)
+
+    def _attention(
+        self, index: int, x: Tensor, turn: tuple[Tensor, Tensor], cache: KVCache
+    ) -> Tensor:
+        block, s, tokens = self.blocks[index], self.settings, len(turn[0])
+        heads = block.qkv(x).view(-1, tokens, s.heads + 2 * s.kv_heads, s.head_dim)
+        turned, values = heads[:, :, : -s.kv_heads], heads[:, :, -s.kv_heads :]
+        if block.qk_norm is not None:
+            turned = block.qk_norm(turned)
+        turned = rope.rotate(turned, *turn).transpose(1, 2)
+        queries, keys = turned[:, : s.heads], turned[:, s.heads :]
+        keys, values = cache.write(index, keys, values.transpose(1, 2))
+        return block.o(attend(queries, keys, values, s.windows[index]))
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+    """Causal attention with grouped queries; the queries are the last T of S positions.
+
+    Args:
+        queries: [B, H, T, D].
+        keys: [B, KV, S, D]; query head h reads key head h // (H / KV).
+        values: [B, KV, S, D].
+        window: each query sees this many keys, itself included; None for all.
+
+    Returns:
+        [B·T, H·D].
+    """
+    batch, heads, tokens, width = queries.shape
+    if tokens == 1:
+        # No mask: the queries of a group can stand as rows of one product, 3 to 7 times faster.
+        first = 0 if window is None else max(0, keys.shape[2] - window)
+        rows = queries.reshape(batch, keys.shape[1], -1, width)
+        return scaled_dot_product_attention(rows, keys[:, :, first:], values[:, :, first:]).reshape(
+            batch, -1
+        )
+    plain = tokens == keys.shape[2] and (window is None or tokens <= window)
+    mask = None if plain else visible(tokens, keys.shape[2], window)
+    out = scaled_dot_product_attention(
+        queries, keys, values, mask, is_causal=plain, enable_gqa=True
+    )
+    return out.transpose(1, 2).reshape(batch * tokens, heads * width)
+
+
+def visible(tokens: int, total: int, window: int | None) -> Tensor:
+    """Which of `total` keys each of the last `tokens` positions sees, [T, S] bool."""
+    key, query = torch.arange(total), torch.arange(total - tokens, total)[:, None]
+    seen = key <= query
+    return seen if window is None else seen & (key > query - window)
+
+
+def _mlp(block: BlockWeights, x: Tensor) -> Tensor:
+    gate, up = block.gate_up(x).chunk(2, dim=-1)
+    return block.down(silu(gate).mul_(up))
+
+
+def read_settings(config: Mapping[str, Any], anatomy: Anatomy) -> Settings:
+    """Read what the arithmetic needs; widths come from the tensors, which no config can contradict.
+
+    Raises:
+        ModelError: a family or an activation that is not run here, or a config without its numbers.
+    """
+    if anatomy.model_type not in SUPPORTED:
+        raise ModelError(
+            f"config.json: model_type {anatomy.model_type!r} is not run here. "
+            f"Supported: {', '.join(SUPPORTED)}. "
+            "Export the artifact as compressed-tensors and serve it with another engine."
+        )
+    activation = config.get("hidden_act", "silu")
+    if activation != "silu":
+        raise ModelError(
+            f"config.json: hidden_act {activation!r} is not run here. Supported: silu."
+        )
+    missing = [
+        key for key in ("num_attention_heads", "max_position_embeddings") if not config.get(key)
+    ]
+    if missing:
+        raise ModelError(f"config.json: {' and '.join(missing)} missing. Fetch the config again.")
+    heads = int(config["num_attention_heads"])
+    queries, keys = _widths(anatomy, "q"), _widths(anatomy, "k")
+    head_dim = queries // heads
+    return Settings(
+        heads, keys // head_dim, head_dim, float(config.get("rms_norm_eps", 1e-6)),
+        int(config["max_position_embeddings"]), _windows(config, len(anatomy.blocks)),
+    )  # fmt: skip
+
+
+def _widths(anatomy: Anatomy, role: str) -> int:
+    found = {one.out_features for one in anatomy.linears if one.role == role}
+    if len(found) != 1:
+        raise ModelError(
+            f"checkpoint: {role} projections of widths {sorted(found)}; all must be equal here."
+        )
+    return found.pop()
+
+
+def _windows(config: Mapping[str, Any], blocks: int) -> tuple[int | None, ...]:
+    """The sliding window of each block, by the rules of each family."""
+    kind = config["model_type"]
+    if kind == "llama":
+        return (None,) * blocks
+    window = config.get(
+        "sliding_window", 4096
+    )  # the families' default when the key is absent; null is none
+    if kind == "mistral":
+        return (window,) * blocks
+    if not config.get("use_sliding_window", False):
+        return (None,) * blocks
+    first = int(config.get("max_window_layers", 28))
+    kinds = config.get("layer_types") or [
+        "sliding_attention" if i >= first else "" for i in range(blocks)
+    ]
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+class _Reader:
+    """Reads the parts of a model from an artifact, in the dtype it will run in."""
+
+    def __init__(self, stored: Stored, settings: Settings, dtype: torch.dtype) -> None:
+        self._stored, self._settings, self._dtype = stored, settings, dtype
+
+    def block(self, block: Block) -> BlockWeights:
+        by_role = {one.role: one.name for one in block.linears}
+        return BlockWeights(
+            attention_norm=self.norm(f"{block.prefix}.input_layernorm"),
+            qkv=self.fan([by_role["q"], by_role["k"], by_role["v"]]),
+            qk_norm=self._qk_norm(f"{block.prefix}.self_attn"),
+            o=self.fan([by_role["o"]]),
+            mlp_norm=self.norm(f"{block.prefix}.post_attention_layernorm"),
+            gate_up=self.fan([by_role["gate"], by_role["up"]]),
+            down=self.fan([by_role["down"]]),
+        )
+
+    def fan(self, names: Sequence[str]) -> Fan:
+        matrices, biases = (
+            [self._matrix(name) for name in names],
+            [self._bias(name) for name in names],
+        )
+        together = stack(matrices) if len(names) > 1 else matrices[0]
+        if together is None:
+            parts = zip(matrices, biases, strict=True)
+            return Fan(
+                tuple(names), tuple(linear(matrix, bias, self._dtype) for matrix, bias in parts)
+            )
+        rows = [self._stored.anatomy.tensors[name + ".weight"][0] for name in names]
+        filled = [
+            torch.zeros(n) if b is None else b.float() for b, n in zip(biases, rows, strict=True)
+        ]
+        bias = None if all(b is None for b in biases) else torch.cat(filled)
+        return Fan(tuple(names), (linear(together, bias, self._dtype),))
+
+    def norm(self, name: str) -> Norm:
+        return self._gain(self._stored.tensor(name + ".weight").float())
+
+    def _qk_norm(self, prefix: str) -> Norm | None:
+        if f"{prefix}.q_norm.weight" not in self._stored.anatomy.tensors:
+            return None
+        query, key = (
+            self._stored.tensor(f"{prefix}.{which}_norm.weight").float() for which in "qk"
+        )
+        heads, kv_heads = self._settings.heads, self._settings.kv_heads
+        return self._gain(torch.cat([query.expand(heads, -1), key.expand(kv_heads, -1)]))
+
+    def _gain(self, weight: Tensor) -> Norm:
+        width = weight.shape[-1]
+        return Norm(weight * width**0.5, torch.tensor((self._settings.eps * width) ** 0.5))
+
+    def _matrix(self, name: str) -> Matrix:
+        rounded = self._stored.rounded(name)
+        return self._stored.tensor(name + ".weight") if rounded is None else rounded
+
+    def _bias(self, name: str) -> Tensor | None:
+        known = name + ".bias" in self._stored.anatomy.tensors
+        return self._stored.tensor(name + ".bias") if known else None
+
+
+def resident_bytes(model: Model) -> int:
+    """Bytes that the weights of all linears hold in memory at rest, packed copies left out."""
+    held = {id(one): one.weight for _, one in model.linears()}.values()
+    return sum(weight.nbytes if isinstance(weight, Codes | Tensor) else 0 for weight in held)
