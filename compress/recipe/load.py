@@ -1,0 +1,126 @@
+"""A name or path, and ``--set`` arguments → `Recipe`; or all mistakes at once, each with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from compress import library
+from compress.errors import RecipeError
+from compress.recipe.mistakes import describe, dotted
+from compress.recipe.schema import Recipe, Resolved
+from compress.recipe.sets import assign
+from compress.recipe.source import MAX_BYTES, Loc, Mistake, Places, Source, read, text_of
+
+_NAMED: tuple[tuple[Loc, library.Kind], ...] = (
+    (("calibration", "set"), "calib"),
+    (("evaluate", "suite"), "eval"),
+    (("evaluate", "text"), "calib"),
+)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A recipe, and where each part of it was written."""
+
+    recipe: Recipe
+    places: Places
+
+
+def load(argument: str, sets: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by its shipped name or its path.
+
+    Args:
+        argument: a path where it ends in .yaml or .yml or holds a separator, else a shipped name.
+        sets: ``key=value`` overrides, such as ``quantize.bits=8`` or ``stages.0.quantize.bits=8``;
+            values are YAML.
+
+    Raises:
+        RecipeError: every mistake found, with its file and line or its ``--set`` argument.
+    """
+    return locate(argument, sets).recipe
+
+
+def locate(argument: str, sets: Sequence[str] = ()) -> Located:
+    """Like `load`, keeping the places, so that mistakes found later can name their line too."""
+    path = find(argument)
+    source = read(text_of(path), _display(path))
+    if not isinstance(source.data, dict):
+        raise RecipeError(
+            [f"{source.places.name}  holds no mapping. A recipe begins with version: 1."]
+        )
+    mistakes = [*source.mistakes, *_assigned(source, sets)]
+    recipe, more = _validated(source)
+    if mistakes or more or recipe is None:
+        raise RecipeError(
+            [text for _, text in sorted([*mistakes, *more], key=lambda mistake: mistake[0])]
+        )
+    return Located(_named(recipe, path, sets), source.places)
+
+
+def find(argument: str) -> Path:
+    """The file of a recipe by its shipped name or its path.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    try:
+        return library.find("recipes", argument)
+    except LookupError as error:
+        raise RecipeError([str(error)]) from error
+
+
+def _display(path: Path) -> str:
+    working = Path.cwd()
+    return str(path.relative_to(working) if path.is_relative_to(working) else path)
+
+
+def _assigned(source: Source, sets: Sequence[str]) -> list[Mistake]:
+    found: list[Mistake] = []
+    for assignment in sets:
+        try:
+            assign(source, assignment)
+        except RecipeError as error:
+            found += [(MAX_BYTES, text) for text in error.mistakes]
+    return found
+
+
+def _validated(source: Source) -> tuple[Recipe | None, list[Mistake]]:
+    """Validate. A line that could not be read has its mistake already and is not judged again."""
+    unread = {line for line, _ in source.mistakes}
+    mistakes = _unknown_names(source)
+    try:
+        return Recipe.model_validate(source.data), mistakes
+    except ValidationError as error:
+        mistakes += [
+            mistake for mistake in describe(error, source.places) if mistake[0] not in unread
+        ]
+    return None, mistakes
+
+
+def _unknown_names(source: Source) -> list[Mistake]:
+    found = []
+    for loc, kind in _NAMED:
+        section = source.data.get(loc[0])
+        value = section.get(loc[1]) if isinstance(section, dict) else None
+        if not isinstance(value, str) or not value or (kind, value) == ("eval", "none"):
+            continue
+        try:
+            library.find(kind, value)
+        except LookupError as error:
+            text = f"{source.places.label(loc)}  {dotted(loc)}: {error}"
+            found.append((source.places.order(loc), text))
+    return found
+
+
+def _named(recipe: Recipe, path: Path, sets: Sequence[str]) -> Recipe:
+    """Record the name and the overrides."""
+    name = recipe.resolved.recipe or path.stem
+    if sets:  # what a lock had found does not hold for a changed recipe
+        resolved = Resolved(recipe=name, sets=(*recipe.resolved.sets, *sets))
+    else:
+        resolved = recipe.resolved.model_copy(update={"recipe": name})
+    return recipe.model_copy(update={"resolved": resolved})

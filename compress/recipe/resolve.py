@@ -1,0 +1,91 @@
+"""A recipe and what its run found out → ``recipe.lock.yaml``, which runs again as it stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+import compress
+from compress.recipe.quantize import GPTQ_ONLY, Quantize
+from compress.recipe.schema import Recipe
+from compress.recipe.source import scalar
+
+_PINS = {  # fact → the field that holds it from then on
+    "teacher_revision": ("teacher", "revision"),
+    "teacher_sha256": ("teacher", "sha256"),
+    "calibration_revision": ("calibration", "revision"),
+}
+
+
+def pin(recipe: Recipe, facts: Mapping[str, Any]) -> Recipe:
+    """The recipe with what a run found out written into it.
+
+    Args:
+        recipe: as loaded.
+        facts: any field of `Resolved`; and ``teacher_revision``, ``teacher_sha256`` and
+            ``calibration_revision``, which pin the fields of those names where they are not None.
+    """
+    document = {**explicit(recipe), "resolved": recipe.resolved.model_dump()}
+    for fact, (section, name) in _PINS.items():
+        if facts.get(fact) is not None:
+            document[section][name] = facts[fact]
+    document["resolved"].update({name: value for name, value in facts.items() if name not in _PINS})
+    return Recipe.model_validate(document)
+
+
+def lock(recipe: Recipe, facts: Mapping[str, Any]) -> str:
+    """The recipe pinned by `facts`, as YAML with every default; ``load`` gives it back."""
+    pinned = pin(recipe, facts)
+    found = {
+        name: value
+        for name, value in pinned.resolved.model_dump(mode="json").items()
+        if value not in (None, [])
+    }
+    head = (
+        f"# {pinned.resolved.recipe or 'recipe'}, locked by compress {compress.__version__}: "
+        "every default written out, everything found out pinned.\n"
+        "# run:     compress apply ./recipe.lock.yaml\n"
+    )
+    document = {**explicit(pinned), **({"resolved": found} if found else {})}
+    return head + yaml.dump(
+        document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
+    )
+
+
+def explicit(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data, with all defaults that its methods use and without `resolved`."""
+    document = recipe.model_dump(mode="json", exclude={"resolved"})
+    for stage, data in zip(recipe.stages, document["stages"], strict=True):
+        data["quantize"] = _used(stage.quantize, data["quantize"])
+    return document
+
+
+def canonical_json(recipe: Recipe) -> str:
+    """One text for all spellings of a recipe, to be hashed; `resolved` is no part of it."""
+    # Keys keep the schema's order: in `overrides` the order decides which pattern wins.
+    return json.dumps(explicit(recipe), separators=(",", ":"), ensure_ascii=False)
+
+
+def _used(quantize: Quantize, data: dict[str, Any]) -> dict[str, Any]:
+    unused = GPTQ_ONLY if quantize.method == "rtn" else ()
+    overrides = {pattern: override.changes() for pattern, override in quantize.overrides.items()}
+    return {
+        name: overrides if name == "overrides" else data[name]
+        for name in data
+        if name not in unused
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that `compress.recipe.source` would take for numbers."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = None if scalar(value) == value else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)

