@@ -1,0 +1,96 @@
+"""Quantize the block linears, and the head when asked: round to nearest, or GPTQ on the blockwise walk."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from compress.kernels.hessian import accumulate, mean
+from compress.recipe.schema import Quantize
+from compress.recipe.scheme import Scheme, head_scheme, scheme_for
+from compress.results import LinearResult, StageResult
+from compress.stages.blockwise import solve_blocks
+from compress.stages.context import Context
+from compress.stages.rounding import Rounder
+from compress.student import HEAD, Student
+from compress.surgery.walk import hidden_states
+
+
+def run(student: Student, spec: Quantize, context: Context) -> StageResult:
+    """Quantize every targeted linear of a student, block by block, then its head when the recipe says so.
+
+    Round to nearest needs no activations: its `relative_error` is that of the weights themselves.
+
+    Raises:
+        SolveError: a linear cannot be solved and the recipe does not say to keep it dense.
+    """
+    found = {linear.name: scheme_for(spec, linear.name) for linear in student.anatomy.linears}
+    schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
+    rounder = Rounder(schemes, spec.on_unsolvable)
+    hidden = None
+    if any(scheme.needs_hessian for scheme in schemes.values()):
+        results, hidden = solve_blocks(
+            student,
+            context,
+            rounder,
+            wanted=lambda linear: linear.name in schemes,
+            true_sequential=spec.true_sequential,
+            step="quantize",
+        )
+    else:
+        results = _round_blocks(student, rounder, context)
+    if scheme := head_scheme(spec):
+        results += _round_head(student, Rounder({}, spec.on_unsolvable), scheme, context, hidden)
+    return StageResult("quantize", spec.method, tuple(results))
+
+
+def _round_blocks(student: Student, rounder: Rounder, context: Context) -> list[LinearResult]:
+    """Round every block without looking at activations."""
+    results: list[LinearResult] = []
+    blocks = student.anatomy.blocks
+    for block in blocks:
+        stored = student.block(block.index)
+        rounded, records = {}, []
+        for linear in (linear for linear in block.linears if linear.name in rounder.schemes):
+            weight = stored[linear.name + ".weight"].to(context.device).float()
+            weight = weight.T.contiguous() if linear.transposed else weight
+            codes, found = rounder([linear], {linear.name: weight}, torch.eye(linear.in_features))
+            rounded |= codes
+            records += found
+        student.commit(block.index, rounded, records)
+        results += records
+        context.tell("quantize", block.index + 1, len(blocks))
+    return results
+
+
+def _round_head(
+    student: Student, rounder: Rounder, scheme: Scheme, context: Context, hidden: Tensor | None
+) -> list[LinearResult]:
+    """Round the head; a tied embedding is the same matrix and changes with it."""
+    head = student.anatomy.head
+    stored = student.anatomy.embedding if student.anatomy.tied else head.name
+    context.tell("quantize", 0, 1, head.name)
+    hessian = torch.eye(head.in_features)
+    if scheme.needs_hessian:
+        states = _final_states(student, context) if hidden is None else hidden
+        hessian = _hessian(states.flatten(0, 1))
+    weight = student.outside()[stored + ".weight"].float()
+    rounder = dataclasses.replace(rounder, schemes={head.name: scheme})
+    rounded, results = rounder([head], {head.name: weight}, hessian)
+    student.commit(HEAD, {stored: codes for codes in rounded.values()}, results)
+    return results
+
+
+def _final_states(student: Student, context: Context) -> Tensor:
+    walk = partial(hidden_states, student, context.ids, batch_tokens=context.batch_tokens)
+    return walk(device=context.device, dtype=context.dtype)
+
+
+def _hessian(states: Tensor) -> Tensor:
+    total = torch.zeros(states.shape[1], states.shape[1])
+    for part in states.split(4096):
+        accumulate(total, part)
+    return mean(total, states.shape[0])

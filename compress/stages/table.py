@@ -1,0 +1,13 @@
+"""Which function runs which stage of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from compress.results import StageResult
+from compress.stages import quantize
+from compress.stages.context import Context
+from compress.student import Student
+
+STAGES: dict[str, Callable[[Student, Any, Context], StageResult]] = {"quantize": quantize.run}
