@@ -28,7 +28,7 @@ DOORS = {
     "psutil": {"cli", "pipeline"},
     "accelerate": {"stages"}, "peft": {"stages"},
     "lm_eval": {"evaluate"},
-    "jinja2": {"report", "runtime"}, "markupsafe": {"report"}, "matplotlib": {"report"},
+    "jinja2": {"report", "runtime", "surgery"}, "markupsafe": {"report"}, "matplotlib": {"report"},
     "huggingface_hub": {"teacher"}, "pypi_simple": {"teacher"}, "platformdirs": {"teacher"},
     "datasets": {"calibrate"},
     "tokenizers": {"runtime"},
@@ -55,29 +55,31 @@ def module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-def imports(path: Path) -> Iterator[tuple[int, str, bool]]:
-    """Line, dotted name and whether it runs at import time, for every import wherever it stands."""
+def imports(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line, dotted name and when it happens (start, use, or only for types) of every import."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    guarded = {
-        id(child)
+    functions = {ast.FunctionDef: "use", ast.AsyncFunctionDef: "use"}
+    when = {
+        id(child): "types" if isinstance(node, ast.If) else functions[type(node)]
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if type(node) in functions
         or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
         for child in ast.walk(node)
     }
     for node in ast.walk(tree):
-        at_import = id(node) not in guarded
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name, at_import) for alias in node.names)
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from ((node.lineno, name, at_import) for name in names)
+        else:
+            continue
+        yield from ((node.lineno, name, when.get(id(node), "start")) for name in names)
 
 
 def broken(path: Path) -> Iterator[str]:
     here = module(path)
     room = here.split(".")[0]
-    for line, name, at_import in imports(path):
+    for line, name, when in imports(path):
         where, top = (
             f"{path.relative_to(PACKAGE.parent)}:{line}: {here} imports {name}",
             name.split(".")[0],
@@ -91,10 +93,12 @@ def broken(path: Path) -> Iterator[str]:
                 for inside, apart, why in FORBIDDEN
                 if (here + ".").startswith(inside + ".") and (name + ".").startswith(apart + ".")
             )
+        elif when == "types":
+            continue  # a name in a signature needs no library
         elif top in TENSORS:
             if room in WITHOUT_TORCH and top == "torch":
                 yield f"{where}: {room} works without torch"
-            elif room in TORCH_ON_USE and at_import:
+            elif room in TORCH_ON_USE and when == "start":
                 yield f"{where}: {room} starts without torch; import it on use"
         elif top not in sys.stdlib_module_names and room not in DOORS.get(top, set()):
             yield f"{where}: the doors of {top} are {sorted(DOORS.get(top, set())) or 'none'}"
@@ -130,7 +134,7 @@ def test_heavy_libraries_are_imported_on_use():
     eager = [
         f"{path.relative_to(PACKAGE.parent)}:{line} {name}"
         for path in FILES
-        for line, name, at_import in imports(path)
-        if at_import and name.split(".")[0] in heavy
+        for line, name, when in imports(path)
+        if when == "start" and name.split(".")[0] in heavy
     ]
     assert not eager

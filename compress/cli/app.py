@@ -87,7 +87,8 @@ def run(arguments: Sequence[str]) -> int:
         console.say(str(error))
         return error.exit_code
     except typer.TyperException as error:
-        console.say(_usage(error))
+        if text := error.format_message():  # a bare `compress` has shown its help instead
+            console.say(text + _hint(error))
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -106,11 +107,9 @@ def _prepare_process() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
-def _usage(error: typer.TyperException) -> str:
+def _hint(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
-    if context is None:
-        return error.format_message()
-    return f"{error.format_message()}\nTry '{context.command_path} --help'."
+    return f"\nTry '{context.command_path} --help'." if context else ""
 
 
 def _reader_left() -> int:

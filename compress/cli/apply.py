@@ -55,7 +55,7 @@ def apply(
     from compress.recipe.load import load
 
     chosen = load(recipe, sets or ())
-    folder = out or Path(f"{_stem(recipe)}-{short_name(chosen.teacher.model)}")
+    folder = out or Path(f"{chosen.resolved.recipe}-{short_name(chosen.teacher.model)}")
     from compress import pipeline  # imports torch, so only once the recipe is known to be right
 
     try:
@@ -117,10 +117,6 @@ def left_behind(folder: Path) -> str:
     return "Interrupted. Nothing was left on disk."
 
 
-def _stem(recipe: str) -> str:
-    return Path(recipe).name.removesuffix(".yaml").removesuffix(".lock")
-
-
 def _found(device: str) -> str:
     import torch
 
@@ -143,4 +139,4 @@ def _tell(outcome: Outcome, *, json: bool, quiet: bool) -> None:
         console.emit_json({"folder": str(outcome.folder), **texts})
     elif not quiet:
         console.show(console.summary_table(summary(outcome.results, outcome.measured)))
-        console.emit(f"{outcome.folder}  (page: {outcome.folder / 'report.html'})")
+        console.emit(f"Made {outcome.folder}, with its report: {outcome.folder / 'report.html'}")

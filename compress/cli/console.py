@@ -16,6 +16,7 @@ from compress.report import numbers
 from compress.results import Divergence, Perplexity, Progress, Side
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
     from rich.table import Table
@@ -52,7 +53,9 @@ def watching(*, quiet: bool) -> Iterator[Watch]:
         if quiet:
             yield lambda record: None
         elif sys.stderr.isatty():
-            with _bars() as bars:
+            from rich.console import Console
+
+            with _bars(Console(stderr=True)) as bars:
                 yield LiveBars(bars)
         else:
             yield PlainLines(sys.stderr)
@@ -68,7 +71,7 @@ class LiveBars:
 
     def __call__(self, record: Progress) -> None:
         """Show one record."""
-        fields = {
+        fields: dict[str, Any] = {
             "count": count(record),
             "detail": record.detail if record.done < record.total else "",
             "resident": numbers.size(resident_bytes()),
@@ -76,11 +79,11 @@ class LiveBars:
         task = self._tasks.get(record.step)
         if task is None:
             task = self._tasks[record.step] = self._bars.add_task(
-                record.step, total=record.total, **fields
+                record.step, total=record.total or None, **fields
             )
         elif record.done < self._bars.tasks[task].completed:
             self._bars.reset(task)
-        self._bars.update(task, completed=record.done, total=record.total, **fields)
+        self._bars.update(task, completed=record.done, total=record.total or None, **fields)
 
 
 class PlainLines:
@@ -98,7 +101,7 @@ class PlainLines:
         now, before = self._clock(), self._done.get(record.step)
         if before is None or record.done < before:
             self._began[record.step] = now
-        ends = record.done >= record.total and before not in (None, record.done)
+        ends = 0 < record.total <= record.done and record.done != before
         self._done[record.step] = record.done
         if before is None or ends or now - self._written >= LINE_INTERVAL_SECONDS:
             self._written = now
@@ -120,8 +123,9 @@ def line(record: Progress, elapsed_seconds: float) -> str:
 
 def count(record: Progress) -> str:
     """How far a step is: block 3/30, or 12.0 MB/90.0 MB."""
-    if record.unit.startswith("byte"):
-        return f"{numbers.size(record.done)}/{numbers.size(record.total)}"
+    if record.unit == "byte":
+        total = f"/{numbers.size(record.total)}" if record.total else ""  # servers may not tell
+        return numbers.size(record.done) + total
     return f"{record.unit} {record.done:,}/{record.total:,}"
 
 
@@ -133,11 +137,11 @@ def resident_bytes() -> int:
 
 
 def summary_table(rows: Sequence[Row]) -> Table:
-    """The one table that ends a run: before, after, difference, and the protocol of each number."""
+    """The one table that ends a run: before, after, difference; below it, what was measured."""
     table = _table("", "before", "after", "difference")
-    table.add_column("measured on", style="dim")
     for row in rows:
-        table.add_row(row.label, row.before, row.after, row.difference, row.note)
+        table.add_row(row.label, row.before, row.after, row.difference)
+    table.caption = "\n".join(f"{row.label}: {row.note}" for row in rows if row.note)
     return table
 
 
@@ -146,9 +150,7 @@ def side_table(side: Side, divergence: Divergence | None) -> Table:
     table = _table("", "value")
     table.add_column("measured on", style="dim")
     table.add_row("size on disk", numbers.size(side.size_bytes))
-    table.add_row(
-        "bits per weight", f"{side.bits_per_weight:.2f}", "block linears, every stored byte"
-    )
+    table.add_row("bits per weight", f"{side.bits_per_weight:.2f}", "block linears, all bytes")
     if side.perplexity:
         table.add_row("perplexity", f"{side.perplexity.perplexity:.2f}", _protocol(side.perplexity))
     if divergence:
@@ -176,7 +178,10 @@ def show(table: Table) -> None:
     """Write a table: as wide as the terminal, or as it needs in a pipe."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False).print(table)
+    terminal = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    with terminal.capture() as captured:
+        terminal.print(table)
+    emit("\n".join(text.rstrip() for text in captured.get().strip("\n").splitlines()))
 
 
 def _protocol(found: Perplexity) -> str:
@@ -200,15 +205,14 @@ def _table(first: str, *numbers: str) -> Table:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(box=SIMPLE, pad_edge=False)
-    table.add_column(first)
+    table = Table(box=SIMPLE, pad_edge=False, caption_justify="left", caption_style="dim")
+    table.add_column(first, overflow="fold")
     for name in numbers:
         table.add_column(name, justify="right")
     return table
 
 
-def _bars() -> Bars:
-    from rich.console import Console
+def _bars(terminal: Console) -> Bars:
     from rich.progress import (
         BarColumn,
         Progress,
@@ -228,5 +232,5 @@ def _bars() -> Bars:
         TextColumn(
             "{task.fields[detail]}", style="dim", markup=False, table_column=Column(no_wrap=True)
         ),
-        console=Console(stderr=True),
+        console=terminal,
     )

@@ -127,7 +127,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
 def ls() -> None:
     """List the shipped recipes, one line each."""
     for name in library.names("recipes"):
-        first = library.find("recipes", name).read_text(encoding="utf-8").partition("\n")[0]
+        first = _text(_recipe(name)).partition("\n")[0]
         console.emit(
             f"{name:<20} {first.removeprefix('#').strip().removeprefix(name + ':').strip()}"
         )
@@ -136,7 +136,7 @@ def ls() -> None:
 @recipes.command("show")
 def show(name: Annotated[str, typer.Argument(metavar="RECIPE")]) -> None:
     """Print one recipe as it is written."""
-    console.emit(_text(library.find("recipes", name)))
+    console.emit(_text(_recipe(name)))
 
 
 @recipes.command("copy")
@@ -147,14 +147,15 @@ def copy(
     ] = None,
 ) -> None:
     """Copy a shipped recipe to a file of your own; an existing file is never overwritten."""
-    text, target = _text(library.find("recipes", name)), to or Path(f"{name}.yaml")
+    source = _recipe(name)
+    text, target = _text(source), to or Path(source.name)
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise RequestError(
-            f"{target}: exists already and is not overwritten. Name another file."
-        ) from None
+        raise RequestError(f"{target}: exists and is not overwritten. Name another file.") from None
+    except OSError as error:
+        raise RequestError(f"{target}: cannot be written ({error.strerror}).") from error
     console.emit(str(target))
 
 
@@ -220,10 +221,17 @@ def _read(path: Path, kind: type[T]) -> T:
         raise ArtifactError(
             f"{path}: cannot be read ({error.strerror}). Give the folder of a finished run."
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(
             f"{path}: not what this version writes ({error}). Run the recipe again."
         ) from error
+
+
+def _recipe(name: str) -> Path:
+    try:
+        return library.find("recipes", name)
+    except LookupError as error:
+        raise RequestError(str(error)) from error
 
 
 def _text(path: Path) -> str:

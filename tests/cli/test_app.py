@@ -1,0 +1,163 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from compress import errors
+from compress.cli.app import app
+
+FLAGS = {
+    "": {"--debug", "--version"},
+    "apply": {"RECIPE", "--out", "--set", "--device", "--threads", "--json", "--quiet"},
+    "evaluate": {"ARTIFACT|TEACHER", "--suite", "--device", "--threads", "--json", "--quiet"},
+    "generate": {
+        "ARTIFACT", "PROMPT", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed",
+        "--raw", "--threads",
+    },
+    "inspect": {"ARTIFACT", "--json"},
+    "report": {"DIR"},
+    "env": {"--json"},
+    "recipes": set(),
+    "recipes ls": set(),
+    "recipes show": {"RECIPE"},
+    "recipes copy": {"RECIPE", "FILE"},
+    "recipes check": {"[RECIPE]…"},
+}  # fmt: skip
+
+
+def flags(command, name=""):
+    """Every command by its words, with the names of its arguments and options."""
+    found = {
+        text
+        for parameter in command.params
+        for text in (parameter.opts if parameter.opts[0].startswith("-") else [parameter.metavar])
+    }
+    yield name, found - {"--help", "-h"}
+    for word, inner in getattr(command, "commands", {}).items():
+        yield from flags(inner, f"{name} {word}".strip())
+
+
+def test_flags_are_frozen():
+    assert dict(flags(typer.main.get_command(app))) == FLAGS
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--help", "apply --help", "recipes ls", "recipes check", "recipes check quickstart"],
+)
+def test_starts_without_torch(arguments):
+    code = (
+        "import sys; from compress.cli.app import run; code = run(sys.argv[1:]);"
+        "heavy = {'torch', 'numpy', 'transformers', 'lm_eval', 'datasets', 'matplotlib'};"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments.split()], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+
+
+def test_help_takes_at_most_half_a_second_of_processor():
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "compress", "--help"], check=True, capture_output=True)
+    after = os.times()
+    assert (
+        after.children_user + after.children_system - before.children_user - before.children_system
+        < 0.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.RecipeError(["mine.yaml:3  bits: 5 is not one of 2, 3, 4, 8."]), 2),
+        (errors.ModelError("teacher: holds a pickle."), 2),
+        (errors.StorageError("small.partial: cannot be written (No space left on device)."), 1),
+        (errors.SolveError("model.layers.0: could not be solved."), 1),
+        (errors.GateMissed("perplexity: rose by 0.20, at most 0.10."), 3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_library_errors_become_exit_codes(run, pipeline, error, code):
+    pipeline.fails = error
+    found, out, err = run("apply", "quickstart", "--quiet")
+    assert (found, out) == (code, "")
+    assert err.endswith(str(error) + "\n")
+
+
+def test_an_unexpected_error_is_one_line_and_a_traceback_only_when_asked(
+    run, pipeline, monkeypatch
+):
+    pipeline.fails = OSError(28, "No space left on device", "small.partial/journal")
+    code, out, err = run("apply", "quickstart", "--json")
+    assert (code, out) == (1, "")
+    assert "Unexpected OSError: [Errno 28] No space left on device: 'small.partial/journal'" in err
+    assert "compress --debug" in err
+    assert "Traceback" not in err
+
+    monkeypatch.setenv("COMPRESS_DEBUG", "")  # so that what --debug sets is taken back
+    assert "Traceback" in run("--debug", "apply", "quickstart")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["aply"], "Did you mean 'apply'?"),
+        (["apply"], "Missing argument 'RECIPE'"),
+        (["apply", "quickstart", "--treads", "2"], "--threads"),
+        (["apply", "quickstart", "--threads", "0"], "greater than or equal to 1"),
+        (["apply", "quickstart", "--device", "tpu"], "'auto', 'cpu', 'cuda'"),
+        (["apply", "quikstart"], "Did you mean quickstart?"),
+        (["apply", "./quickstart.yaml"], "no such file"),
+        (["apply", "quickstart", "--set", "evaluate.siute=quick"], "suite"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_request_is_exit_2_and_says_what_is_right(run, pipeline, arguments, words):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert not pipeline.asked
+
+
+def test_a_bare_command_shows_its_help(run):
+    code, out, err = run()
+    assert (code, err) == (2, "")
+    assert "apply" in out
+
+
+def test_version(run):
+    import compress
+
+    assert run("--version") == (0, f"compress {compress.__version__}\n", "")
+
+
+def test_a_reader_that_leaves_early_is_no_traceback():
+    code = (
+        "import sys; from compress.cli.app import main;"
+        "sys.argv[1:] = ['recipes', 'show', 'quickstart']; main()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout
+    child.stdout.close()
+    assert child.stderr
+    assert child.stderr.read() == ""
+    assert child.wait() == 1
+
+
+def test_openmp_policy_is_set_for_the_command_only(monkeypatch):
+    from compress.cli.app import _prepare_process
+
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    _prepare_process()
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    _prepare_process()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"

