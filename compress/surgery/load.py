@@ -42,12 +42,18 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return found
 
 
-def chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
+def chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    answering: bool = False,
+) -> str:
     """Render a conversation with the tokenizer's chat template.
 
     Args:
         tokenizer: of an instruct model.
         messages: of "role" and "content", oldest first.
+        answering: end with the beginning of the assistant's turn.
 
     Raises:
         CalibrationError: the tokenizer has no template, or the template refuses these messages.
@@ -61,7 +67,7 @@ def chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str
         )
     try:
         text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=answering
         )
     except (TemplateError, TypeError, KeyError) as error:
         raise CalibrationError(

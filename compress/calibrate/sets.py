@@ -1,0 +1,156 @@
+"""A calibration set by its name or path → windows of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from compress import library
+from compress.calibrate import documents, tokens
+from compress.calibrate.tokens import Document, Windows
+from compress.errors import CalibrationError, RecipeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from compress.recipe.schema import Calibration
+
+# generate(samples, seq_len, seed, **what the set says) -> [samples, seq_len] int64
+Generate = Callable[..., Tensor]
+
+_COMMON = {"version", "kind", "description"}
+_KEYS: dict[str, set[str]] = {
+    "self": {"seeding", "temperature", "top_k"},
+    "text": {"path", "field", "separator", "shuffle"},
+    "hub": {"dataset", "config", "split", "field", "revision", "separator", "shuffle"},
+}
+_NEEDED = {"self": set(), "text": {"path"}, "hub": {"dataset", "split"}}
+_OVERRIDES = {"self": set(), "text": {"field"}, "hub": {"revision", "split", "field"}}
+
+
+def load(
+    calibration: Calibration,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    generate: Generate | None = None,
+) -> Windows:
+    """Read or write the text of a calibration section and cut it into windows.
+
+    Args:
+        calibration: set, samples, seq_len, seed, and for hub sets revision, split and field. The
+            set is a shipped name, a .txt or .jsonl file, or a .yaml file that describes one.
+        tokenizer: the teacher's.
+        generate: writes text in the teacher's hand, for sets of kind "self".
+
+    Raises:
+        CalibrationError: the set is missing, unreadable, not what it should be, or too short.
+    """
+    described = describe(calibration)
+    if described["kind"] == "self":
+        return _written(calibration, described, generate)
+    shuffle = bool(described.get("shuffle", False))
+    wanted = None if shuffle else calibration.samples * calibration.seq_len
+    source, revision, found = _documents(described, tokenizer)
+    ids = tokens.encode(found, tokenizer, wanted=wanted, separator=described.get("separator"))
+    return tokens.windows(
+        ids, calibration.samples, calibration.seq_len, calibration.seed,
+        shuffle=shuffle, source=source, revision=revision,
+    )  # fmt: skip
+
+
+def describe(calibration: Calibration) -> dict[str, Any]:
+    """What a set is: its kind and that kind's keys, paths made absolute, the recipe's overrides in.
+
+    Raises:
+        CalibrationError: no such set, a key that its kind does not have or lacks, or an override
+            that it cannot use.
+    """
+    try:
+        path = library.find("calib", calibration.set)
+    except LookupError as error:
+        raise CalibrationError(f"calibration.set: {error}") from error
+    if path.suffix.lower() in (".yaml", ".yml"):
+        described = _checked(path)
+    else:
+        described = {"kind": "text", "path": str(path)}
+    overrides = {
+        key: value
+        for key in ("revision", "split", "field")
+        if (value := getattr(calibration, key)) is not None
+    }
+    unused = sorted(overrides.keys() - _OVERRIDES[described["kind"]])
+    if unused:
+        raise CalibrationError(
+            f"calibration.{unused[0]}: a set of kind {described['kind']} does not use it "
+            f"(set: {calibration.set}). Leave it out."
+        )
+    return {**described, **overrides}
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    data = _read_yaml(path)
+    kind = data.get("kind")
+    if kind not in _KEYS:
+        raise CalibrationError(f"{path}: kind: {kind!r} is none of {', '.join(_KEYS)}.")
+    unknown = sorted(data.keys() - _KEYS[kind] - _COMMON)
+    if unknown:
+        guess = library.nearest(unknown[0], _KEYS[kind])
+        hint = f" Did you mean {guess}?" if guess else f" Known: {', '.join(sorted(_KEYS[kind]))}."
+        raise CalibrationError(f"{path}: {unknown[0]}: a set of kind {kind} has no such key.{hint}")
+    if missing := sorted(_NEEDED[kind] - data.keys()):
+        raise CalibrationError(f"{path}: {missing[0]}: missing; a set of kind {kind} needs it.")
+    if kind == "text":
+        data = {**data, "path": str(path.parent / str(data["path"]))}
+    return data
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    from compress.recipe import source
+
+    try:
+        found = source.read(path.read_text(encoding="utf-8"), str(path))
+    except RecipeError as error:
+        raise CalibrationError("\n".join(error.mistakes)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalibrationError(f"{path}: cannot be read as text ({error}).") from error
+    if found.mistakes:
+        raise CalibrationError("\n".join(text for _, text in found.mistakes))
+    if not isinstance(found.data, dict):
+        raise CalibrationError(f"{path}: holds no mapping. A set begins with version: 1 and kind.")
+    return found.data
+
+
+def _documents(
+    described: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, str | None, Iterator[Document]]:
+    """Name, commit and documents of a set that is read."""
+    field = described.get("field")
+    if described["kind"] == "hub":
+        dataset, config, split = (described.get(key) for key in ("dataset", "config", "split"))
+        records, commit = documents.from_hub(
+            str(dataset), config, str(split), described.get("revision")
+        )
+        source = f"{dataset} ({config or 'default'}, {split})"
+        return source, commit, documents.render(records, field, tokenizer, source)
+    path = Path(described["path"])
+    if path.suffix.lower() == ".jsonl":
+        return str(path), None, documents.from_jsonl(path, field, tokenizer)
+    if field is not None:
+        raise CalibrationError(f"calibration.field: {path} is plain text and has no fields.")
+    return str(path), None, documents.from_text(path)
+
+
+def _written(
+    calibration: Calibration, described: Mapping[str, Any], generate: Generate | None
+) -> Windows:
+    if generate is None:
+        raise CalibrationError(
+            f"calibration.set: {calibration.set} is written by the teacher, and none is at hand "
+            "here. Give a .txt or .jsonl file."
+        )
+    options = {key: described[key] for key in sorted(_KEYS["self"] & described.keys())}
+    ids = generate(calibration.samples, calibration.seq_len, calibration.seed, **options)
+    return tokens.whole(ids, source=f"the teacher's own text (seed {calibration.seed})")
