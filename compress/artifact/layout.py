@@ -202,12 +202,18 @@ def _dense_shapes(
             raise ArtifactError(f"{name}.weight: extra, {name} is stored quantized already.")
         size = (matrix.rows, matrix.columns)
         shapes[f"{name}.weight"] = size[::-1] if _transposed(config, name) else size
-    if extra := sorted(name for name in shapes if name.endswith(form.SUFFIXES)):
+    if extra := sorted(name for name in shapes if _unexplained(name, form.SUFFIXES, matrices)):
         raise ArtifactError(
             f"{', '.join(extra[:3])}: extra: no quantized matrix of config.json has them (are its "
-            "codes missing?). Write the artifact again."
+            "codes missing, or was it written by a newer version?). Write the artifact again."
         )
     return shapes
+
+
+def _unexplained(name: str, suffixes: tuple[str, ...], matrices: Mapping[str, Matrix]) -> bool:
+    """Whether a tensor belongs to quantization and yet to no matrix as it is known here."""
+    module, _, ending = name.rpartition(".")
+    return name.endswith(suffixes) or (module in matrices and ending not in ("weight", "bias"))
 
 
 def _transposed(config: Mapping[str, Any], module: str) -> bool:

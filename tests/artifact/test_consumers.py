@@ -36,6 +36,7 @@ def asymmetric():
     return {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)}
 
 
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("sym", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])

@@ -175,6 +175,10 @@ BROKEN = {
         lambda t: t.update({f"{Q}.weight": torch.zeros(64, 64)}),
         f"{Q}.weight: extra",
     ),
+    "from a newer version": (
+        lambda t: t.update({f"model.layers.{i}.mlp.up_proj.mask": torch.zeros(1) for i in (0, 1)}),
+        "model.layers.0.mlp.up_proj.mask, model.layers.1.mlp.up_proj.mask: extra",
+    ),
     "orphan": (lambda t: t.update({"model.x.zeros": torch.zeros(1)}), "model.x.zeros: extra"),
     "codes cut": (
         lambda t: t.update({f"{Q}.codes": t[f"{Q}.codes"][:, :-1]}),
