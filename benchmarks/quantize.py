@@ -119,6 +119,9 @@ def our_recipe(given: argparse.Namespace, windows: Path) -> list[str]:
             "calibration.set": windows,
             "calibration.samples": given.samples,
             "calibration.seq_len": given.seq_len,
+            "artifact.format": "compressed-tensors",  # what the reader opens
+            "teacher.sha256": "null",  # the recipe's pins are of another teacher
+            "teacher.revision": "null",
         }
         sets = [f"--set={key}={value}" for key, value in settings.items()]
         return [given.recipe, "{out}", *sets]
@@ -192,7 +195,7 @@ def facts(given: argparse.Namespace, argv: Sequence[str], windows: Windows) -> d
     return {
         **measure.about("benchmarks/quantize.py", argv),
         "teacher": given.teacher.resolve().name,
-        "windows_sha256": windows.sha256,
+        "calibration_fingerprint": windows.fingerprint,
         "settings": {name: getattr(given, name) for name in names},
     }
 

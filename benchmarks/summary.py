@@ -33,7 +33,7 @@ def summarize(
     return {
         "schema_version": SCHEMA_VERSION,
         **facts,
-        "same_windows": _same_windows(facts["windows_sha256"], runs),
+        "same_windows": _same_windows(facts["calibration_fingerprint"], runs),
         "bytes_tolerance": bytes_tolerance,
         "teacher_read": readings["teacher"],
         "sides": sides,
@@ -113,10 +113,12 @@ def _ratios(ours: Mapping[str, Any], peer: Mapping[str, Any], tolerance: float) 
     }
 
 
-def _same_windows(wanted: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, bool]:
-    """For each side that says which tokens it used: whether they are those that were cut."""
-    said = {name: of_side[0].get("windows_sha256") for name, of_side in runs.items()}
-    return {name: sha == wanted for name, sha in said.items() if sha is not None}
+def _same_windows(
+    wanted: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, bool | None]:
+    """For each side: whether its tokens are those that were cut; None where it is silent."""
+    said = {name: of_side[0].get("calibration_fingerprint") for name, of_side in runs.items()}
+    return {name: found and found == wanted for name, found in said.items()}
 
 
 def _table(result: Mapping[str, Any]) -> list[str]:
@@ -152,7 +154,8 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
         )
     for name, same in result["same_windows"].items():
         if not same:
-            lines.append(f"- {name} did NOT calibrate on the windows that were cut.")
+            did = "does not say whether it calibrated" if same is None else "did NOT calibrate"
+            lines.append(f"- {name} {did} on the windows that were cut.")
     for name, side in result["sides"].items():
         if len(side["seconds_of_runs"]) > 1:
             runs = ", ".join(f"{seconds:.1f}" for seconds in side["seconds_of_runs"])

@@ -11,11 +11,11 @@ PYDOC_TOPICS = "pydoc-topics"
 
 @dataclass(frozen=True)
 class Windows:
-    """The first windows of a text: a file of exactly those, and the sha256 of their ids."""
+    """The first windows of a text: a file of exactly those, and what identifies their ids."""
 
     path: Path
     tokens: int
-    sha256: str
+    fingerprint: str
 
 
 def resolve(name: str, folder: Path) -> Path:
@@ -74,12 +74,13 @@ def cut(teacher: Path, text: Path, out: Path, *, samples: int, seq_len: int) -> 
     if ids != whole.ids[:wanted]:
         raise ValueError(f"{text}: cannot be cut after {wanted} tokens; choose other samples")
     out.write_text(content[:end], "utf-8")
-    return Windows(out, wanted, sha256_of_ids(ids))
+    return Windows(out, wanted, fingerprint(ids, samples, seq_len))
 
 
-def sha256_of_ids(ids: list[int]) -> str:
-    """Fingerprint of token ids, as little-endian 64-bit integers."""
-    return hashlib.sha256(b"".join(i.to_bytes(8, "little") for i in ids)).hexdigest()
+def fingerprint(ids: list[int], samples: int, seq_len: int) -> str:
+    """sha256 of token ids as little-endian 64-bit integers, then their shape in words."""
+    content = b"".join(i.to_bytes(8, "little") for i in ids)
+    return hashlib.sha256(content + f"{samples}x{seq_len}".encode()).hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:

@@ -45,8 +45,11 @@ def a_result(summary, *, peer_bytes=1000):
             {**RUN, "seconds": seconds, "weights_sha256": ["a"], "versions": {"torch": "2"}}
             for seconds in (1.0, 3.0, 2.0)
         ],
-        "peer": [{**RUN, "seconds": 10.0, "weights_sha256": ["b"], "windows_sha256": "other"}],
+        "peer": [
+            {**RUN, "seconds": 10.0, "weights_sha256": ["b"], "calibration_fingerprint": "other"}
+        ],
     }
+    runs["peer"][0]["calibration_fingerprint"] = "other"
     kl = {"kl_mean": 0.1, "kl_p99": 0.7, "top1_agreement": 0.8}
     read = {"perplexity": 22.0, "size_bytes": 1000, "bits_per_weight": 4.25}
     readings = {
@@ -60,7 +63,7 @@ def a_result(summary, *, peer_bytes=1000):
     }
     facts = {
         **{name: name for name in ("date", "commit", "hardware", "command", "teacher")},
-        "windows_sha256": "this",
+        "calibration_fingerprint": "this",
         "texts_sha256": {"test.txt": "0123456789abcdef"},
         "settings": {
             **{"method": "gptq", "bits": 4, "group_size": 64, "samples": 128, "seq_len": 512},
@@ -122,6 +125,18 @@ def test_the_recipe_it_writes_is_one_that_we_load(bench, request_, tmp_path):
         assert stage.scale_search == "mse"
 
 
+def test_a_shipped_recipe_is_moved_to_this_teacher_and_text(bench, request_, tmp_path):
+    load = pytest.importorskip("compress.recipe.load").load
+    quantize, windows = bench("quantize"), tmp_path / "calibration.txt"
+    windows.touch()
+    given = quantize.arguments([*request_, "--recipe", "w4g64-gptq"])
+    name, _, *sets = quantize.our_recipe(given, windows)
+    recipe = load(name, sets=[argument.removeprefix("--set=") for argument in sets])
+    assert recipe.teacher.model == str(tmp_path / "teacher")
+    assert recipe.teacher.sha256 is None
+    assert recipe.calibration.set == str(windows)
+
+
 def test_result_holds_medians_ratios_and_the_names_of_results_json(bench):
     result = json.loads(json.dumps(a_result(bench("summary"))))
     ours = result["sides"]["compress"]
@@ -139,6 +154,15 @@ def test_unequal_bytes_and_other_windows_are_said_on_the_page(bench):
     assert result["equal_bytes"] is False
     assert "NOT equal (1.111×)" in summary.page(result)
     assert "peer did NOT calibrate on the windows" in summary.page(result)
+    assert "compress does not say whether it calibrated on" in summary.page(result)
+
+
+def test_both_sides_name_their_windows_alike(bench):
+    torch = pytest.importorskip("torch")
+    tokens = pytest.importorskip("compress.calibrate.tokens")
+    ids = [1, 2, 3, 4, 5, 600]
+    ours = tokens.fingerprint(torch.tensor(ids).view(2, 3))
+    assert bench("texts").fingerprint(ids, 2, 3) == ours
 
 
 def test_sections_are_inserted_newest_first_and_only_below_a_marker(bench, tmp_path):
@@ -169,7 +193,7 @@ def test_cut_text_gives_the_first_tokens_of_the_whole(bench, tmp_path):
     texts = bench("texts")
     windows = texts.cut(tmp_path, text, tmp_path / "cut.txt", samples=2, seq_len=3)
     assert windows.path.read_text() == "a b c a b c"
-    assert windows.sha256 == texts.sha256_of_ids([1, 2, 3, 1, 2, 3])
+    assert windows.fingerprint == texts.fingerprint([1, 2, 3, 1, 2, 3], 2, 3)
     with pytest.raises(ValueError, match="8 tokens, 3 windows of 3 need 9"):
         texts.cut(tmp_path, text, tmp_path / "cut.txt", samples=3, seq_len=3)
 

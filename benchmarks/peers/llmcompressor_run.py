@@ -51,9 +51,9 @@ def flush(folder: Path) -> None:
 
 
 def fingerprint(windows: list[list[int]]) -> str:
-    """sha256 of all token ids in order, as little-endian 64-bit integers."""
-    ids = (i for window in windows for i in window)
-    return hashlib.sha256(b"".join(i.to_bytes(8, "little") for i in ids)).hexdigest()
+    """sha256 of all token ids as little-endian 64-bit integers, then their shape in words."""
+    content = b"".join(i.to_bytes(8, "little") for window in windows for i in window)
+    return hashlib.sha256(content + f"{len(windows)}x{len(windows[0])}".encode()).hexdigest()
 
 
 def main() -> None:
@@ -105,7 +105,7 @@ def main() -> None:
         json.dumps(
             {
                 "seconds": seconds,
-                "windows_sha256": fingerprint(windows),
+                "calibration_fingerprint": fingerprint(windows),
                 "versions": {name: importlib.metadata.version(name) for name in packages},
             }
         )
