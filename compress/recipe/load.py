@@ -1,4 +1,4 @@
-"""A name or path, and ``--set`` arguments → `Recipe`; or all mistakes at once, each with its line."""
+"""A name or path and ``--set`` arguments → `Recipe`; or all mistakes, each with its line."""
 
 from __future__ import annotations
 

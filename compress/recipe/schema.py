@@ -173,7 +173,7 @@ class Recipe(BaseModel):
         min_length=1, description="What is done, in order."
     )
     evaluate: Evaluate = Field(default=Evaluate(), description="How the student is judged.")
-    artifact: Artifact = Field(default=Artifact(), description="What is written.")
+    artifact: Artifact = Field(default=Artifact(), description="What is written, and how.")
     resolved: Resolved = Field(
         default=Resolved(), description="What a run found out; only in lock files."
     )

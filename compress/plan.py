@@ -1,0 +1,174 @@
+"""A recipe held against a model's anatomy, from headers alone; says what cannot work.
+
+The recipe's own checks (`compress.recipe`) know no model; here widths, names and ties are known.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+from compress.anatomy import Anatomy, Linear
+from compress.errors import RecipeError
+from compress.recipe.mistakes import dotted
+from compress.recipe.patterns import HEAD, matches
+from compress.recipe.schema import Quantize, Recipe
+from compress.recipe.scheme import Scheme, head_scheme, override_for, scheme_for
+from compress.recipe.source import Loc, Places
+
+_GROUP_SIZES = (32, 64, 128)
+Found = Iterator[tuple[Loc, str]]
+
+
+def check(recipe: Recipe, anatomy: Anatomy, places: Places | None = None) -> None:
+    """Check that a recipe can be carried out on a model, and its artifact hold the outcome.
+
+    Args:
+        recipe: as loaded.
+        anatomy: of the teacher.
+        places: where the recipe's parts were written (`load.locate`), so that mistakes name lines.
+
+    Raises:
+        RecipeError: every mistake found.
+    """
+    places = places or Places("recipe")
+    found = sorted(_mistakes(recipe, anatomy), key=lambda mistake: places.order(mistake[0]))
+    if found:
+        raise RecipeError([f"{places.label(loc)}  {dotted(loc)}: {text}" for loc, text in found])
+
+
+def _mistakes(recipe: Recipe, anatomy: Anatomy) -> Found:
+    taken: dict[str, int] = {}
+    for index, stage in enumerate(recipe.stages):
+        loc: Loc = ("stages", index, "quantize")
+        quantize = stage.quantize
+        schemes = _schemes(quantize, anatomy)
+        yield from _unmatched(loc, quantize, anatomy)
+        yield from _undivided(loc, quantize, schemes)
+        yield from _twice(loc, schemes, taken)
+        if not schemes:
+            yield loc, "leaves every linear dense. Widen targets or shorten ignore."
+        if recipe.artifact.format == "compressed-tensors":
+            yield from _not_exportable(loc, quantize, anatomy, schemes)
+        taken.update(dict.fromkeys((linear.name for linear in schemes), index))
+
+
+def _schemes(quantize: Quantize, anatomy: Anatomy) -> dict[Linear, Scheme]:
+    """The linears that a stage quantizes, the head among them."""
+    found = {linear: scheme_for(quantize, linear.name) for linear in anatomy.linears}
+    found[anatomy.head] = head_scheme(quantize)
+    return {linear: scheme for linear, scheme in found.items() if scheme}
+
+
+def _unmatched(loc: Loc, quantize: Quantize, anatomy: Anatomy) -> Found:
+    names = [linear.name for linear in anatomy.linears]
+    for index, pattern in enumerate(quantize.targets):
+        yield from _matching_nothing((*loc, "targets", index), pattern, names)
+    for index, pattern in enumerate(quantize.ignore):  # the head is dense, so naming it is right
+        heads = [HEAD, anatomy.head.name]
+        yield from _matching_nothing((*loc, "ignore", index), pattern, [*names, *heads])
+    quantized = [name for name in names if scheme_for(quantize, name)]
+    decisive = {override_for(quantize, name) for name in quantized}
+    for pattern in quantize.overrides:
+        if pattern in decisive:
+            continue
+        place = (*loc, "overrides", pattern)
+        if any(matches(pattern, name) for name in quantized):
+            yield place, "decides nothing: patterns above it name the same linears. Move it up."
+        else:
+            yield from _matching_nothing(place, pattern, quantized)
+
+
+def _matching_nothing(loc: Loc, pattern: str, names: Sequence[str]) -> Found:
+    if any(matches(pattern, name) for name in names):
+        return
+    if matches(pattern, HEAD):
+        yield loc, f"{pattern!r} names the head, which is no block linear. Write head: 8 instead."
+        return
+    suffixes = dict.fromkeys(f"*.{name.rpartition('.')[2]}" for name in names)
+    yield loc, f"{pattern!r} matches no linear. Names end in {', '.join(suffixes) or 'nothing'}."
+
+
+def _undivided(loc: Loc, quantize: Quantize, schemes: dict[Linear, Scheme]) -> Found:
+    """One mistake for each field that sets a group size, however many linears it fails on."""
+    by_field: dict[Loc, list[Linear]] = {}
+    for linear in schemes:
+        pattern = override_for(quantize, linear.name) if linear.block is not None else None
+        if pattern is None or quantize.overrides[pattern].group_size is None:
+            by_field.setdefault((*loc, "group_size"), []).append(linear)
+        else:
+            by_field.setdefault((*loc, "overrides", pattern, "group_size"), []).append(linear)
+    for field, linears in by_field.items():
+        size = schemes[linears[0]].group_size
+        widths = [linear.in_features for linear in linears]
+        if failing := [x for x in linears if size != -1 and x.in_features % size]:
+            working = [s for s in _GROUP_SIZES if not any(width % s for width in widths)]
+            sizes = f"Use {' or '.join(map(str, working))}, or -1" if working else "Use -1"
+            found = f"{size} does not divide in_features {_widths(failing)}"
+            yield field, f"{found}. {sizes} for one scale per row."
+
+
+def _twice(loc: Loc, schemes: Iterable[Linear], taken: dict[str, int]) -> Found:
+    again = [linear for linear in schemes if linear.name in taken]
+    for index, group in groupby(again, key=lambda linear: taken[linear.name]):
+        names = _named(list(group))
+        yield loc, f"{names}: already quantized by stages[{index}]. Narrow the targets of one."
+
+
+def _not_exportable(
+    loc: Loc, quantize: Quantize, anatomy: Anatomy, schemes: dict[Linear, Scheme]
+) -> Found:
+    remedy = "or artifact.format: packed"
+    if quantize.head and anatomy.tied:
+        yield (
+            (*loc, "head"),
+            f"{quantize.head} bits, but {anatomy.embedding} is the head too, and "
+            f"compressed-tensors has no quantized embedding. Use head: null, {remedy}.",
+        )
+    if transposed := [linear for linear in schemes if linear.transposed]:
+        yield (
+            loc,
+            f"compressed-tensors holds no Conv1D, which {_named(transposed)} of "
+            f"{anatomy.model_type} are. Use artifact.format: packed.",
+        )
+    for fused, groups in _uneven(anatomy, schemes).items():
+        names = _named(groups[0])
+        more = f", and so in {len(groups) - 1} more blocks" if len(groups) > 1 else ""
+        yield (
+            loc,
+            f"{names} get unequal schemes{more}. Engines that open compressed-tensors fuse them "
+            f"({fused}) and need one. Treat them alike, {remedy}.",
+        )
+
+
+def _uneven(anatomy: Anatomy, schemes: dict[Linear, Scheme]) -> dict[str, list[list[Linear]]]:
+    """Fused groups whose linears do not all get the same integers, by the name of the fusion."""
+    found: dict[str, list[list[Linear]]] = {}
+    for block in anatomy.blocks:
+        for fused in dict.fromkeys(linear.fused for linear in block.linears if linear.fused):
+            group = [linear for linear in block.linears if linear.fused == fused]
+            given = [schemes.get(linear) for linear in group]
+            if (
+                len({scheme and (scheme.bits, scheme.group_size, scheme.sym) for scheme in given})
+                > 1
+            ):
+                found.setdefault(fused, []).append(group)
+    return found
+
+
+def _widths(linears: Sequence[Linear]) -> str:
+    by_width: dict[int, list[Linear]] = {}
+    for linear in linears:
+        by_width.setdefault(linear.in_features, []).append(linear)
+    return ", ".join(f"{width} of {_named(group)}" for width, group in by_width.items())
+
+
+def _named(linears: Sequence[Linear]) -> str:
+    """Name one linear and count the others, by their last names."""
+    if len(linears) == 1:
+        return linears[0].name
+    kinds = Counter(linear.name.rpartition(".")[2] for linear in linears)
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    more = len(linears) - 1
+    return f"{linears[0].name} and {more} more linear{'s' if more > 1 else ''} ({listed})"
