@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -17,7 +18,7 @@ from compress.recipe.source import Loc, Mistake, Places
 _KINDS = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
     "bool_type": "true or false", "string_type": "text", "tuple_type": "a list",
-    "dict_type": "a mapping", "model_type": "a mapping",
+    "list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping",
 }  # fmt: skip
 _BOUNDS = {
     "greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
@@ -25,13 +26,21 @@ _BOUNDS = {
 }  # fmt: skip
 
 
-def describe(error: ValidationError, places: Places) -> list[Mistake]:
-    """One message per mistake, each with a key that sorts it by its place."""
-    details = error.errors()
-    misspelt = {_meant(detail["loc"]) for detail in details if detail["type"] == "extra_forbidden"}
+def describe(
+    error: ValidationError, places: Places, root: type[BaseModel] = Recipe
+) -> list[Mistake]:
+    """One message per mistake, each with a key that sorts it by its place.
+
+    Args:
+        error: from validating what `places` tells the places of.
+        places: where each part was written.
+        root: the model that was validated.
+    """
+    found = [(_Spot(root, _plain(detail["loc"])), detail) for detail in error.errors()]
+    misspelt = {spot.meant() for spot, detail in found if detail["type"] == "extra_forbidden"}
     return [
-        (places.order(detail["loc"]), _message(detail, places))
-        for detail in details
+        (places.order(spot.loc), f"{places.label(spot.loc)}  {spot.path()}{_said(detail, spot)}")
+        for spot, detail in found
         if not _follows_from_another(detail, misspelt)
     ]
 
@@ -41,32 +50,65 @@ def dotted(loc: Loc) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
 
 
-def _message(detail: Any, places: Places) -> str:
-    loc = detail["loc"][:-1] if detail["loc"][-1:] == ("[key]",) else detail["loc"]
-    path = dotted(loc)
-    return f"{places.label(loc)}  {path + ': ' if path else ''}{_said(detail, loc)}"
+@dataclass(frozen=True)
+class _Spot:
+    """One location in a model, and what the model says of it."""
+
+    root: type[BaseModel]
+    loc: Loc
+
+    def path(self) -> str:
+        return f"{dotted(self.loc)}: " if self.loc else ""
+
+    def section(self) -> type[BaseModel]:
+        """The model that holds the last part of the location."""
+        return self._walk(self.loc[:-1])[0]
+
+    def field(self) -> FieldInfo:
+        """The field at the location; what a list or mapping holds counts as that field."""
+        return self._walk(self.loc)[1]
+
+    def meant(self) -> Loc:
+        """The field that a misspelt one stands for, as far as can be told."""
+        guess = nearest(str(self.loc[-1]), self.section().model_fields)
+        return (*self.loc[:-1], guess) if guess else self.loc
+
+    def _walk(self, loc: Loc) -> tuple[type[BaseModel], FieldInfo]:
+        model, field, in_mapping = self.root, FieldInfo(annotation=self.root), False
+        for part in loc:
+            if isinstance(part, int) or in_mapping:
+                in_mapping = False
+                continue
+            field = model.model_fields[part]
+            in_mapping = typing.get_origin(field.annotation) is dict
+            model = next(_models(field.annotation), model)
+        return model, field
 
 
-def _said(detail: Any, loc: Loc) -> str:
+def _plain(loc: Loc) -> Loc:
+    return loc[:-1] if loc[-1:] == ("[key]",) else loc
+
+
+def _said(detail: Any, spot: _Spot) -> str:
     kind, context, found = detail["type"], detail.get("ctx", {}), _found(detail["input"])
     if kind == "value_error":  # raised by the schema, which says the rest itself
         return str(context["error"])
     if kind == "extra_forbidden":
-        return f"unknown field. {_known(loc)}"
+        return f"unknown field. {_known(spot)}"
     if kind == "missing":
-        return f"missing. {_example(loc)}"
+        return f"missing. {_example(spot)}"
     if kind == "literal_error":
-        return f"{found}{_choices(detail['input'], loc)}"
+        return f"{found}{_choices(detail['input'], spot.field())}"
     if kind in _KINDS:
-        return f"{found} is not {_KINDS[kind]}. {_remedy(detail['input'], kind, loc)}"
+        return f"{found} is not {_KINDS[kind]}. {_remedy(detail['input'], kind, spot)}"
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        return f"{found} is out of range: must be {words} {context[name]}. {_example(loc)}"
+        return f"{found} is out of range: must be {words} {context[name]}. {_example(spot)}"
     if kind == "string_pattern_mismatch":
-        return f"{found} does not have the right form. {_field(loc).description}"
+        return f"{found} does not have the right form. {spot.field().description}"
     if kind in ("too_short", "string_too_short"):
-        return f"{found} is empty. {_example(loc)}"
-    return f"{found}: {detail['msg']}. docs/recipes.md lists what is possible."
+        return f"{found} is empty. {_example(spot)}"
+    return f"{found}: {detail['msg']}. {_example(spot)}"
 
 
 def _follows_from_another(detail: Any, misspelt: set[Loc]) -> bool:
@@ -80,24 +122,17 @@ def _found(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _meant(loc: Loc) -> Loc:
-    """The field that a misspelt one stands for, as far as can be told."""
-    guess = nearest(str(loc[-1]), _model(loc[:-1]).model_fields)
-    return (*loc[:-1], guess) if guess else loc
-
-
-def _known(loc: Loc) -> str:
-    fields = _model(loc[:-1]).model_fields
-    if (meant := _meant(loc)) != loc:
+def _known(spot: _Spot) -> str:
+    if (meant := spot.meant()) != spot.loc:
         return f"Did you mean {meant[-1]}?"
-    homes = (name for name, section in _sections(Recipe) if loc[-1] in section.model_fields)
+    homes = (name for name, inner in _sections(spot.root) if spot.loc[-1] in inner.model_fields)
     if home := next(homes, None):
         return f"It belongs in {home}."
-    return f"Known here: {', '.join(fields)}."
+    return f"Known here: {', '.join(spot.section().model_fields)}."
 
 
-def _choices(value: Any, loc: Loc) -> str:
-    allowed = _literals(_field(loc).annotation)
+def _choices(value: Any, field: FieldInfo) -> str:
+    allowed = _literals(field.annotation)
     if len(allowed) == 1:
         return f", must be {_found(allowed[0])}."
     words = [choice for choice in allowed if isinstance(choice, str)]
@@ -106,48 +141,24 @@ def _choices(value: Any, loc: Loc) -> str:
     return f" is not one of {', '.join(map(str, allowed))}.{hint}"
 
 
-def _remedy(value: Any, kind: str, loc: Loc) -> str:
+def _remedy(value: Any, kind: str, spot: _Spot) -> str:
     if kind == "string_type" and isinstance(value, bool | int | float):
         return f'Quote it: "{_found(value)}".'
-    if kind == "tuple_type":
+    if kind in ("tuple_type", "list_type"):
         return "Put it in brackets: [ … ]."
-    return _example(loc)
+    return _example(spot)
 
 
-def _example(loc: Loc) -> str:
-    model, field = _walk(loc)
+def _example(spot: _Spot) -> str:
+    field, name = spot.field(), spot.loc[-1] if spot.loc else ""
     if kind := next(_models(field.annotation), None):
         return f"Fields: {', '.join(kind.model_fields)}."
+    if name not in spot.section().model_fields:
+        return "Write text."  # an entry of a list of names or patterns
+    if field.is_required() and not field.examples:
+        return str(field.description)
     value = field.examples[0] if field.examples else field.default
-    shown = value if isinstance(value, str) else json.dumps(value)
-    return (
-        f"For example {loc[-1]}: {shown}"
-        if loc[-1] in model.model_fields
-        else "Write a name or a pattern."
-    )
-
-
-def _model(loc: Loc) -> type[BaseModel]:
-    return _walk(loc)[0]
-
-
-def _field(loc: Loc) -> FieldInfo:
-    return _walk(loc)[1]
-
-
-def _walk(loc: Loc) -> tuple[type[BaseModel], FieldInfo]:
-    """The model and field that a location leads to; what a list or mapping holds counts as it."""
-    model: type[BaseModel] = Recipe
-    field = FieldInfo(annotation=Recipe)
-    in_mapping = False
-    for part in loc:
-        if isinstance(part, int) or in_mapping:
-            in_mapping = False
-            continue
-        field = model.model_fields[part]
-        in_mapping = typing.get_origin(field.annotation) is dict
-        model = next(_models(field.annotation), model)
-    return model, field
+    return f"For example {name}: {value if isinstance(value, str) else json.dumps(value)}"
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

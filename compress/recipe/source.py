@@ -110,12 +110,17 @@ def mapping(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: the file cannot be read, or holds anything else.
     """
+    return mapping_with_places(path)[0]
+
+
+def mapping_with_places(path: Path) -> tuple[dict[str, Any], Places]:
+    """Like `mapping`, with the place of each part."""
     source = read(text_of(path), str(path))
     if source.mistakes:
         raise RecipeError([message for _, message in source.mistakes])
     if not isinstance(source.data, dict):
         raise RecipeError([f"{path}: holds no mapping of names to values."])
-    return source.data
+    return source.data, source.places
 
 
 def text_of(path: Path) -> str:

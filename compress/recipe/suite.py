@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from compress import library
 from compress.errors import RecipeError
-from compress.recipe import source
-from compress.recipe.schema import Section
+from compress.recipe.mistakes import describe
+from compress.recipe.quantize import STRICT
+from compress.recipe.source import mapping_with_places
+
+_Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
-class Text(Section):
+class Text(BaseModel):
     """Windows of one held-out text."""
 
+    model_config = STRICT
+
     set: str = Field(min_length=1, description="A calibration set, or a path beside the suite.")
-    split: str | None = Field(None, description="Of a hub set: the split to read.")
+    split: str | None = Field(default=None, description="Of a hub set: the split to read.")
     seq_len: int = Field(ge=8, le=131_072, description="Tokens in each window.")
     windows: int = Field(ge=1, le=100_000, description="Windows, from the beginning.")
 
 
-class Samples(Section):
+class Samples(BaseModel):
     """Prompts that teacher and student both answer, greedily."""
 
-    prompts: list[str] = Field(description="Raw text, or what a user says where there is a chat.")
+    model_config = STRICT
+
+    prompts: _Names = Field(description="Raw text, or what a user says where there is a chat.")
     max_new_tokens: int = Field(ge=1, le=4096, description="Length of each answer.")
 
 
-class Suite(Section):
+class Suite(BaseModel):
     """One way to judge a model."""
 
-    version: int = Field(ge=1, le=1, description="Version of this schema.")
-    description: str = Field("", description="What it is for, and what it costs.")
+    model_config = STRICT
+
+    version: Literal[1] = Field(description="Version of this schema.", examples=[1])
+    description: str = Field(default="", description="What it is for, and what it costs.")
     perplexity: Text = Field(description="Text for perplexity.")
     divergence: Text = Field(description="Text for KL divergence and agreement.")
-    tasks: list[str] = Field([], description="Tasks that ship with compress.")
-    lm_eval_tasks: list[str] = Field([], description="Tasks of lm-eval by its names; need a hub.")
-    limit: int | None = Field(None, ge=1, description="Items of each task; null for all.")
-    samples: Samples | None = Field(None, description="Answers shown side by side.")
+    tasks: _Names = Field(default=(), description="Tasks that ship with compress.")
+    lm_eval_tasks: _Names = Field(
+        default=(), description="Tasks of lm-eval by its names; need a hub."
+    )
+    limit: int | None = Field(default=None, ge=1, description="Items of each task; null for all.")
+    samples: Samples | None = Field(default=None, description="Answers shown side by side.")
 
 
 def load_suite(argument: str) -> Suite:
@@ -49,31 +61,15 @@ def load_suite(argument: str) -> Suite:
     """
     try:
         path = library.find("eval", argument)
-        text = path.read_text(encoding="utf-8")
     except LookupError as error:
         raise RecipeError([f"evaluate.suite: {error}"]) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{path}: cannot be read as text ({error})."]) from error
-    found = source.read(text, str(path))
-    mistakes = [message for _, message in found.mistakes]
+    data, places = mapping_with_places(path)
     try:
-        suite = None if mistakes else Suite.model_validate(found.data)
+        suite = Suite.model_validate(data)
     except ValidationError as error:
-        mistakes = [_told(path, found.places, mistake) for mistake in error.errors()]
-    if mistakes or suite is None:
-        raise RecipeError(mistakes)
-    return suite.model_copy(
-        update={
-            "perplexity": _beside(suite.perplexity, path),
-            "divergence": _beside(suite.divergence, path),
-        }
-    )
-
-
-def _told(path: Path, places: source.Places, mistake: object) -> str:
-    loc = tuple(mistake["loc"])  # type: ignore[index]
-    where = ".".join(map(str, loc))
-    return f"{places.label(loc)}  {where}: {mistake['msg']}. See eval/README.md."  # type: ignore[index]
+        raise RecipeError([text for _, text in sorted(describe(error, places, Suite))]) from error
+    texts = {name: _beside(getattr(suite, name), path) for name in ("perplexity", "divergence")}
+    return suite.model_copy(update=texts)
 
 
 def _beside(text: Text, suite: Path) -> Text:
