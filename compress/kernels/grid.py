@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 ScaleSearch = Literal["none", "mse", "hessian"]
-_ROWS_AT_ONCE = 1 << 20  # weights tried together in a search: fits the cache, bounds the memory
-_SHRINK = torch.linspace(1.1, 0.4, 60)  # of the range that would clip nothing
+_AT_ONCE = 1 << 18  # weights tried together in a search: fits the cache, bounds the memory
+_CANDIDATES = 24  # shrunken ranges tried; 60 lower the error by another 0.1 %
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def fit(
     if search == "none":
         return _spanning(groups, bits, sym, 1.0)
     known = importance if search == "hessian" and importance is not None else torch.ones(columns)
-    weights = known.to(groups).view(1, -1, size)
-    parts = groups.split(max(1, _ROWS_AT_ONCE // columns))
+    weights = known.to(groups).view(-1, size)
+    parts = groups.split(max(1, _AT_ONCE // columns))
     found = [_best(part, weights, bits, sym) for part in parts]
     return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
 
@@ -96,9 +96,9 @@ def _best(groups: Tensor, importance: Tensor, bits: int, sym: bool) -> tuple[Ten
     best_error = torch.full(groups.shape[:2], torch.inf, device=groups.device)
     best_scale, best_zero = torch.ones_like(best_error), torch.zeros_like(best_error)
     for scale, zero in _candidates(groups, bits, sym):
-        codes = round_codes(groups, scale[..., None], zero[..., None], bits)
-        codes.sub_(zero[..., None]).mul_(scale[..., None]).sub_(groups).square_().mul_(importance)
-        error = codes.sum(-1)
+        exact = groups * scale.reciprocal()[..., None] + zero[..., None]
+        missed = exact.round().clamp_(0, 2**bits - 1).sub_(exact).square_()
+        error = torch.einsum("ogi,gi->og", missed, importance) * scale.square()
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
@@ -107,7 +107,7 @@ def _best(groups: Tensor, importance: Tensor, bits: int, sym: bool) -> tuple[Ten
 
 
 def _candidates(groups: Tensor, bits: int, sym: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    for shrink in _SHRINK.tolist():
+    for shrink in torch.linspace(1.05, 1 - 1.6 / bits, _CANDIDATES).tolist():
         scale, zero = _spanning(groups, bits, sym, shrink)
         yield scale, zero
         if sym:

@@ -7,7 +7,7 @@ blocks, and what it would have handed to each (masks, rotary tables) is kept. A 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -113,7 +113,7 @@ class Walk:
     def _arguments(self, seq_len: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """What the model hands each block beside the hidden states, for sequences of one length."""
         if seq_len not in self._calls:
-            self._calls = {seq_len: self._record(seq_len)}
+            self._calls[seq_len] = self._record(seq_len)
         return self._calls[seq_len]
 
     def _record(self, seq_len: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -161,33 +161,49 @@ def empty_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
 
 
 @torch.inference_mode()
-def hidden_states(
-    weights: Weights, ids: Tensor, *, device: str, dtype: torch.dtype, batch_tokens: int = 4096, watch: Watch = None
-) -> Tensor:
-    """Final hidden states of token ids, after the final norm, walked block by block.
+def forward(
+    weights: Weights,
+    batches: Sequence[Tensor],
+    *,
+    device: str,
+    dtype: torch.dtype,
+    watch: Watch = None,
+) -> list[Tensor]:
+    """Final hidden states of batches of token ids, after the final norm, walked block by block.
 
     Args:
         weights: the model.
-        ids: [B, T] token ids; padding on the right is harmless, since attention is causal.
+        batches: token ids, each [B, T]; padding on the right is harmless, since attention is causal.
         device: where blocks run.
         dtype: in which they run.
-        batch_tokens: tokens a forward.
         watch: told of each finished block.
 
     Returns:
-        [B, T, D] in `dtype`, on the CPU.
+        For each batch [B, T, D] in `dtype`, on the CPU.
     """
     walk = Walk(weights, device=device, dtype=dtype)
-    step = max(1, batch_tokens // ids.shape[1])
-    hidden = torch.cat([walk.embed(part) for part in ids.split(step)])
+    hidden = [walk.embed(ids) for ids in batches]
     blocks = len(walk.anatomy.blocks)
     for index in range(blocks):
         with walk.filled(index) as module:
-            for part in hidden.split(step):
-                part.copy_(walk.call(index, module, part))
+            hidden = [walk.call(index, module, part) for part in hidden]
         if watch:
             watch(Progress("forward", index + 1, blocks))
-    return torch.cat([walk.finish(part).cpu() for part in hidden.split(step)])
+    return [walk.finish(part).cpu() for part in hidden]
+
+
+def hidden_states(
+    weights: Weights,
+    ids: Tensor,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    batch_tokens: int = 4096,
+    watch: Watch = None,
+) -> Tensor:
+    """Final hidden states [B, T, D] of token ids [B, T], `batch_tokens` a forward; see `forward`."""
+    batches = ids.split(max(1, batch_tokens // ids.shape[1]))
+    return torch.cat(forward(weights, batches, device=device, dtype=dtype, watch=watch))
 
 
 @torch.inference_mode()

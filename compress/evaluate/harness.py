@@ -1,0 +1,264 @@
+"""lm-eval through its own API, over a model that is walked block by block and never held whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress import library, storage
+from compress.errors import EvaluationError
+from compress.results import Progress, TaskScore
+from compress.surgery.walk import Watch, Weights, forward, head_of, logits
+
+_ROUND = 8  # lengths are padded to a multiple, so that few shapes occur
+_BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered: scores, and for each task the choice it made of every item."""
+
+    scores: tuple[TaskScore, ...]
+    choices: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how models answer; the same for teacher and student."""
+
+    tokenizer: Any
+    device: str
+    dtype: torch.dtype
+    cache: Path | None = None  # where the answers of fingerprinted models are kept
+    watch: Watch = None
+
+    def ask(
+        self,
+        weights: Weights,
+        ours: Sequence[str],
+        theirs: Sequence[str],
+        limit: int | None,
+        *,
+        fingerprint: str | None = None,
+    ) -> Answers:
+        """Put tasks to a model.
+
+        Args:
+            weights: the model.
+            ours: tasks that ship with compress.
+            theirs: tasks of lm-eval by its own names; they fetch their data from a hub.
+            limit: items of each task; None for all.
+            fingerprint: of a model that is asked again in later runs; its answers are then kept.
+
+        Raises:
+            EvaluationError: a task is unknown, cannot be fetched, or wants free generation.
+        """
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+
+        tasks = [*(_task(name) for name in ours), *theirs]
+        with _quiet(), _failing_clearly(theirs):
+            found = simple_evaluate(
+                model=_streamed(self, weights, fingerprint),
+                tasks=tasks,
+                limit=limit,
+                task_manager=TaskManager(include_defaults=bool(theirs)),
+                log_samples=True,
+                bootstrap_iters=100,
+            )
+        names = [*ours, *theirs]
+        scores = tuple(_score(name, found["results"][name], found["samples"][name]) for name in names)
+        return Answers(scores, {name: _chosen(found["samples"][name]) for name in names})
+
+    def log_likelihoods(
+        self, weights: Weights, requests: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> list[tuple[float, bool]]:
+        """For each (context, continuation) of token ids: its log-probability, and is it greedy."""
+        order = sorted(range(len(requests)), key=lambda i: -sum(map(len, requests[i])))
+        groups = list(_by_length(order, requests))
+        batches = [_padded([requests[i] for i in group]) for group in groups]
+        states = forward(
+            weights, batches, device=self.device, dtype=self.dtype, watch=self._renamed()
+        )
+        weight, bias = head_of(weights)
+        head = weight.to(self.dtype), bias
+        answers: dict[int, tuple[float, bool]] = {}
+        for group, hidden in zip(groups, states, strict=True):
+            for i, row in zip(group, hidden, strict=True):
+                answers[i] = _continuation(weights, head, row, *requests[i])
+        return [answers[i] for i in range(len(requests))]
+
+    def kept_log_likelihoods(
+        self,
+        weights: Weights,
+        requests: Sequence[tuple[Sequence[int], Sequence[int]]],
+        fingerprint: str | None,
+    ) -> list[tuple[float, bool]]:
+        """`log_likelihoods`, read back where a model of this fingerprint was asked the same before."""
+        if self.cache is None or fingerprint is None:
+            return self.log_likelihoods(weights, requests)
+        machine = (self.device, str(self.dtype), torch.get_num_threads(), torch.__version__)
+        asked = repr((fingerprint, machine, [(list(c), list(t)) for c, t in requests]))
+        path = self.cache / f"answers-{hashlib.sha256(asked.encode()).hexdigest()}.safetensors"
+        if not path.is_file():
+            answers = self.log_likelihoods(weights, requests)
+            self.cache.mkdir(parents=True, exist_ok=True)
+            totals, greedy = (torch.tensor(column) for column in zip(*answers, strict=True))
+            storage.write_file(path, {"totals": totals.double(), "greedy": greedy})
+        kept = storage.read_file(path)
+        return list(zip(kept["totals"].tolist(), kept["greedy"].tolist(), strict=True))
+
+    def _renamed(self) -> Watch:
+        watch = self.watch
+        if watch is None:
+            return None
+        return lambda p: watch(Progress("evaluate", p.done, p.total, p.unit, "tasks"))
+
+
+def _by_length(
+    order: Sequence[int], requests: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> Iterator[list[int]]:
+    """Requests of nearly one length, in batches."""
+    lengths: dict[int, list[int]] = {}
+    for i in order:
+        lengths.setdefault(_room(sum(map(len, requests[i])) - 1), []).append(i)
+    for length, members in lengths.items():
+        size = max(1, _BATCH_TOKENS // length)
+        yield from (members[start : start + size] for start in range(0, len(members), size))
+
+
+def _room(tokens: int) -> int:
+    return max(_ROUND, -(-tokens // _ROUND) * _ROUND)
+
+
+def _padded(requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
+    rows = [[*context, *continuation][:-1] for context, continuation in requests]
+    longest = _room(max(map(len, rows)))  # the last token of a request predicts nothing
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+
+
+def _continuation(
+    weights: Weights,
+    head: tuple[Tensor, Tensor | None],
+    hidden: Tensor,
+    context: Sequence[int],
+    continuation: Sequence[int],
+) -> tuple[float, bool]:
+    start = len(context) - 1
+    scores = logits(weights, hidden[start : start + len(continuation)], head=head).log_softmax(-1)
+    wanted = torch.tensor(continuation)
+    total = scores.gather(1, wanted[:, None]).sum()
+    return float(total), bool((scores.argmax(-1) == wanted).all())
+
+
+def _streamed(bench: Bench, weights: Weights, fingerprint: str | None) -> Any:
+    """The model as lm-eval wants to see one."""
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    tokenizer, longest = bench.tokenizer, int(weights.config.get("max_position_embeddings", 2048))
+
+    class Streamed(TemplateLM):  # type: ignore[misc]
+        """Answers all requests of one kind in one walk."""
+
+        @property
+        def eot_token_id(self) -> int:
+            return int(tokenizer.eos_token_id)
+
+        def tok_encode(self, string: str, **_: Any) -> list[int]:
+            return list(tokenizer.encode(string, add_special_tokens=False))
+
+        def _loglikelihood_tokens(
+            self, requests: Any, disable_tqdm: bool = False, **_: Any
+        ) -> list[tuple[float, bool]]:
+            pairs = [(c[-(longest - len(t)) :], t) for _, c, t in requests]
+            return bench.kept_log_likelihoods(weights, pairs, fingerprint)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+            texts = [self._windows(request.args[0]) for request in requests]
+            flat = bench.kept_log_likelihoods(
+                weights, [pair for text in texts for pair in text], fingerprint
+            )
+            scores = iter(flat)
+            return [sum(next(scores)[0] for _ in text) for text in texts]
+
+        def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
+            rolling = get_rolling_token_windows(
+                self.tok_encode(text), self.eot_token_id, min(longest, 2048), 1
+            )
+            return [make_disjoint_window(window) for window in rolling]
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            raise EvaluationError("a task wants free generation; only scored choices are supported")
+
+    return Streamed()
+
+
+def _task(name: str) -> dict[str, Any]:
+    """A shipped task as lm-eval's config, its data file made absolute (lm-eval would look in the cwd)."""
+    import yaml
+
+    folder = library.folder("eval").parent / "tasks"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise EvaluationError(f"suite: tasks: {name!r} does not ship with compress. Known: {known}.")
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    files = config["dataset_kwargs"]["data_files"]
+    config["dataset_kwargs"]["data_files"] = {k: str(folder / v) for k, v in files.items()}
+    return config
+
+
+def _score(name: str, found: Mapping[str, Any], samples: Sequence[Any]) -> TaskScore:
+    metric = next((m for m in ("acc", "word_perplexity", "exact_match") if f"{m},none" in found), "acc")
+    stderr = found.get(f"{metric}_stderr,none", 0.0)
+    return TaskScore(
+        name, metric, len(samples), float(found[f"{metric},none"]),
+        float(stderr) if isinstance(stderr, float) else 0.0,
+    )  # fmt: skip
+
+
+def _chosen(samples: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """The choice of greatest likelihood for every item, in the order of the data."""
+    ordered = sorted(samples, key=lambda sample: int(sample["doc_id"]))
+    scores = [[float(answer[0]) for answer in sample["filtered_resps"]] for sample in ordered
+              if isinstance(sample["filtered_resps"][0], (tuple, list))]  # fmt: skip
+    return tuple(max(range(len(row)), key=row.__getitem__) for row in scores)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval and datasets talk to the terminal; here only progress records do."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _failing_clearly(theirs: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, KeyError, ConnectionError) as error:
+        if not theirs:
+            raise
+        raise EvaluationError(
+            f"suite: lm_eval_tasks {', '.join(theirs)}: could not be loaded ({error}). They need a hub; "
+            "use --suite quick where there is none."
+        ) from error

@@ -1,0 +1,124 @@
+"""Judge a student, as read back from disk, beside its teacher: text, tasks, samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.calibrate import sets
+from compress.evaluate.harness import Answers, Bench
+from compress.evaluate.samples import answers
+from compress.evaluate.text import Reading, divergence, perplexity
+from compress.recipe.schema import Calibration
+from compress.recipe.suite import Suite, Text
+from compress.results import Divergence, Perplexity, Progress, Sample, TaskScore
+from compress.surgery.walk import Watch, Weights, hidden_states
+from compress.teacher.folder import Teacher
+from compress.teacher.hidden import HiddenCache
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one model scored."""
+
+    perplexity: Perplexity
+    tasks: tuple[TaskScore, ...]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One suite, one tokenizer, one way to compute: the same for every model that is judged.
+
+    dtype: in which tasks and samples run. Perplexity and divergence always run in float32, so that
+    what they show is the student's and not the arithmetic's.
+    """
+
+    suite: Suite
+    tokenizer: Any
+    cache: Path
+    device: str
+    dtype: torch.dtype
+    watch: Watch = None
+
+    def compare(
+        self, teacher: Teacher, student: Weights
+    ) -> tuple[Judgement, Judgement, Divergence, tuple[Sample, ...]]:
+        """Judge both; the teacher's part is kept in the cache and done once."""
+        read = {text: (self._teacher_reads(teacher, text), self._reads(student, text))
+                for text in dict.fromkeys((self.suite.perplexity, self.suite.divergence))}  # fmt: skip
+        losses = [perplexity(reading) for reading in read[self.suite.perplexity]]
+        diverged = divergence(*read[self.suite.divergence])
+        before = self._ask(teacher, teacher.fingerprint)
+        after = self._ask(student)
+        return (
+            Judgement(losses[0], before.scores),
+            Judgement(losses[1], _with_flips(after, before)),
+            diverged,
+            self._samples(teacher, student),
+        )
+
+    def alone(self, weights: Weights) -> Judgement:
+        """Judge one model that has no teacher at hand."""
+        reading = self._reads(weights, self.suite.perplexity)
+        return Judgement(perplexity(reading), self._ask(weights).scores)
+
+    def _teacher_reads(self, teacher: Teacher, text: Text) -> Reading:
+        ids, name = self._text(text)
+        kept = HiddenCache(teacher, self.cache, self.device, torch.float32, self._watch("teacher"))
+        return Reading(teacher, kept.get(ids), ids, name)
+
+    def _reads(self, weights: Weights, text: Text) -> Reading:
+        ids, name = self._text(text)
+        hidden = hidden_states(
+            weights, ids, device=self.device, dtype=torch.float32, watch=self._watch("student")
+        )
+        return Reading(weights, hidden, ids, name)
+
+    def _text(self, text: Text) -> tuple[Tensor, str]:
+        wanted = Calibration(
+            set=text.set, split=text.split, samples=text.windows, seq_len=text.seq_len
+        )
+        return sets.load(wanted, self.tokenizer).ids, Path(text.set).name
+
+    def _ask(self, weights: Weights, fingerprint: str | None = None) -> Answers:
+        bench = Bench(self.tokenizer, self.device, self.dtype, self.cache, self.watch)
+        suite = self.suite
+        if not (suite.tasks or suite.lm_eval_tasks):
+            return Answers((), {})
+        return bench.ask(
+            weights, suite.tasks, suite.lm_eval_tasks, suite.limit, fingerprint=fingerprint
+        )
+
+    def _samples(self, teacher: Weights, student: Weights) -> tuple[Sample, ...]:
+        wanted = self.suite.samples
+        if wanted is None or not wanted.prompts:
+            return ()
+        said = [
+            answers(
+                weights, self.tokenizer, wanted.prompts, max_new_tokens=wanted.max_new_tokens,
+                device=self.device, dtype=self.dtype,
+            )
+            for weights in (teacher, student)
+        ]  # fmt: skip
+        return tuple(Sample(*three) for three in zip(wanted.prompts, *said, strict=True))
+
+    def _watch(self, who: str) -> Watch:
+        watch = self.watch
+        if watch is None:
+            return None
+        return lambda p: watch(Progress("evaluate", p.done, p.total, p.unit, f"{who} reads"))
+
+
+def _with_flips(after: Answers, before: Answers) -> tuple[TaskScore, ...]:
+    """Scores that say how many items were answered otherwise than the teacher answered them."""
+    return tuple(
+        dataclasses.replace(score, flips=sum(
+            a != b for a, b in zip(after.choices[score.name], before.choices[score.name], strict=True)
+        ))
+        for score in after.scores
+    )  # fmt: skip
