@@ -16,8 +16,8 @@ RANKS = [
     {"recipe", "kernels", "anatomy", "storage"},
     {"surgery", "artifact"},
     {"teacher", "calibrate", "journal", "student", "runtime"},
-    {"stages", "evaluate", "report", "verify"},
-    {"pipeline", "plan"},
+    {"stages", "evaluate", "report", "verify", "plan"},
+    {"pipeline"},
     {"sweep", "compare", "auto"},
     {"cli"},
 ]
@@ -25,16 +25,16 @@ RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 DOORS = {
     "typer": {"cli"}, "rich": {"cli"}, "uvicorn": {"cli"},
     "ray": {"sweep", "compare", "auto"},
-    "psutil": {"cli", "pipeline"},
+    "psutil": {"cli"},
     "accelerate": {"stages"}, "peft": {"stages"},
     "lm_eval": {"evaluate"},
     "jinja2": {"report", "runtime", "surgery"}, "markupsafe": {"report"}, "matplotlib": {"report"},
     "huggingface_hub": {"teacher"}, "pypi_simple": {"teacher"}, "platformdirs": {"teacher"},
-    "datasets": {"calibrate"},
+    "datasets": {"calibrate", "evaluate"},  # lm-eval reads its tasks through it
     "tokenizers": {"runtime"},
     "transformers": {"surgery"},
     "compressed_tensors": {"verify"},
-    "pydantic": {"recipe"}, "yaml": {"recipe"},
+    "pydantic": {"recipe"}, "yaml": {"recipe", "evaluate"},  # lm-eval's tasks are YAML
     "safetensors": {"storage"}, "gguf": {"storage"},
 }  # fmt: skip
 TENSORS = {"torch", "numpy"}

@@ -13,6 +13,7 @@ from compress.errors import RequestError
 
 if TYPE_CHECKING:
     from compress.pipeline import Outcome
+    from compress.recipe.schema import Recipe
 
 Device = Annotated[
     Literal["auto", "cpu", "cuda"],
@@ -52,16 +53,21 @@ def apply(
     quiet: Quiet = False,
 ) -> None:
     """Make a smaller model by a recipe, and measure what it cost."""
-    from compress.recipe.load import load
+    from compress.recipe.load import locate
 
-    chosen = load(recipe, sets or ())
-    folder = out or Path(f"{chosen.resolved.recipe}-{short_name(chosen.teacher.model)}")
+    located = locate(recipe, sets or ())
+    folder = out or default_folder(located.recipe)
     from compress import pipeline  # imports torch, so only once the recipe is known to be right
 
     try:
         with console.watching(quiet=quiet) as watch:
             outcome = pipeline.apply(
-                chosen, out=folder, device=_found(device), threads=threads, watch=watch
+                located.recipe,
+                out=folder,
+                device=_found(device),
+                threads=threads,
+                watch=watch,
+                places=located.places,
             )
     except KeyboardInterrupt:
         console.say(left_behind(folder))
@@ -96,6 +102,11 @@ def evaluate(
         console.emit_json({"model": model, **dataclasses.asdict(side), "divergence": after})
     elif not quiet:
         console.show(console.side_table(side, divergence))
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Where a run goes that was given no --out: ./<recipe>-<teacher>."""
+    return Path(f"{recipe.resolved.recipe}-{short_name(recipe.teacher.model)}")
 
 
 def short_name(model: str) -> str:
