@@ -53,7 +53,7 @@ class Description:
     dtype: str
     threads: int
     max_tokens: int
-    resident_bytes: int  # weights of all linears at rest
+    resident_bytes: int  # weights in memory
     paths: Mapping[str, str]  # linear → the path it takes, see `compress.runtime.linear`
     notes: tuple[str, ...]  # what a user should know before prompting
 

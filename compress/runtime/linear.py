@@ -15,7 +15,7 @@ Their layout depends on the processor: it is made at load and never stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +26,6 @@ from torch.nn import functional
 from compress.kernels.grid import Rounded
 
 Path = Literal["int4pack", "int8pack", "int4pack_digits", "expanded", "dense"]
-Product = Callable[[Tensor], Tensor]
 Matrix = Tensor | Rounded
 
 # Rows up to which a packed product beats expanding and multiplying (576 → 1536, bfloat16, AVX-512).
@@ -61,6 +60,46 @@ class Codes:
 
 
 @dataclass(frozen=True)
+class Int4Product:
+    """x Wᵀ with weights (code - 8) scale + offset, for codes of 0 to 15."""
+
+    packed: Tensor  # as this processor likes it
+    pairs: Tensor  # scale and offset, [G, O, 2] bfloat16
+    group: int
+    digits: int  # 2: codes of two digits lie side by side, and each meets the same x
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map x [N, I] bfloat16 to [N, O]."""
+        x = torch.cat([x] * self.digits, dim=1) if self.digits > 1 else x
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x, self.packed, self.group, self.pairs
+        )
+        return y
+
+    @property
+    def nbytes(self) -> int:
+        """Resident bytes."""
+        return self.packed.nbytes + self.pairs.nbytes
+
+
+@dataclass(frozen=True)
+class Int8Product:
+    """x Wᵀ with weights code · scale; both are views of the codes at rest."""
+
+    codes: Tensor  # [O, I] int8
+    scale: Tensor  # [O] bfloat16
+    nbytes: int = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map x [N, I] bfloat16 to [N, O]."""
+        y: Tensor = torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scale)
+        return y
+
+
+Product = Int4Product | Int8Product
+
+
+@dataclass(frozen=True)
 class Linear:
     """y = x Wᵀ + b."""
 
@@ -79,6 +118,11 @@ class Linear:
     def rows(self, which: Tensor | slice = _EVERY) -> Tensor:
         """Rows of the weight, [n, I]: what an embedding looks up, without expanding the others."""
         return self.weight.rows(which) if isinstance(self.weight, Codes) else self.weight[which]
+
+    @property
+    def nbytes(self) -> int:
+        """Resident bytes; a packed product holds its codes a second time, in its own layout."""
+        return self.weight.nbytes + (0 if self.few is None else self.few.nbytes)
 
 
 def path(rounded: Rounded, dtype: torch.dtype) -> Path:
@@ -159,35 +203,37 @@ def _signed_bytes(rounded: Rounded) -> Codes:
     return Codes(codes, scale, torch.zeros_like(scale, dtype=torch.int8), halved=False)
 
 
-def _int8_product(codes: Codes) -> Product:
-    weight, scale = codes.codes[:, 0], codes.scale.flatten()
-    return lambda x: torch.ops.aten._weight_int8pack_mm(x, weight, scale)
+def _int8_product(codes: Codes) -> Int8Product:
+    return Int8Product(codes.codes[:, 0], codes.scale.flatten())
 
 
-def _int4_product(rounded: Rounded) -> Product:
+def _int4_product(rounded: Rounded) -> Int4Product:
     """Pack codes of 2 to 4 bits, moved so that their middle is the 8 that the product subtracts."""
     middle = 1 << (rounded.bits - 1)
     # 0 on a symmetric grid; elsewhere rounded to bfloat16, by at most 1/64 of a step.
     offset = (middle - rounded.zero.float()) * rounded.scale
-    return _pack(rounded.codes + (8 - middle), rounded.scale, offset, rounded.group_size)
+    packed = _pack(rounded.codes + (8 - middle))
+    return Int4Product(packed, *_pairs(rounded.scale, offset, rounded.group_size), digits=1)
 
 
-def _digits_product(rounded: Rounded) -> Product:
+def _digits_product(rounded: Rounded) -> Int4Product:
     """Pack 8-bit codes as two digits side by side.
 
     (q - z) s = (high - 8) 16 s + (128 - z) s + (low - 8) s + 8 s, where q = 16 high + low.
     """
-    codes = torch.cat([rounded.codes >> 4, rounded.codes & 15], dim=1)
+    packed = _pack(torch.cat([rounded.codes >> 4, rounded.codes & 15], dim=1))
     scale = torch.cat([16 * rounded.scale, rounded.scale], dim=1)
     offset = torch.cat([(128 - rounded.zero.float()) * rounded.scale, 8 * rounded.scale], dim=1)
-    product = _pack(codes, scale, offset, rounded.group_size)
-    return lambda x: product(torch.cat([x, x], dim=1))
+    return Int4Product(packed, *_pairs(scale, offset, rounded.group_size), digits=2)
 
 
-def _pack(codes: Tensor, scale: Tensor, offset: Tensor, group_size: int) -> Product:
-    """The product with (code - 8) scale + offset; codes [O, I] 0 to 15, scale and offset [O, G]."""
+def _pack(codes: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    return packed
+
+
+def _pairs(scale: Tensor, offset: Tensor, group_size: int) -> tuple[Tensor, int]:
+    """Scale and offset [O, G] as the int4 product wants them, for groups of a size it knows."""
     group = next(size for size in _OP_GROUPS if group_size % size == 0)
     pairs = torch.stack([scale, offset], dim=-1).repeat_interleave(group_size // group, dim=1)
-    pairs = pairs.transpose(0, 1).contiguous().bfloat16()
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
-    return lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, group, pairs)
+    return pairs.transpose(0, 1).contiguous().bfloat16(), group

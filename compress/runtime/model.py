@@ -21,7 +21,7 @@ from compress.errors import ModelError
 from compress.kernels.grid import Rounded
 from compress.runtime import rope
 from compress.runtime.kv_cache import KVCache
-from compress.runtime.linear import Codes, Linear, Matrix, linear, stack
+from compress.runtime.linear import Linear, Matrix, linear, stack
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -331,6 +331,5 @@ class _Reader:
 
 
 def resident_bytes(model: Model) -> int:
-    """Bytes that the weights of all linears hold in memory at rest, packed copies left out."""
-    held = {id(one): one.weight for _, one in model.linears()}.values()
-    return sum(weight.nbytes if isinstance(weight, Codes | Tensor) else 0 for weight in held)
+    """Bytes that the weights of all linears and the embedding hold in memory."""
+    return sum({id(one): one.nbytes for _, one in model.linears()}.values())

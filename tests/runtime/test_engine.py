@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from compress.artifact.write import companions, write
 from compress.errors import ArtifactError, ModelError, RequestError
 from compress.runtime.engine import NO_CHAT, Engine, collect
+from compress.runtime.model import Model
 
 IDS = [72, 101, 108, 108, 111]
 TRAINED = os.environ.get("COMPRESS_TEST_MODEL")  # a folder of a trained model, such as stories260K
@@ -179,3 +181,22 @@ def test_a_trained_model_tells_the_story_that_transformers_tells():
     expected = engine.tokenizer.decode([*prompt, *generated(folder, prompt, 60)])
     told = collect(engine.generate(prompt, max_new_tokens=60)).text
     assert engine.tokenizer.decode(prompt) + told == expected
+
+
+@pytest.mark.parametrize("form", ["packed", "compressed-tensors"])
+def test_both_formats_answer_as_the_codes_in_memory_do(tiny_tied, memory, tmp_path, form):
+    stored = memory(tiny_tied, bits=4, group_size=32)
+    plain = [
+        (n, t) for n, t in stored.tensors.items() if n.removesuffix(".weight") not in stored.codes
+    ]
+    write(
+        tmp_path / "out", [*plain, *stored.codes.items()], anatomy=stored.anatomy,
+        config=stored.config, tokenizer_files=companions(tiny_tied), format=form,
+    )  # fmt: skip
+    for dtype, path in (("float32", "expanded"), ("bfloat16", "int4pack")):
+        engine = Engine.open(tmp_path / "out", dtype=dtype)
+        assert engine.describe().paths["model.layers.0.mlp.down_proj"] == path
+        assert engine.describe().format == form
+        expected, ids = Model(stored, engine.model.dtype), torch.tensor([IDS])
+        ours = engine.model.next_logits(ids, engine.model.cache())
+        torch.testing.assert_close(ours, expected.next_logits(ids, expected.cache()))
