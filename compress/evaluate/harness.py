@@ -61,22 +61,19 @@ class Bench:
         Raises:
             EvaluationError: a task is unknown, cannot be fetched, or wants free generation.
         """
-        from lm_eval import simple_evaluate
+        from lm_eval import evaluate
         from lm_eval.tasks import TaskManager
 
-        tasks = [*(_task(name) for name in ours), *theirs]
-        with _quiet(), _failing_clearly(theirs):
-            found = simple_evaluate(
-                model=_streamed(self, weights, fingerprint),
-                tasks=tasks,
-                limit=limit,
-                task_manager=TaskManager(include_defaults=bool(theirs)),
-                log_samples=True,
-                bootstrap_iters=100,
-            )
         names = [*ours, *theirs]
-        scores = tuple(_score(name, found["results"][name], found["samples"][name]) for name in names)
-        return Answers(scores, {name: _chosen(found["samples"][name]) for name in names})
+        model = _streamed(self, weights, fingerprint)
+        with _quiet(), _failing_clearly(theirs):
+            tasks = TaskManager(include_defaults=bool(theirs)).load(
+                [*(_task(name) for name in ours), *theirs]
+            )
+            found = evaluate(model, tasks, limit=limit, log_samples=True, bootstrap_iters=100)
+        samples = found["samples"]
+        scores = tuple(_score(name, found["results"][name], samples[name]) for name in names)
+        return Answers(scores, {name: _chosen(samples[name]) for name in names})
 
     def log_likelihoods(
         self, weights: Weights, requests: Sequence[tuple[Sequence[int], Sequence[int]]]

@@ -97,6 +97,8 @@ def materialize(weights: Weights, dtype: torch.dtype) -> Any:
     for block in weights.anatomy.blocks:
         tensors.update(weights.block(block.index))
     state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
+    head = weights.anatomy.head.name + "."  # transformers calls every head lm_head
+    state = {k.replace(head, "lm_head.") if k.startswith(head) else k: t for k, t in state.items()}
     left_over = sorted(set(state) - names)
     model.load_state_dict({k: state[k] for k in state.keys() & names}, strict=False, assign=True)
     model.tie_weights()

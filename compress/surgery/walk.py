@@ -150,7 +150,11 @@ def empty_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     fields = {k: v for k, v in config.items() if k not in ("quantization_config", "dtype", "torch_dtype")}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**fields), dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+            AutoConfig.for_model(**fields),
+            dtype=dtype,
+            # torch's fused attention cannot cap scores, as Gemma 2 wants it
+            attn_implementation="eager" if config.get("attn_logit_softcapping") else "sdpa",
+            trust_remote_code=False,
         )
     for module in model.modules():
         lost = {k: v for k, v in module._buffers.items() if v is not None and v.is_meta}

@@ -32,7 +32,7 @@ class HiddenCache:
     teacher: Teacher
     folder: Path  # made when something is stored
     device: str = "cpu"
-    dtype: torch.dtype = torch.bfloat16  # in which the teacher runs; bfloat16 is stored in any case
+    dtype: torch.dtype = torch.bfloat16  # in which the teacher runs, and in which they are kept
     watch: Callable[[Progress], None] | None = None
 
     def get(self, ids: Tensor) -> Tensor:
@@ -42,14 +42,14 @@ class HiddenCache:
             ids: [B, T] int64.
 
         Returns:
-            [B, T, D] bfloat16, mapped from disk.
+            [B, T, D] in `dtype`, mapped from disk.
 
         Raises:
             StorageError: they cannot be written.
         """
         path = self.folder / f"{self._key(ids)}.safetensors"
         shape = (*ids.shape, self.teacher.anatomy.hidden_size)
-        if not _holds(path, shape):
+        if not _holds(path, shape, self.dtype):
             self._compute(ids, path)
         return storage.read_file(path, [_NAME])[_NAME]
 
@@ -58,7 +58,7 @@ class HiddenCache:
         hidden = walk.hidden_states(
             self.teacher, ids, device=self.device, dtype=self.dtype, watch=self.watch
         )
-        storage.write_file(path, {_NAME: hidden.to(torch.bfloat16)})
+        storage.write_file(path, {_NAME: hidden})
 
     def _key(self, ids: Tensor) -> str:
         """sha256 over all that decides the numbers."""
@@ -68,7 +68,7 @@ class HiddenCache:
         return digest.hexdigest()
 
 
-def _holds(path: Path, shape: tuple[int, ...]) -> bool:
+def _holds(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     """Whether a file of hidden states is there and whole."""
     if not path.is_file():
         return False
@@ -77,4 +77,5 @@ def _holds(path: Path, shape: tuple[int, ...]) -> bool:
     except ModelError as error:
         log.warning("%s; the teacher's hidden states are computed again.", error)
         return False
-    return found is not None and (found.dtype, found.shape) == ("BF16", shape)
+    wanted = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float16: "F16"}[dtype]
+    return found is not None and (found.dtype, found.shape) == (wanted, shape)

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from compress.errors import SolveError
+from compress.kernels.hessian import accumulate, invert, mean, output_errors
+
+INPUTS = torch.randn(300, 640, generator=torch.Generator().manual_seed(2))
+
+
+def hessian(parts):
+    total = torch.zeros(640, 640)
+    for part in parts:
+        accumulate(total, part)
+    return mean(total, sum(len(part) for part in parts))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_hessian_is_that_of_float64_to_float32_precision(dtype):
+    inputs = INPUTS.to(dtype)
+    exact = inputs.double().T @ inputs.double() / len(inputs)
+    found = hessian([inputs])
+    assert torch.equal(found, found.T)
+    assert (found - exact).norm() / exact.norm() < 1e-6
+
+
+def test_the_hessian_does_not_depend_on_how_tokens_are_cut():
+    assert torch.allclose(hessian([INPUTS]), hessian(INPUTS.split(70)), rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_products_leave_no_setting_behind():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    hessian([INPUTS.bfloat16()])
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_the_inverse_is_that_of_the_damped_hessian_and_its_factor_is_reordered_with_it():
+    matrix = hessian([INPUTS])
+    inverse = invert(matrix, 0.01)
+    damped = matrix.double() + 0.01 * matrix.diagonal().mean() * torch.eye(640)
+    exact = torch.linalg.inv(damped)
+    assert (inverse.inverse - exact).norm() / exact.norm() < 1e-3
+    order = torch.randperm(640, generator=torch.Generator().manual_seed(3))
+    upper = inverse.factor(order)
+    assert torch.allclose(upper.T @ upper, inverse.inverse[order][:, order], atol=1e-5)
+    assert torch.equal(upper, upper.triu())
+
+
+def test_damping_is_raised_when_it_does_not_suffice_and_says_so():
+    low_rank = INPUTS[:4].T @ INPUTS[:4] / 4
+    spoiled = low_rank - 0.02 * low_rank.diagonal().mean() * torch.eye(640)
+    inverse = invert(spoiled, 0.01)
+    assert inverse.damp_percent > 0.01
+
+
+def test_what_cannot_be_inverted_is_an_error_with_the_reason():
+    with pytest.raises(SolveError, match="NaN or infinite"):
+        invert(torch.full((4, 4), float("nan")), 0.01)
+    with pytest.raises(SolveError, match="not positive definite"):
+        invert(-100 * torch.eye(4) + 99 * torch.ones(4, 4), 0.01)
+
+
+def test_output_errors_are_mean_squares_over_tokens():
+    weight = torch.randn(5, 640, generator=torch.Generator().manual_seed(4))
+    change = 0.1 * torch.randn(5, 640, generator=torch.Generator().manual_seed(5))
+    error, energy = output_errors(weight, weight + change, hessian([INPUTS]))
+    assert torch.allclose(error, (INPUTS @ change.T).square().mean(0), rtol=1e-3)
+    assert torch.allclose(energy, (INPUTS @ weight.T).square().mean(0), rtol=1e-3)

@@ -1,0 +1,122 @@
+import pytest
+import torch
+from conftest import CONFIGS
+
+from compress.errors import SolveError
+from compress.recipe.schema import Quantize
+from compress.stages import quantize
+from compress.stages.context import Context
+from compress.student import Student
+from compress.surgery.load import materialize
+from compress.surgery.walk import hidden_states, logits
+from compress.teacher.folder import open_folder
+
+IDS = torch.randint(0, 256, (8, 32), generator=torch.Generator().manual_seed(0))
+
+
+def run(folder, scratch, ids=IDS, *, batch_tokens=64, resident_bytes=1 << 30, **fields):
+    scratch.mkdir(exist_ok=True)
+    student = Student(open_folder(folder), scratch)
+    context = Context(
+        ids, "cpu", torch.float32, scratch, batch_tokens=batch_tokens, resident_bytes=resident_bytes
+    )
+    spec = Quantize(**{"group_size": 32, **fields})
+    return student, quantize.run(student, spec, context)
+
+
+def states(weights):
+    return hidden_states(weights, IDS, device="cpu", dtype=torch.float32)
+
+
+def damage(student, folder):
+    return float((states(student) - states(open_folder(folder))).square().mean())
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_every_family_is_quantized_and_reads_back_as_its_codes_say(tiny_model, tmp_path, family):
+    folder = tiny_model(family)
+    student, result = run(folder, tmp_path)
+    assert {r.name for r in result.linears} == {x.name for x in student.anatomy.linears}
+    assert all(r.outcome == "solved" and 0 < r.relative_error < 0.1 for r in result.linears)
+    with torch.no_grad():
+        whole = materialize(student, torch.float32)(IDS).logits.flatten(0, 1)
+    assert torch.allclose(logits(student, states(student).flatten(0, 1)), whole, atol=1e-4)
+
+
+def test_gptq_does_less_damage_than_rounding_to_nearest(tiny_llama, tmp_path):
+    for bits in (2, 3, 4):
+        nearest, _ = run(tiny_llama, tmp_path / f"rtn{bits}", method="rtn", bits=bits)
+        solved, _ = run(tiny_llama, tmp_path / f"gptq{bits}", bits=bits)
+        assert damage(solved, tiny_llama) < damage(nearest, tiny_llama)
+
+
+def test_true_sequential_order_also_solves_every_linear(tiny_llama, tmp_path):
+    student, result = run(tiny_llama, tmp_path, true_sequential=True)
+    assert all(r.outcome == "solved" for r in result.linears)
+    assert damage(student, tiny_llama) < 1.0
+
+
+def test_batching_and_spilling_to_disk_change_nothing(tiny_llama, tmp_path):
+    plain, _ = run(tiny_llama, tmp_path / "plain")
+    spilled, _ = run(tiny_llama, tmp_path / "spilled", resident_bytes=0)
+    assert (tmp_path / "spilled" / "activations.bin").exists()
+    for linear in plain.anatomy.linears:
+        first, second = plain.rounded(linear.name), spilled.rounded(linear.name)
+        assert torch.equal(first.codes, second.codes)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_tied"])
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_a_quantized_head_is_the_embedding_too_where_they_are_tied(
+    request, tmp_path, fixture, method
+):
+    folder = request.getfixturevalue(fixture)
+    student, result = run(folder, tmp_path, method=method, head=8)
+    anatomy = student.anatomy
+    assert result.linears[-1].name == "lm_head"
+    assert result.linears[-1].bits == 8
+    stored = anatomy.embedding if anatomy.tied else "lm_head"
+    assert student.rounded(stored) is not None
+    assert dict(student.parts()).keys() >= {stored}
+
+
+def test_overrides_ignores_and_targets_decide_linear_by_linear(tiny_llama, tmp_path):
+    student, _ = run(
+        tiny_llama,
+        tmp_path,
+        ignore=["*.k_proj"],
+        overrides={"*.down_proj": {"bits": 8, "group_size": -1}},
+    )
+    assert student.rounded("model.layers.0.self_attn.k_proj") is None
+    down = student.rounded("model.layers.1.mlp.down_proj")
+    assert (down.bits, down.group_size) == (8, 128)
+    assert student.rounded("model.layers.1.mlp.up_proj").bits == 4
+
+
+def test_parts_are_every_tensor_of_the_teacher_once(tiny_tied, tmp_path):
+    student, _ = run(tiny_tied, tmp_path)
+    names = [name for name, _ in student.parts()]
+    modules = {linear.name for linear in student.anatomy.linears}
+    assert len(names) == len(set(names))
+    assert {n + ".weight" if n in modules else n for n in names} == set(student.anatomy.tensors)
+
+
+class _Broken:
+    """A teacher one of whose weights is not a number."""
+
+    def __init__(self, teacher):
+        self._teacher, self.config, self.anatomy = teacher, teacher.config, teacher.anatomy
+        self.outside = teacher.outside
+
+    def block(self, index):
+        tensors = {name: tensor.clone() for name, tensor in self._teacher.block(index).items()}
+        if index == 1:
+            tensors["model.layers.1.self_attn.v_proj.weight"][0, 0] = float("nan")
+        return tensors
+
+
+def test_a_linear_that_cannot_be_solved_fails_the_run_by_name(tiny_llama, tmp_path):
+    student = Student(_Broken(open_folder(tiny_llama)), tmp_path)
+    context = Context(IDS, "cpu", torch.float32, tmp_path)
+    with pytest.raises(SolveError, match=r"model\.layers\.1\.self_attn\.o_proj.*keep_dense"):
+        quantize.run(student, Quantize(group_size=32), context)
