@@ -146,7 +146,9 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Anatomy:
     blocks = _blocks(family, config, tensors)
     embedding = tensors.get(family.embedding + ".weight")
     if embedding is None:
-        raise ModelError(f"{family.embedding}.weight is missing from the checkpoint: it has no input embedding.")
+        raise ModelError(
+            f"{family.embedding}.weight is missing from the checkpoint: it has no input embedding."
+        )
     tied = family.head + ".weight" not in tensors
     vocab, width = tensors.get(family.head + ".weight", embedding)
     head = Linear(family.head, "head", vocab, width, None, bias=family.head + ".bias" in tensors)
@@ -173,7 +175,9 @@ def _family(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Family:
     return FAMILIES[kind]
 
 
-def _blocks(family: Family, config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> tuple[Block, ...]:
+def _blocks(
+    family: Family, config: Mapping[str, Any], tensors: Mapping[str, Shape]
+) -> tuple[Block, ...]:
     pattern = re.compile(re.escape(family.block).replace(r"\{i\}", r"(\d+)") + r"\.")
     found = {int(match[1]) for name in tensors if (match := pattern.match(name))}
     expected = int(config.get("num_hidden_layers", config.get("n_layer", len(found))))
@@ -193,8 +197,12 @@ def _block(family: Family, index: int, tensors: Mapping[str, Shape]) -> Block:
         name = f"{prefix}.{suffix}"
         shape = tensors.get(name + ".weight")
         if shape is None or len(shape) != 2:
-            raise ModelError(f"checkpoint: {name}.weight is {'missing' if shape is None else 'not a matrix'}.")
+            raise ModelError(
+                f"checkpoint: {name}.weight is {'missing' if shape is None else 'not a matrix'}."
+            )
         out_features, in_features = reversed(shape) if family.transposed else shape
         bias = name + ".bias" in tensors
-        linears.append(Linear(name, role, out_features, in_features, index, family.transposed, bias))
+        linears.append(
+            Linear(name, role, out_features, in_features, index, family.transposed, bias)
+        )
     return Block(index, prefix, tuple(linears))

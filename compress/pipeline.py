@@ -214,7 +214,9 @@ def _partial(out: Path) -> Iterator[Path]:
             f"{partial}: exists: another run is at work there, or one was killed. Remove it, or choose another --out."
         ) from None
     except OSError as error:
-        raise RequestError(f"{partial}: cannot be made ({error.strerror}). Choose another --out.") from error
+        raise RequestError(
+            f"{partial}: cannot be made ({error.strerror}). Choose another --out."
+        ) from error
     try:
         yield partial
         shutil.rmtree(partial / ".work")
@@ -245,7 +247,11 @@ def _cache() -> Path:
 def _teacher(recipe: Recipe, watch: Watch) -> Teacher:
     wanted, promised = recipe.teacher, recipe.resolved.teacher_fingerprint
     teacher = sources.fetch(
-        wanted.model, revision=wanted.revision, sha256=wanted.sha256, dtype=wanted.dtype, watch=watch
+        wanted.model,
+        revision=wanted.revision,
+        sha256=wanted.sha256,
+        dtype=wanted.dtype,
+        watch=watch,
     )
     if promised not in (None, teacher.fingerprint):
         raise ModelError(
@@ -311,7 +317,10 @@ def _suite(recipe: Recipe) -> Suite | None:
     if recipe.evaluate.text is None:
         return suite
     change = {"set": recipe.evaluate.text, "split": None}
-    texts = {name: getattr(suite, name).model_copy(update=change) for name in ("perplexity", "divergence")}
+    texts = {
+        name: getattr(suite, name).model_copy(update=change)
+        for name in ("perplexity", "divergence")
+    }
     return suite.model_copy(update=texts)
 
 

@@ -183,7 +183,9 @@ def from_json(kind: type[T], text: str) -> T:
     """
     data = json.loads(text)
     if isinstance(data, dict) and data.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
-        raise ValueError(f"schema_version {data['schema_version']}, this version reads {SCHEMA_VERSION}")
+        raise ValueError(
+            f"schema_version {data['schema_version']}, this version reads {SCHEMA_VERSION}"
+        )
     return typing.cast(T, _build(kind, data))
 
 

@@ -60,14 +60,18 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}).") from error
     except ValueError as error:
-        raise ModelError(f"{path}: its safetensors header is not JSON ({error}). Fetch the file again.") from error
+        raise ModelError(
+            f"{path}: its safetensors header is not JSON ({error}). Fetch the file again."
+        ) from error
     return _checked(path, header, size - 8 - length)
 
 
 def _checked(path: Path, header: Any, data_bytes: int) -> dict[str, TensorInfo]:
     found: dict[str, TensorInfo] = {}
     if not isinstance(header, dict):
-        raise ModelError(f"{path}: its safetensors header is not a JSON object. Fetch the file again.")
+        raise ModelError(
+            f"{path}: its safetensors header is not a JSON object. Fetch the file again."
+        )
     end = 0
     for name, entry in header.items():
         if name == "__metadata__":
@@ -76,12 +80,20 @@ def _checked(path: Path, header: Any, data_bytes: int) -> dict[str, TensorInfo]:
             dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
             start, stop = (int(n) for n in entry["data_offsets"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{path}: header entry {name!r} is malformed. Fetch the file again.") from error
+            raise ModelError(
+                f"{path}: header entry {name!r} is malformed. Fetch the file again."
+            ) from error
         count = 1
         for extent in shape:
             count *= extent
-        if dtype not in ITEM_BITS or min(shape, default=0) < 0 or stop - start != count * ITEM_BITS[dtype] // 8:
-            raise ModelError(f"{path}: {name} says {dtype} {list(shape)} but spans {stop - start:,} bytes.")
+        if (
+            dtype not in ITEM_BITS
+            or min(shape, default=0) < 0
+            or stop - start != count * ITEM_BITS[dtype] // 8
+        ):
+            raise ModelError(
+                f"{path}: {name} says {dtype} {list(shape)} but spans {stop - start:,} bytes."
+            )
         if start < 0 or stop > data_bytes:
             raise ModelError(
                 f"{path}: truncated: {name} ends at byte {stop:,} of {data_bytes:,} data bytes. Fetch the file again."
@@ -89,7 +101,9 @@ def _checked(path: Path, header: Any, data_bytes: int) -> dict[str, TensorInfo]:
         found[name] = TensorInfo(path, dtype, shape, stop - start)
         end = max(end, stop)
     if end != data_bytes:
-        raise ModelError(f"{path}: {data_bytes - end:,} bytes belong to no tensor. Fetch the file again.")
+        raise ModelError(
+            f"{path}: {data_bytes - end:,} bytes belong to no tensor. Fetch the file again."
+        )
     return found
 
 
@@ -109,7 +123,9 @@ class Checkpoint:
         index = folder / INDEX
         for name, file in (_weight_map(index) if index.is_file() else {}).items():
             if name not in self.tensors or self.tensors[name].file.name != file:
-                raise ModelError(f"{index}: promises {name} in {file}, which does not hold it. Fetch both again.")
+                raise ModelError(
+                    f"{index}: promises {name} in {file}, which does not hold it. Fetch both again."
+                )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor by name."""
@@ -126,7 +142,11 @@ class Checkpoint:
             if name not in self.tensors:
                 raise ModelError(f"{self.folder}: tensor {name} is missing.")
             by_file.setdefault(self.tensors[name].file, []).append(name)
-        return {name: tensor for path, wanted in by_file.items() for name, tensor in read_file(path, wanted).items()}
+        return {
+            name: tensor
+            for path, wanted in by_file.items()
+            for name, tensor in read_file(path, wanted).items()
+        }
 
 
 def read_file(path: Path, names: list[str] | None = None) -> dict[str, torch.Tensor]:
@@ -135,7 +155,9 @@ def read_file(path: Path, names: list[str] | None = None) -> dict[str, torch.Ten
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+            return {
+                name: file.get_tensor(name) for name in (file.keys() if names is None else names)
+            }
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: cannot be read ({error}).") from error
 
@@ -152,14 +174,20 @@ def _shards(folder: Path) -> list[Path]:
             f"{folder}: holds {pickles[0]}, a pickle, and no safetensors. Loading a pickle runs code from it, so it is "
             "refused. Convert it where you trust it: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)."
         )
-    raise ModelError(f"{folder}: holds neither {SINGLE} nor {INDEX}. Give a Hugging Face model folder.")
+    raise ModelError(
+        f"{folder}: holds neither {SINGLE} nor {INDEX}. Give a Hugging Face model folder."
+    )
 
 
 def _indexed(index: Path) -> list[Path]:
     names = set(_weight_map(index).values())
-    outside = sorted(name for name in names if Path(name).name != name or not name.endswith(".safetensors"))
+    outside = sorted(
+        name for name in names if Path(name).name != name or not name.endswith(".safetensors")
+    )
     if outside:
-        raise ModelError(f"{index}: names {outside[0]!r}; shards must be .safetensors files in the same folder.")
+        raise ModelError(
+            f"{index}: names {outside[0]!r}; shards must be .safetensors files in the same folder."
+        )
     return [index.parent / name for name in sorted(names)]
 
 
@@ -171,12 +199,18 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise ModelError(f"{index}: not a safetensors index ({error}).") from error
 
 
-def write_file(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_file(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write one safetensors file whole or not at all: a temporary file, fsync, rename, fsync of the folder."""
     from safetensors.torch import save_file
 
     def save(temporary: Path) -> None:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {"format": "pt", **(metadata or {})})
+        save_file(
+            {name: t.contiguous() for name, t in tensors.items()},
+            temporary,
+            {"format": "pt", **(metadata or {})},
+        )
 
     _durably(path, save)
 
@@ -204,7 +238,9 @@ def _durably(path: Path, save: Callable[[Path], R]) -> None:
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error)
-        raise StorageError(f"{path}: cannot be written ({reason}). Free some space or choose another --out.") from error
+        raise StorageError(
+            f"{path}: cannot be written ({reason}). Free some space or choose another --out."
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -246,7 +282,10 @@ class ShardWriter:
             path.replace(self._folder / name)
             weight_map.update(dict.fromkeys(names, name))
         if count > 1:
-            index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
+            index = {
+                "metadata": {"total_size": self._total},
+                "weight_map": dict(sorted(weight_map.items())),
+            }
             write_text(self._folder / INDEX, json.dumps(index, indent=2) + "\n")
         sync_folder(self._folder)
 

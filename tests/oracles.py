@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def gptq(weight: Tensor, damped: Tensor, scale: Tensor, zero: Tensor, bits: int, order: Tensor) -> Tensor:
+def gptq(
+    weight: Tensor, damped: Tensor, scale: Tensor, zero: Tensor, bits: int, order: Tensor
+) -> Tensor:
     """One column after another, the inverse of what is left recomputed each time (OBQ's own form)."""
     W, H = weight.double().clone(), damped.double()
     size = W.shape[1] // scale.shape[1]

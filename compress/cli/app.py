@@ -105,6 +105,7 @@ def _prepare_process() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars; ours are drawn by rich
 
 
 def _hint(error: typer.TyperException) -> str:

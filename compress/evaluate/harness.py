@@ -15,6 +15,7 @@ from torch import Tensor
 
 from compress import library, storage
 from compress.errors import EvaluationError
+from compress.recipe import source
 from compress.results import Progress, TaskScore
 from compress.surgery.walk import Watch, Weights, forward, head_of, logits
 
@@ -173,6 +174,11 @@ def _streamed(bench: Bench, weights: Weights, fingerprint: str | None) -> Any:
         def tok_encode(self, string: str, **_: Any) -> list[int]:
             return list(tokenizer.encode(string, add_special_tokens=False))
 
+        def loglikelihood(
+            self, requests: Any, disable_tqdm: bool = True
+        ) -> list[tuple[float, bool]]:
+            return list(super().loglikelihood(requests, disable_tqdm=True))
+
         def _loglikelihood_tokens(
             self, requests: Any, disable_tqdm: bool = False, **_: Any
         ) -> list[tuple[float, bool]]:
@@ -201,21 +207,23 @@ def _streamed(bench: Bench, weights: Weights, fingerprint: str | None) -> Any:
 
 def _task(name: str) -> dict[str, Any]:
     """A shipped task as lm-eval's config, its data file made absolute (lm-eval would look in the cwd)."""
-    import yaml
-
     folder = library.folder("eval").parent / "tasks"
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise EvaluationError(f"suite: tasks: {name!r} does not ship with compress. Known: {known}.")
-    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raise EvaluationError(
+            f"suite: tasks: {name!r} does not ship with compress. Known: {known}."
+        )
+    config = source.mapping(path)
     files = config["dataset_kwargs"]["data_files"]
     config["dataset_kwargs"]["data_files"] = {k: str(folder / v) for k, v in files.items()}
     return config
 
 
 def _score(name: str, found: Mapping[str, Any], samples: Sequence[Any]) -> TaskScore:
-    metric = next((m for m in ("acc", "word_perplexity", "exact_match") if f"{m},none" in found), "acc")
+    metric = next(
+        (m for m in ("acc", "word_perplexity", "exact_match") if f"{m},none" in found), "acc"
+    )
     stderr = found.get(f"{metric}_stderr,none", 0.0)
     return TaskScore(
         name, metric, len(samples), float(found[f"{metric},none"]),

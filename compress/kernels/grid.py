@@ -54,7 +54,13 @@ def round_codes(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tenso
 
 
 def fit(
-    weight: Tensor, *, bits: int, group_size: int, sym: bool, search: ScaleSearch, importance: Tensor | None = None
+    weight: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    sym: bool,
+    search: ScaleSearch,
+    importance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose the scale and zero point of every group before anything is rounded.
 
@@ -82,7 +88,9 @@ def fit(
     return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
 
 
-def round_to_nearest(weight: Tensor, scale: Tensor, zero: Tensor, *, bits: int, sym: bool) -> Rounded:
+def round_to_nearest(
+    weight: Tensor, scale: Tensor, zero: Tensor, *, bits: int, sym: bool
+) -> Rounded:
     """Round every weight [O, I] to the nearest point of its group's grid; scale and zero are [O, G]."""
     rows, columns = weight.shape
     groups = weight.float().reshape(rows, scale.shape[1], -1)

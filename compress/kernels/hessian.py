@@ -84,7 +84,9 @@ def invert(hessian: Tensor, damp_percent: float) -> Inverse:
         SolveError: not finite, or not positive definite at damping 1.0.
     """
     if not torch.isfinite(hessian).all():
-        raise SolveError("its hessian holds NaN or infinite values: the inputs of this linear overflowed")
+        raise SolveError(
+            "its hessian holds NaN or infinite values: the inputs of this linear overflowed"
+        )
     dead = hessian.diagonal() == 0
     prepared = hessian + torch.diag(dead.to(hessian))
     average = prepared.diagonal().mean()
@@ -98,7 +100,9 @@ def invert(hessian: Tensor, damp_percent: float) -> Inverse:
             if not torch.linalg.cholesky_ex(inverse).info:
                 return Inverse(damped, inverse, damp, dead)
         damp = max(damp * 10, 1e-4)
-    raise SolveError(f"its hessian is not positive definite, even with damp_percent raised from {damp_percent} to 1.0")
+    raise SolveError(
+        f"its hessian is not positive definite, even with damp_percent raised from {damp_percent} to 1.0"
+    )
 
 
 def output_errors(weight: Tensor, rounded: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,9 @@ def solve_blocks(
                 hessians = _collect(walk, block, module, parts, batch)
                 for group in batch:
                     context.tell(step, block.index, len(blocks), group[0].name)
-                    weights = {linear.name: inputs.weight(module, block, linear) for linear in group}
+                    weights = {
+                        linear.name: inputs.weight(module, block, linear) for linear in group
+                    }
                     codes, found = solve(group, weights, hessians.pop(group[0].shares))
                     for linear in group:
                         if linear.name in codes:
@@ -92,7 +94,9 @@ def _activations(walk: Walk, context: Context) -> Sequence[Tensor]:
     count = shape[0] * shape[1] * shape[2]
     if count * context.dtype.itemsize > context.resident_bytes and context.device == "cpu":
         path = context.scratch / "activations.bin"
-        hidden = torch.from_file(str(path), shared=True, size=count, dtype=context.dtype).view(shape)
+        hidden = torch.from_file(str(path), shared=True, size=count, dtype=context.dtype).view(
+            shape
+        )
     else:
         hidden = torch.empty(shape, dtype=context.dtype, device=context.device)
     for part, ids in zip(hidden.split(rows), context.ids.split(rows), strict=True):
@@ -101,7 +105,11 @@ def _activations(walk: Walk, context: Context) -> Sequence[Tensor]:
 
 
 def _collect(
-    walk: Walk, block: Block, module: nn.Module, parts: Sequence[Tensor], groups: Sequence[Sequence[Linear]]
+    walk: Walk,
+    block: Block,
+    module: nn.Module,
+    parts: Sequence[Tensor],
+    groups: Sequence[Sequence[Linear]],
 ) -> dict[str, Tensor]:
     """The Hessian of each group's shared input, by the name of what is shared."""
     firsts = [group[0] for group in groups]
@@ -110,7 +118,9 @@ def _collect(
         for linear in firsts
     }
     tokens = 0
-    with inputs.watched(module, block, firsts, lambda linear, x: accumulate(totals[linear.shares], x)):
+    with inputs.watched(
+        module, block, firsts, lambda linear, x: accumulate(totals[linear.shares], x)
+    ):
         for part in parts:
             inputs.until_last(walk, block, module, part)
             tokens += part.shape[0] * part.shape[1]
@@ -123,5 +133,3 @@ def _check(block: Block, parts: Sequence[Tensor]) -> None:
             f"{block.prefix}: its outputs hold NaN or infinite values. Check the teacher's weights, or run in float32 "
             "(teacher.dtype: float32)."
         )
-
-

@@ -17,7 +17,9 @@ from compress.kernels.hessian import Inverse, invert, output_errors
 from compress.recipe.scheme import Scheme
 from compress.results import LinearResult
 
-_ROWS = 16384  # solved at once: bounds the memory of a head, which is far taller than any other linear
+_ROWS = (
+    16384  # solved at once: bounds the memory of a head, which is far taller than any other linear
+)
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,15 @@ class _Solution:
         r, sizes = self.rounded, [linear.out_features for linear in linears]
         columns = (r.codes, r.scale, r.zero, self.error, self.energy)
         return [
-            _Solution(Rounded(codes, scale, zero, r.bits, r.group_size, r.sym), error, energy, self.inverse)
-            for codes, scale, zero, error, energy in zip(*(t.split(sizes) for t in columns), strict=True)
+            _Solution(
+                Rounded(codes, scale, zero, r.bits, r.group_size, r.sym),
+                error,
+                energy,
+                self.inverse,
+            )
+            for codes, scale, zero, error, energy in zip(
+                *(t.split(sizes) for t in columns), strict=True
+            )
         ]
 
     def result(self, linear: Linear, scheme: Scheme) -> LinearResult:
@@ -99,14 +108,19 @@ def _round(weight: Tensor, hessian: Tensor, scheme: Scheme) -> _Solution:
         return parts[0]
     first = parts[0].rounded
     codes, scale, zero = (
-        torch.cat([getattr(part.rounded, name) for part in parts]) for name in ("codes", "scale", "zero")
+        torch.cat([getattr(part.rounded, name) for part in parts])
+        for name in ("codes", "scale", "zero")
     )
     whole = Rounded(codes, scale, zero, first.bits, first.group_size, first.sym)
-    error, energy = (torch.cat([getattr(part, name) for part in parts]) for name in ("error", "energy"))
+    error, energy = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("error", "energy")
+    )
     return _Solution(whole, error, energy, inverse)
 
 
-def _round_rows(weight: Tensor, hessian: Tensor, inverse: Inverse | None, scheme: Scheme) -> _Solution:
+def _round_rows(
+    weight: Tensor, hessian: Tensor, inverse: Inverse | None, scheme: Scheme
+) -> _Solution:
     importance = inverse.curvature if inverse else None
     scale, zero = fit(
         weight, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym,
@@ -114,7 +128,13 @@ def _round_rows(weight: Tensor, hessian: Tensor, inverse: Inverse | None, scheme
     )  # fmt: skip
     if scheme.method == "gptq" and inverse is not None:
         codes = gptq(
-            weight, inverse, scale, zero, bits=scheme.bits, desc_act=scheme.desc_act, sweeps=scheme.sweeps
+            weight,
+            inverse,
+            scale,
+            zero,
+            bits=scheme.bits,
+            desc_act=scheme.desc_act,
+            sweeps=scheme.sweeps,
         )
         rounded = Rounded(
             codes, scale, zero.byte(), scheme.bits, weight.shape[1] // scale.shape[1], scheme.sym

@@ -34,7 +34,10 @@ def replace(module: nn.Module, block: Block, linear: Linear, dense: Tensor) -> N
 
 @contextlib.contextmanager
 def watched(
-    module: nn.Module, block: Block, linears: Sequence[Linear], see: Callable[[Linear, Tensor], None]
+    module: nn.Module,
+    block: Block,
+    linears: Sequence[Linear],
+    see: Callable[[Linear, Tensor], None],
 ) -> Iterator[None]:
     """Show `see` every input, as [N, I], that reaches each of `linears` (in the order data flows).
 

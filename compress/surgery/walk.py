@@ -52,13 +52,20 @@ class Walk:
             device: where blocks run.
             dtype: in which they run; activations carry it too.
         """
-        self.weights, self.anatomy, self.device, self.dtype = weights, weights.anatomy, device, dtype
+        self.weights, self.anatomy, self.device, self.dtype = (
+            weights,
+            weights.anatomy,
+            device,
+            dtype,
+        )
         self._model = empty_model(weights.config, dtype)
         self._modules = [self._model.get_submodule(block.prefix) for block in self.anatomy.blocks]
         self._empty = [dict(module.state_dict()) for module in self._modules]
         self._calls: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
         head = self.anatomy.head.name + "."
-        outside = {k: self._place(v) for k, v in weights.outside().items() if not k.startswith(head)}
+        outside = {
+            k: self._place(v) for k, v in weights.outside().items() if not k.startswith(head)
+        }
         self._model.load_state_dict(outside, strict=False, assign=True)
         for buffers in (module._buffers for module in self._model.modules()):
             buffers.update({k: v.to(device) for k, v in buffers.items() if v is not None})
@@ -80,7 +87,9 @@ class Walk:
         return caught[0]
 
     @contextlib.contextmanager
-    def filled(self, index: int, tensors: Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:
+    def filled(
+        self, index: int, tensors: Mapping[str, Tensor] | None = None
+    ) -> Iterator[nn.Module]:
         """The module of one block with its weights in, for as long as the context lasts.
 
         Args:
@@ -147,7 +156,9 @@ def empty_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    fields = {k: v for k, v in config.items() if k not in ("quantization_config", "dtype", "torch_dtype")}
+    fields = {
+        k: v for k, v in config.items() if k not in ("quantization_config", "dtype", "torch_dtype")
+    }
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**fields),
@@ -160,7 +171,9 @@ def empty_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
         lost = {k: v for k, v in module._buffers.items() if v is not None and v.is_meta}
         if lost:
             module._buffers.update({k: torch.empty_like(v, device="cpu") for k, v in lost.items()})
-            model._init_weights(module)  # computes tables; parameters are on meta, where filling does nothing
+            model._init_weights(
+                module
+            )  # computes tables; parameters are on meta, where filling does nothing
     return model.eval()
 
 
@@ -211,7 +224,9 @@ def hidden_states(
 
 
 @torch.inference_mode()
-def logits(weights: Weights, hidden: Tensor, *, head: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
+def logits(
+    weights: Weights, hidden: Tensor, *, head: tuple[Tensor, Tensor | None] | None = None
+) -> Tensor:
     """Logits [N, V] float32 of final hidden states [N, D].
 
     Args:
@@ -220,7 +235,9 @@ def logits(weights: Weights, hidden: Tensor, *, head: tuple[Tensor, Tensor | Non
         head: `head_of(weights)`, when it is at hand.
     """
     weight, bias = head if head is not None else head_of(weights)
-    out = nn.functional.linear(hidden, weight.to(hidden), None if bias is None else bias.to(hidden)).float()
+    out = nn.functional.linear(
+        hidden, weight.to(hidden), None if bias is None else bias.to(hidden)
+    ).float()
     cap = weights.config.get("final_logit_softcapping")
     return out if not cap else torch.tanh(out / cap) * cap
 

@@ -80,9 +80,7 @@ def test_gptq_beats_rounding_to_nearest_and_each_sweep_never_raises_the_damped_e
         for sweeps in (0, 1, 2, 4)
     ]
     assert errors[1] < errors[0]
-    assert all(
-        after <= before * (1 + 1e-6) for before, after in itertools.pairwise(errors[1:])
-    )
+    assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(errors[1:]))
     assert errors[2] < errors[1]
 
 

@@ -1,0 +1,189 @@
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compress import pipeline
+from compress.artifact.layout import open_artifact
+from compress.artifact.manifest import check_manifest
+from compress.errors import (
+    ArtifactError, CalibrationError, CompressError, ModelError, RecipeError, SolveError, StorageError,
+)  # fmt: skip
+from compress.recipe.load import load
+from compress.results import Results, from_json
+
+TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps. " * 60
+SUITE = """
+version: 1
+perplexity: {set: ./text.txt, seq_len: 32, windows: 4}
+divergence: {set: ./text.txt, seq_len: 32, windows: 4}
+tasks: [cloze]
+limit: 4
+samples: {prompts: [Hello], max_new_tokens: 4}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch, tiny_llama):
+    """Write a small recipe and load it with changes: `recipe("quantize.bits=8")`."""
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text(TEXT)
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "version: 1\n"
+        f"teacher: {{model: {tiny_llama}, dtype: float32}}\n"
+        f"calibration: {{set: {tmp_path}/text.txt, samples: 8, seq_len: 32}}\n"
+        "stages:\n  - quantize: {method: gptq, bits: 4, group_size: 32}\n"
+        f"evaluate: {{suite: {tmp_path}/suite.yaml}}\n"
+    )
+    return lambda *sets: load(str(path), sets)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def hashes(folder):
+    return json.loads((folder / "manifest.json").read_text())["tensors"]
+
+
+@pytest.mark.parametrize("format", ["packed", "compressed-tensors"])
+def test_a_recipe_becomes_a_judged_artifact_with_its_records(recipe, out, format):
+    seen = []
+    outcome = pipeline.apply(recipe(f"artifact.format={format}"), out=out, watch=seen.append)
+    names = {path.name for path in out.iterdir()}
+    assert names >= {
+        "model.safetensors", "config.json", "tokenizer.json", "recipe.lock.yaml", "results.json",
+        "measured.json", "report.html", "report.md", "README.md", "manifest.json",
+    }  # fmt: skip
+    assert not [name for name in names if name.startswith(".")]
+    assert not out.with_name("out.partial").exists()
+    assert check_manifest(out) == []
+    assert from_json(Results, (out / "results.json").read_text()) == outcome.results
+    assert outcome.results.after.size_bytes == open_artifact(out).size_bytes
+    assert outcome.results.after.size_bytes == sum(p.after_bytes for p in outcome.results.sizes)
+    assert outcome.results.before.size_bytes == sum(p.before_bytes for p in outcome.results.sizes)
+    assert 4.5 <= outcome.results.after.bits_per_weight < 5.1  # codes, and a scale for each 32
+    assert outcome.results.divergence.kl_mean > 0
+    assert {p.step for p in seen} >= {"quantize", "write", "evaluate"}
+
+
+def test_the_lock_runs_again_to_the_same_bytes(recipe, out, tmp_path):
+    pipeline.apply(recipe(), out=out)
+    lock = load(str(out / "recipe.lock.yaml"))
+    pipeline.apply(lock, out=tmp_path / "again")
+    assert hashes(out) == hashes(tmp_path / "again")
+    for name in ("config.json", "tokenizer.json", "recipe.lock.yaml"):
+        assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_a_student_judged_is_the_student_on_disk(recipe, out):
+    outcome = pipeline.apply(recipe("quantize.bits=2"), out=out)
+    side, divergence = pipeline.evaluate(str(out), suite=str(out.parent / "suite.yaml"))
+    assert side.perplexity == outcome.results.after.perplexity
+    assert divergence == outcome.results.divergence
+
+
+def test_suite_none_measures_nothing_and_says_so(recipe, out):
+    outcome = pipeline.apply(recipe("evaluate.suite=none"), out=out)
+    assert outcome.results.divergence is None
+    assert outcome.results.after.perplexity is None
+
+
+def refused(recipe_, out, kind, message):
+    with pytest.raises(kind, match=message) as caught:
+        pipeline.apply(recipe_, out=out)
+    assert not out.exists()
+    assert not out.with_name("out.partial").exists()
+    return caught.value
+
+
+def test_a_finished_output_is_never_written_over(recipe, out):
+    out.mkdir()
+    (out / "precious").write_text("mine")
+    with pytest.raises(ArtifactError, match="exists") as caught:
+        pipeline.apply(recipe(), out=out)
+    assert caught.value.exit_code == 2
+    assert [path.name for path in out.iterdir()] == ["precious"]
+
+
+def test_another_runs_unfinished_output_is_left_alone(recipe, out):
+    partial = out.with_name("out.partial")
+    partial.mkdir()
+    (partial / "theirs").write_text("work")
+    with pytest.raises(ArtifactError, match=r"out\.partial: exists"):
+        pipeline.apply(recipe(), out=out)
+    assert (partial / "theirs").exists()
+
+
+def test_a_group_size_that_does_not_divide_names_every_linear_and_what_works(recipe, out):
+    error = refused(recipe("quantize.group_size=128"), out, RecipeError, "does not divide")
+    assert error.exit_code == 2
+    assert re.search(r"11 more linears.*32.*64", str(error), re.DOTALL)
+
+
+def test_a_calibration_text_that_is_too_short_says_what_it_holds(recipe, out):
+    error = refused(recipe("calibration.samples=4000"), out, CalibrationError, "samples")
+    assert error.exit_code == 2
+
+
+def test_a_missing_teacher_or_suite_costs_nothing(recipe, out):
+    refused(recipe("teacher.model=./nowhere"), out, ModelError, "nowhere")
+    with pytest.raises(RecipeError, match="Did you mean quick"):
+        recipe("evaluate.suite=quik")
+
+
+def test_a_linear_that_cannot_be_solved_fails_or_is_named_in_the_results(
+    recipe, out, tmp_path, tiny_llama
+):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in tiny_llama.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.input_layernorm.weight"].fill_(3e38)
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    change = f"teacher.model={broken}"
+    error = refused(recipe(change), out, SolveError, r"model\.layers\.1\.self_attn\.q_proj")
+    assert error.exit_code == 1
+
+
+def test_a_full_disk_ends_the_run_and_leaves_nothing(recipe, out, monkeypatch):
+    import safetensors.torch
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    error = refused(recipe(), out, StorageError, "No space left on device")
+    assert error.exit_code == 1
+
+
+def test_an_interrupt_leaves_nothing(recipe, out):
+    def interrupt(progress):
+        if progress.step == "quantize":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.apply(recipe(), out=out, watch=interrupt)
+    assert not out.with_name("out.partial").exists()
+
+
+def test_a_lock_whose_teacher_or_text_has_changed_is_refused(recipe, out, tmp_path):
+    pipeline.apply(recipe("evaluate.suite=none"), out=out)
+    lock = out / "recipe.lock.yaml"
+    (tmp_path / "text.txt").write_text("Something else entirely. " * 200)
+    with pytest.raises(CalibrationError, match="the lock says"):
+        pipeline.apply(load(str(lock)), out=tmp_path / "again")
+
+
+def test_errors_carry_the_exit_codes_of_their_kind():
+    assert (CompressError.exit_code, ModelError.exit_code, SolveError.exit_code) == (1, 2, 1)
+
+
+def test_the_compute_type_follows_the_teacher():
+    assert pipeline._compute_dtype("cpu", "float32") is torch.float32
