@@ -32,7 +32,8 @@ BATCH = 32
 # First words of many kinds of text, so that what the teacher writes is not all alike.
 OPENERS = (
     "The", "In the year", "According to", "She", "He said", "It was", "How to", "What is",
-    "When the", "A study of", "After the war", "Once upon a time", "Chapter 1", "# Introduction", "def ", "Q:",
+    "When the", "A study of", "After the war", "Once upon a time", "Chapter 1", "# Introduction",
+    "def ", "Q:",
     "The following", "import ", "<html>", "To solve", "Let x be", "Scientists", "The city of", "My",
     "I have always", "Dear", "Ingredients:", "Step 1:", "The law", "The team", "The patient", "1.",
     "Born in", "Located in", "Music", "- ", "The company", "On Monday", "Researchers at", "You",

@@ -127,9 +127,7 @@ def convert_gguf(gguf: Path, out: Path, dtype: str) -> None:
         ModelError: transformers cannot read the file.
         RunError: the process was killed, as for lack of memory.
     """
-    package = str(
-        Path(__file__).resolve().parents[2]
-    )  # so that a checkout that is not installed is found too
+    package = str(Path(__file__).resolve().parents[2])  # a checkout need not be installed
     paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-m", "compress.surgery.load", str(gguf), str(out), dtype],

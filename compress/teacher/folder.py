@@ -31,7 +31,7 @@ _BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|\.rotary_emb\.in
 _TIED_BY_DEFAULT = ("gpt2", "opt", "gemma", "gemma2", "gemma3_text")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Teacher:
     """The dense original, readable block by block; implements `surgery.walk.Weights`."""
 
@@ -165,10 +165,10 @@ def _read_config(path: Path) -> dict[str, Any]:
             "(trust_remote_code). Code from a checkpoint is never run. Choose a model that "
             "transformers supports by itself."
         )
-    if "quantization_config" in config:
-        method = (config["quantization_config"] or {}).get("quant_method", "unknown")
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise ModelError(
-            f"{path}: already quantized (quant_method {method}). A teacher must be dense. Give the "
+            f"{path}: already quantized ({method}). A teacher must be dense. Give the "
             "model it was made from."
         )
     return config

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compress import library
+from compress.calibrate import documents, sets
+from compress.errors import CalibrationError
+
+WORDS = "the quick brown fox jumps over the lazy dog\n" * 20
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(WORDS)
+    return path
+
+
+def test_a_text_file_gives_its_first_windows(calibration, text, tokenizer):
+    found = sets.load(calibration(text, samples=3, seq_len=10), tokenizer)
+    assert found.ids.shape == (3, 10)
+    assert tokenizer.decode(found.ids.flatten()) == WORDS[:30]
+    assert found.source == str(text)
+
+
+def test_a_set_file_may_ask_for_shuffled_windows(calibration, text, tokenizer, tmp_path):
+    path = tmp_path / "set.yaml"
+    path.write_text("version: 1\nkind: text\ndescription: x\npath: text.txt\nshuffle: true\n")
+    first, other = (sets.load(calibration(path, seed=seed), tokenizer) for seed in (1, 2))
+    assert first.fingerprint != other.fingerprint
+    assert first.fingerprint == sets.load(calibration(path, seed=1), tokenizer).fingerprint
+
+
+def test_self_asks_the_teacher_with_what_the_set_says(calibration, tokenizer):
+    asked = []
+
+    def generate(*args, **options):
+        asked.append((args, options))
+        return torch.ones(2, 8, dtype=torch.long)
+
+    found = sets.load(calibration("self", seed=3), tokenizer, generate=generate)
+    assert (found.ids.shape, asked[0][0]) == ((2, 8), (2, 8, 3))
+    assert asked[0][1]["temperature"] == 1.0
+    with pytest.raises(CalibrationError, match="written by the teacher, and none is at hand"):
+        sets.load(calibration("self"), tokenizer)
+
+
+def test_hub_sets_take_the_recipes_overrides(calibration, tokenizer, tmp_path, monkeypatch):
+    path = tmp_path / "set.yaml"
+    path.write_text("kind: hub\ndataset: owner/set\nsplit: train\nfield: text\nseparator: ''\n")
+    asked = []
+    monkeypatch.setattr(
+        documents, "from_hub", lambda *a: (asked.append(a), (iter([{"body": WORDS}]), "0123abc"))[1]
+    )
+    found = sets.load(calibration(path, revision="main", split="test", field="body"), tokenizer)
+    assert asked == [("owner/set", None, "test", "main")]
+    assert (found.revision, found.source) == ("0123abc", "owner/set (default, test)")
+    assert tokenizer.decode(found.ids.flatten()) == WORDS[:16]
+
+
+@pytest.mark.parametrize("name", library.names("calib"))
+def test_every_shipped_set_is_understood(name, calibration):
+    assert sets.describe(calibration(name))["kind"] in ("self", "text", "hub")
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("kind: txt\n", r"kind: 'txt' is none of self, text, hub"),
+        ("kind: text\npath: a\npth: b\n", r"pth: .*no such key\. Did you mean path\?"),
+        ("kind: text\n", r"path: missing"),
+        ("kind: hub\ndataset: x\n", r"split: missing"),
+        ("- 1\n", r"holds no mapping"),
+        ("kind: [\n", r"not YAML"),
+        ("kind: self\nkind: self\n", r"given twice"),
+    ],
+)
+def test_a_bad_set_file_is_refused(yaml, message, calibration, tmp_path):
+    path = tmp_path / "set.yaml"
+    path.write_text(yaml)
+    with pytest.raises(CalibrationError, match=message):
+        sets.describe(calibration(path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"split": "test"}, r"calibration\.split: a set of kind text does not use it"),
+        ({"revision": "x"}, r"calibration\.revision: a set of kind text"),
+        ({"field": "text"}, r"calibration\.field: .* is plain text and has no fields"),
+        ({"samples": 1000}, r"text\.txt: found 880 tokens, enough for 110 windows of 8"),
+    ],
+)
+def test_what_a_text_file_cannot_give_is_refused(fields, message, calibration, text, tokenizer):
+    with pytest.raises(CalibrationError, match=message):
+        sets.load(calibration(text, **fields), tokenizer)
+
+
+def test_a_set_that_is_not_there_is_named(calibration, tmp_path):
+    with pytest.raises(CalibrationError, match=r"calibration\.set: .*Did you mean self"):
+        sets.describe(calibration("slef"))
+    with pytest.raises(CalibrationError, match="no such file"):
+        sets.describe(calibration(tmp_path / "none.txt"))

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compress.surgery import walk
+from compress.teacher.folder import open_folder
+from compress.teacher.hidden import HiddenCache
+
+
+@pytest.fixture
+def teacher(tiny_tied):
+    return open_folder(tiny_tied)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often the teacher was really run."""
+    calls, run = [], walk.hidden_states
+    monkeypatch.setattr(walk, "hidden_states", lambda *a, **k: calls.append(1) or run(*a, **k))
+    return calls
+
+
+def test_shapes(teacher, tmp_path):
+    hidden = HiddenCache(teacher, tmp_path).get(torch.arange(24).view(2, 12))
+    assert (hidden.shape, hidden.dtype) == ((2, 12, 64), torch.bfloat16)
+
+
+def test_the_same_tokens_run_the_teacher_once(teacher, tmp_path, counted):
+    ids = torch.arange(24).view(2, 12)
+    cache = HiddenCache(teacher, tmp_path / "new", dtype=torch.float32)
+    first = cache.get(ids)
+    assert torch.equal(first, cache.get(ids.clone()))
+    assert len(counted) == 1
+    cache.get(ids.view(3, 8))
+    HiddenCache(teacher, tmp_path / "new").get(ids)  # another dtype
+    assert len(counted) == 3
+
+
+def test_it_is_what_the_whole_model_says(teacher, tmp_path):
+    from compress.surgery import load
+
+    ids = torch.arange(24).view(2, 12)
+    hidden = HiddenCache(teacher, tmp_path, dtype=torch.float32).get(ids)
+    expected = load.materialize(teacher, torch.float32).model(ids).last_hidden_state
+    torch.testing.assert_close(hidden, expected.bfloat16(), rtol=2**-7, atol=1e-3)
+
+
+def test_a_broken_file_is_computed_again(teacher, tmp_path, counted, caplog):
+    ids = torch.arange(8)[None]
+    cache = HiddenCache(teacher, tmp_path)
+    first = cache.get(ids).clone()
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-10])
+    assert torch.equal(cache.get(ids), first)
+    assert len(counted) == 2
+    assert "computed again" in caplog.text
