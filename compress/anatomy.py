@@ -1,7 +1,8 @@
 """One picture of a model as pure data, read from its config and its tensor names.
 
-Blocks, linears with their roles, which linears share an input, which are fused by serving engines, shapes and ties.
-Planning, the walk, surgery, the formats and the runtime all read this picture; nothing else knows a family's names.
+Blocks, linears with their roles, which linears share an input, which are fused by serving engines,
+shapes and ties. Planning, the walk, surgery, the formats and the runtime all read this picture;
+nothing else knows a family's names.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ Role = Literal["q", "k", "v", "qkv", "o", "gate", "up", "down", "head"]
 Shape = tuple[int, ...]
 
 SHARED_INPUT: dict[str, str] = {
-    "q": "attention_input", "k": "attention_input", "v": "attention_input", "qkv": "attention_input",
-    "o": "attention_output", "gate": "mlp_input", "up": "mlp_input", "down": "mlp_hidden", "head": "head_input",
-}  # fmt: skip
+    **dict.fromkeys(("q", "k", "v", "qkv"), "attention_input"),
+    "o": "attention_output",
+    **dict.fromkeys(("gate", "up"), "mlp_input"),
+    "down": "mlp_hidden",
+    "head": "head_input",
+}
 FUSED: dict[str, str] = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
 
 
@@ -36,12 +40,14 @@ class Family:
 
 
 _GATED: dict[str, Role] = {
-    "self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.o_proj": "o",
+    "self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v",
+    "self_attn.o_proj": "o",
     "mlp.gate_proj": "gate", "mlp.up_proj": "up", "mlp.down_proj": "down",
 }  # fmt: skip
 _LLAMA = Family("model.layers.{i}", _GATED, "model.embed_tokens", "model.norm")
+_LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA),
+    **dict.fromkeys(_LIKE_LLAMA, _LLAMA),
     "gpt2": Family(
         "transformer.h.{i}",
         {"attn.c_attn": "qkv", "attn.c_proj": "o", "mlp.c_fc": "up", "mlp.c_proj": "down"},
@@ -49,8 +55,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "opt": Family(
         "model.decoder.layers.{i}",
-        {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.out_proj": "o",
-         "fc1": "up", "fc2": "down"},
+        {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v",
+         "self_attn.out_proj": "o", "fc1": "up", "fc2": "down"},
         "model.decoder.embed_tokens", "model.decoder.final_layer_norm",
     ),
     "gpt_neox": Family(
@@ -88,7 +94,7 @@ class Linear:
 
     @property
     def fused(self) -> str | None:
-        """Linears of a block with equal values are fused by serving engines and must share one scheme."""
+        """Linears of a block with equal values are fused when served and must share one scheme."""
         return FUSED.get(self.role)
 
 
@@ -140,7 +146,8 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Anatomy:
     """Read the anatomy of a model from its ``config.json`` and the shapes of its stored tensors.
 
     Raises:
-        ModelError: the architecture is unknown, a mixture of experts, or its tensors are not those of its family.
+        ModelError: the architecture is unknown, a mixture of experts, or its tensors are not those
+            of its family.
     """
     family = _family(config, tensors)
     blocks = _blocks(family, config, tensors)
@@ -165,13 +172,13 @@ def _family(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Family:
     if experts or any(".experts." in name for name in tensors):
         found = f"{experts}={config[experts]}" if experts else "tensors named …experts…"
         raise ModelError(
-            f"config.json: model_type {kind!r} is a mixture of experts ({found}). Experts are not calibrated properly "
-            "yet, so they are refused. Choose a model with dense feed-forward blocks."
+            f"config.json: model_type {kind!r} is a mixture of experts ({found}). Experts are not "
+            "calibrated properly yet, so they are refused. Choose a model with dense feed-forward "
+            "blocks."
         )
     if kind not in FAMILIES:
-        raise ModelError(
-            f"config.json: model_type {kind!r} is not supported. Supported: {', '.join(sorted(FAMILIES))}."
-        )
+        known = ", ".join(sorted(FAMILIES))
+        raise ModelError(f"config.json: model_type {kind!r} is not supported. Supported: {known}.")
     return FAMILIES[kind]
 
 

@@ -70,7 +70,7 @@ class EvaluationError(RunError):
     """A measurement could not be taken."""
 
 
-class GateMissed(CompressError):
+class GateMissed(CompressError):  # noqa: N818 - a verdict on the student, nothing failed
     """The student was made and judged not good enough."""
 
     exit_code = 3

@@ -1,4 +1,4 @@
-"""A recipe carried out: its body is the flow, in order, and each step has a room of its own name."""
+"""A recipe carried out: `apply` is the flow, in order, and each step has a room of its own name."""
 
 from __future__ import annotations
 
@@ -30,8 +30,16 @@ from compress.recipe.source import Places
 from compress.recipe.suite import Suite, load_suite
 from compress.report import html, markdown
 from compress.results import (
-    Divergence, Measured, Progress, Provenance, Results, Side, SizePart, StageResult, to_json,
-)  # fmt: skip
+    Divergence,
+    Measured,
+    Progress,
+    Provenance,
+    Results,
+    Side,
+    SizePart,
+    StageResult,
+    to_json,
+)
 from compress.stages.context import Context
 from compress.stages.table import STAGES
 from compress.student import Student
@@ -89,7 +97,8 @@ def apply(
 ) -> Outcome:
     """Carry out a recipe: from its teacher to a finished, judged artifact.
 
-    Work lives in ``OUT.partial`` and gets its name when it is whole; when anything fails, nothing stays.
+    Work lives in ``OUT.partial`` and gets its name when it is whole; when anything fails, nothing
+    stays.
 
     Args:
         recipe: as loaded; a lock's fingerprints are held against what is found.
@@ -149,10 +158,14 @@ def compress_only(
 
 
 def evaluate(
-    model: str, *, suite: str = "quick", device: str = "cpu", threads: int | None = None,
+    model: str,
+    *,
+    suite: str = "quick",
+    device: str = "cpu",
+    threads: int | None = None,
     watch: Watch = None,
-) -> tuple[Side, Divergence | None]:  # fmt: skip
-    """Judge a finished artifact, beside its teacher where that is named in its lock, or a teacher alone.
+) -> tuple[Side, Divergence | None]:
+    """Judge a finished artifact beside the teacher that its lock names, or any model alone.
 
     Args:
         model: an artifact's folder, or a teacher as a recipe names it.
@@ -202,7 +215,8 @@ def _partial(out: Path) -> Iterator[Path]:
     """The folder in which `out` is made: renamed when all is done, removed when anything fails."""
     if out.exists():
         raise ArtifactError(
-            f"{out}: exists. A finished output is never written over: choose another --out, or move it away."
+            f"{out}: exists. A finished output is never written over: choose another --out, or "
+            "move it away."
         )
     partial = out.with_name(out.name + ".partial")
     try:
@@ -211,7 +225,8 @@ def _partial(out: Path) -> Iterator[Path]:
         (partial / ".work").mkdir()
     except FileExistsError:
         raise ArtifactError(
-            f"{partial}: exists: another run is at work there, or one was killed. Remove it, or choose another --out."
+            f"{partial}: exists: another run is at work there, or one was killed. Remove it, or "
+            "choose another --out."
         ) from None
     except OSError as error:
         raise RequestError(
@@ -235,7 +250,7 @@ def _machine(recipe: Recipe, device: str, threads: int | None, watch: Watch) -> 
 
 
 def _compute_dtype(device: str, teacher_dtype: str) -> torch.dtype:
-    """bfloat16 where the processor multiplies it faster, unless the teacher is wanted in float32."""
+    """bfloat16 where the processor multiplies it faster, unless the teacher is to be float32."""
     fast = device == "cuda" or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast and teacher_dtype != "float32" else torch.float32
 
@@ -255,8 +270,8 @@ def _teacher(recipe: Recipe, watch: Watch) -> Teacher:
     )
     if promised not in (None, teacher.fingerprint):
         raise ModelError(
-            f"{wanted.model}: its fingerprint is {teacher.fingerprint}, the lock says {promised}. The teacher has "
-            "changed since the lock was written."
+            f"{wanted.model}: its fingerprint is {teacher.fingerprint}, the lock says {promised}. "
+            "The teacher has changed since the lock was written."
         )
     return teacher
 
@@ -272,8 +287,9 @@ def _windows(recipe: Recipe, teacher: Teacher, machine: _Machine) -> Windows | N
     promised = recipe.resolved.calibration_fingerprint
     if promised not in (None, windows.fingerprint):
         raise CalibrationError(
-            f"calibration.set {recipe.calibration.set}: its fingerprint is {windows.fingerprint}, the lock says "
-            f"{promised}. The text, the tokenizer or the machine that wrote it has changed."
+            f"calibration.set {recipe.calibration.set}: its fingerprint is {windows.fingerprint}, "
+            f"the lock says {promised}. The text, the tokenizer or the machine that wrote it has "
+            "changed."
         )
     return windows
 

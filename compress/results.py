@@ -1,7 +1,8 @@
 """What a run found, as frozen dataclasses of plain numbers.
 
-``results.json`` holds a `Results`, identical for two runs of one lock on one machine; times and memory, which never
-are, live in ``measured.json`` as a `Measured`. Field names are the API of every ``--json`` output.
+``results.json`` holds a `Results`, identical for two runs of one lock on one machine; times and
+memory, which never are, live in ``measured.json`` as a `Measured`. Field names are the API of every
+``--json`` output.
 """
 
 from __future__ import annotations
@@ -46,19 +47,19 @@ class Divergence:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Accuracy on one task; `flips` counts items answered otherwise than the teacher did (0 for the teacher)."""
+    """Accuracy on one task."""
 
     name: str
     metric: str
     items: int
     accuracy: float
     stderr: float
-    flips: int = 0
+    flips: int = 0  # items answered otherwise than the teacher did
 
 
 @dataclass(frozen=True)
 class Side:
-    """One model as evaluated: the teacher (before) or the student as read back from disk (after)."""
+    """One model as evaluated: the teacher (before) or the student, read back from disk (after)."""
 
     size_bytes: int
     bits_per_weight: float  # over the block linears, all stored bytes counted
@@ -78,7 +79,7 @@ class SizePart:
 
 @dataclass(frozen=True)
 class LinearResult:
-    """What became of one linear. `relative_error` is the rise in squared output over the squared output."""
+    """What became of one linear."""
 
     name: str
     block: int | None
@@ -87,7 +88,7 @@ class LinearResult:
     outcome: Literal["solved", "kept_dense"]
     bits: int | None
     group_size: int | None
-    relative_error: float
+    relative_error: float  # squared error of its outputs over their squares
     damp_percent: float | None = None  # what was really used, after escalation
     dead_columns: int = 0
     note: str = ""

@@ -1,7 +1,8 @@
 """The only door to safetensors and GGUF files: checked headers, mapped reads, durable writes.
 
-Headers are read without torch, so that planning and inspecting stay light. Nothing here executes what it reads:
-pickles are refused. Format: https://huggingface.co/docs/safetensors (an 8-byte length, a JSON header, raw bytes).
+Headers are read without torch, so that planning and inspecting stay light. Nothing here executes
+what it reads: pickles are refused. Format: https://huggingface.co/docs/safetensors (an 8-byte
+length, a JSON header, raw bytes).
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ITEM_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
-    "U16": 16, "U32": 32, "U64": 64, "F8_E4M3": 8, "F8_E5M2": 8,
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8,
+    "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
 }  # fmt: skip
 _MAX_HEADER = 100 * 1024 * 1024
 R = TypeVar("R")
@@ -53,8 +55,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else _MAX_HEADER + 1
             if length > min(_MAX_HEADER, size - 8):
                 raise ModelError(
-                    f"{path}: not a whole safetensors file ({size:,} bytes; its first 8 bytes promise a header of "
-                    f"{length:,}). Fetch it again."
+                    f"{path}: not a whole safetensors file ({size:,} bytes; its first 8 bytes "
+                    f"promise a header of {length:,}). Fetch it again."
                 )
             header = json.loads(file.read(length))
     except OSError as error:
@@ -96,7 +98,8 @@ def _checked(path: Path, header: Any, data_bytes: int) -> dict[str, TensorInfo]:
             )
         if start < 0 or stop > data_bytes:
             raise ModelError(
-                f"{path}: truncated: {name} ends at byte {stop:,} of {data_bytes:,} data bytes. Fetch the file again."
+                f"{path}: truncated: {name} ends at byte {stop:,} of {data_bytes:,} data bytes. "
+                "Fetch the file again."
             )
         found[name] = TensorInfo(path, dtype, shape, stop - start)
         end = max(end, stop)
@@ -114,7 +117,8 @@ class Checkpoint:
         """Read the headers of all shards in `folder`.
 
         Raises:
-            ModelError: no safetensors, a pickle instead, a broken shard, or an index that names a missing tensor.
+            ModelError: no safetensors, a pickle instead, a broken shard, or an index that names a
+                missing tensor.
         """
         self.folder = folder
         self.tensors: dict[str, TensorInfo] = {}
@@ -171,8 +175,9 @@ def _shards(folder: Path) -> list[Path]:
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     if pickles:
         raise ModelError(
-            f"{folder}: holds {pickles[0]}, a pickle, and no safetensors. Loading a pickle runs code from it, so it is "
-            "refused. Convert it where you trust it: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)."
+            f"{folder}: holds {pickles[0]}, a pickle, and no safetensors. Loading a pickle runs "
+            "code from it, so it is refused. Convert it where you trust it: "
+            "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)."
         )
     raise ModelError(
         f"{folder}: holds neither {SINGLE} nor {INDEX}. Give a Hugging Face model folder."
@@ -202,7 +207,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 def write_file(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write one safetensors file whole or not at all: a temporary file, fsync, rename, fsync of the folder."""
+    """Write one safetensors file whole or not at all."""
     from safetensors.torch import save_file
 
     def save(temporary: Path) -> None:
@@ -226,6 +231,7 @@ def copy_file(source: Path, path: Path) -> None:
 
 
 def _durably(path: Path, save: Callable[[Path], R]) -> None:
+    """Save under a temporary name, then fsync, rename, and fsync the folder."""
     from safetensors import SafetensorError
 
     temporary = path.with_name(path.name + ".tmp")
@@ -253,7 +259,10 @@ def sync_folder(folder: Path) -> None:
 
 
 class ShardWriter:
-    """Write named tensors into shards of at most `max_bytes`, then one index; each shard is durable when it is full."""
+    """Write named tensors into shards of at most `max_bytes`, then one index.
+
+    Each shard is durable when it is full. A tensor larger than `max_bytes` has a shard to itself.
+    """
 
     def __init__(self, folder: Path, max_bytes: int = 2 * 1024**3) -> None:
         """Write into `folder`, which exists."""
@@ -273,7 +282,7 @@ class ShardWriter:
         self._total += nbytes
 
     def close(self) -> None:
-        """Write what is pending, give the shards their final names, write the index when there is more than one."""
+        """Write what is pending, give the shards their final names, index them if several."""
         self._flush()
         count = len(self._shards)
         weight_map: dict[str, str] = {}
@@ -317,7 +326,8 @@ def check_gguf(path: Path) -> None:
     for tensor in _gguf(path).tensors:
         if tensor.data_offset + tensor.n_bytes > size:
             raise ModelError(
-                f"{path}: truncated: {tensor.name} ends past the file's {size:,} bytes. Fetch the file again."
+                f"{path}: truncated: {tensor.name} ends past the file's {size:,} bytes. "
+                "Fetch the file again."
             )
 
 

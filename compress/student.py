@@ -1,6 +1,7 @@
-"""The model being compressed, lazy: the teacher's tensors, and on disk each linear that has become codes.
+"""The model being compressed, lazy: the teacher's tensors and, on disk, all that has become codes.
 
-A block is committed whole: its shard is made durable, then the record that says it is there. Nothing else holds state.
+A block is committed whole: its shard is made durable, then the record that says it is there.
+Nothing else holds state.
 """
 
 from __future__ import annotations

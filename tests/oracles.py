@@ -9,7 +9,7 @@ from torch import Tensor
 def gptq(
     weight: Tensor, damped: Tensor, scale: Tensor, zero: Tensor, bits: int, order: Tensor
 ) -> Tensor:
-    """One column after another, the inverse of what is left recomputed each time (OBQ's own form)."""
+    """One column after another, each time inverting anew what is left (OBQ's own form)."""
     W, H = weight.double().clone(), damped.double()
     size = W.shape[1] // scale.shape[1]
     S, Z = (t.double().repeat_interleave(size, 1) for t in (scale, zero))

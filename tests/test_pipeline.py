@@ -9,8 +9,14 @@ from compress import pipeline
 from compress.artifact.layout import open_artifact
 from compress.artifact.manifest import check_manifest
 from compress.errors import (
-    ArtifactError, CalibrationError, CompressError, ModelError, RecipeError, SolveError, StorageError,
-)  # fmt: skip
+    ArtifactError,
+    CalibrationError,
+    CompressError,
+    ModelError,
+    RecipeError,
+    SolveError,
+    StorageError,
+)
 from compress.recipe.load import load
 from compress.results import Results, from_json
 

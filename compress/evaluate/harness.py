@@ -100,7 +100,7 @@ class Bench:
         requests: Sequence[tuple[Sequence[int], Sequence[int]]],
         fingerprint: str | None,
     ) -> list[tuple[float, bool]]:
-        """`log_likelihoods`, read back where a model of this fingerprint was asked the same before."""
+        """`log_likelihoods`, read back where this fingerprint's model was asked the same before."""
         if self.cache is None or fingerprint is None:
             return self.log_likelihoods(weights, requests)
         machine = (self.device, str(self.dtype), torch.get_num_threads(), torch.__version__)
@@ -206,7 +206,10 @@ def _streamed(bench: Bench, weights: Weights, fingerprint: str | None) -> Any:
 
 
 def _task(name: str) -> dict[str, Any]:
-    """A shipped task as lm-eval's config, its data file made absolute (lm-eval would look in the cwd)."""
+    """A shipped task as lm-eval's config.
+
+    Its data files are made absolute: lm-eval would look for them in the working directory.
+    """
     folder = library.folder("eval").parent / "tasks"
     path = folder / f"{name}.yaml"
     if not path.is_file():
@@ -264,6 +267,6 @@ def _failing_clearly(theirs: Sequence[str]) -> Iterator[None]:
         if not theirs:
             raise
         raise EvaluationError(
-            f"suite: lm_eval_tasks {', '.join(theirs)}: could not be loaded ({error}). They need a hub; "
-            "use --suite quick where there is none."
+            f"suite: lm_eval_tasks {', '.join(theirs)}: could not be loaded ({error}). "
+            "They need a hub; use --suite quick where there is none."
         ) from error

@@ -49,8 +49,8 @@ class Judge:
         self, teacher: Teacher, student: Weights
     ) -> tuple[Judgement, Judgement, Divergence, tuple[Sample, ...]]:
         """Judge both; the teacher's part is kept in the cache and done once."""
-        read = {text: (self._teacher_reads(teacher, text), self._reads(student, text))
-                for text in dict.fromkeys((self.suite.perplexity, self.suite.divergence))}  # fmt: skip
+        texts = dict.fromkeys((self.suite.perplexity, self.suite.divergence))
+        read = {t: (self._teacher_reads(teacher, t), self._reads(student, t)) for t in texts}
         losses = [perplexity(reading) for reading in read[self.suite.perplexity]]
         diverged = divergence(*read[self.suite.divergence])
         before = self._ask(teacher, teacher.fingerprint)
@@ -116,9 +116,9 @@ class Judge:
 
 def _with_flips(after: Answers, before: Answers) -> tuple[TaskScore, ...]:
     """Scores that say how many items were answered otherwise than the teacher answered them."""
-    return tuple(
-        dataclasses.replace(score, flips=sum(
-            a != b for a, b in zip(after.choices[score.name], before.choices[score.name], strict=True)
-        ))
-        for score in after.scores
-    )  # fmt: skip
+
+    def flips(task: str) -> int:
+        pairs = zip(after.choices[task], before.choices[task], strict=True)
+        return sum(mine != theirs for mine, theirs in pairs)
+
+    return tuple(dataclasses.replace(score, flips=flips(score.name)) for score in after.scores)

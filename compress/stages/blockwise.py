@@ -1,7 +1,7 @@
 """Solve a model one decoder block at a time: collect, solve, commit, carry the activations on.
 
-One block's weights are resident, and the activations that enter it, which have passed through every block already
-solved: each block is fitted to the inputs it will really get.
+One block's weights are resident, and the activations that enter it, which have passed through every
+block already solved: each block is fitted to the inputs it will really get.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from compress.surgery.walk import Walk
 
 Solution = tuple[dict[str, Rounded], list[LinearResult]]
 Solve = Callable[[Sequence[Linear], Mapping[str, Tensor], Tensor], Solution]
-"""Linears that share an input, their weights [O, I] float32 by name, their Hessian [I, I] → codes and records."""
+"""Solve linears that share an input: given them, their weights [O, I] float32 by name and their
+Hessian [I, I], return the codes of those that were solved and a record of each."""
 
 
 def solve_blocks(
@@ -43,12 +44,12 @@ def solve_blocks(
         context: windows, device, scratch.
         solve: called once for all wanted linears of a block that share an input.
         wanted: which linears to solve.
-        true_sequential: collect anew after each group of linears, so that o_proj sees what the rounded q, k and v
-            make of the input, and so on.
+        true_sequential: collect anew after each group of linears, so that o_proj sees what the
+            rounded q, k and v make of the input, and so on.
         step: what to call this in progress records.
 
     Returns:
-        One record a linear, and the final hidden states [B, T, D] (after the norm) of the solved model.
+        One record a linear, and the final hidden states [B, T, D] of the solved model, normed.
     """
     walk = Walk(student, device=context.device, dtype=context.dtype)
     parts = _activations(walk, context)
@@ -87,21 +88,21 @@ def _sharing(block: Block, wanted: Callable[[Linear], bool]) -> list[list[Linear
 
 
 def _activations(walk: Walk, context: Context) -> Sequence[Tensor]:
-    """The inputs of block 0, cut into forwards; views of one tensor, in a mapped file when it is large."""
+    """The inputs of block 0, cut into forwards: views of one tensor, a mapped file when large."""
     batch, seq_len = context.ids.shape
     rows = max(1, context.batch_tokens // seq_len)
     shape = (batch, seq_len, walk.embed(context.ids[:1]).shape[-1])
     count = shape[0] * shape[1] * shape[2]
     if count * context.dtype.itemsize > context.resident_bytes and context.device == "cpu":
         path = context.scratch / "activations.bin"
-        hidden = torch.from_file(str(path), shared=True, size=count, dtype=context.dtype).view(
-            shape
-        )
+        mapped = torch.from_file(str(path), shared=True, size=count, dtype=context.dtype)
+        hidden = mapped.view(shape)
     else:
         hidden = torch.empty(shape, dtype=context.dtype, device=context.device)
-    for part, ids in zip(hidden.split(rows), context.ids.split(rows), strict=True):
+    parts: Sequence[Tensor] = hidden.split(rows)
+    for part, ids in zip(parts, context.ids.split(rows), strict=True):
         part.copy_(walk.embed(ids))
-    return hidden.split(rows)
+    return parts
 
 
 def _collect(
@@ -130,6 +131,6 @@ def _collect(
 def _check(block: Block, parts: Sequence[Tensor]) -> None:
     if not all(torch.isfinite(part).all() for part in parts):
         raise SolveError(
-            f"{block.prefix}: its outputs hold NaN or infinite values. Check the teacher's weights, or run in float32 "
-            "(teacher.dtype: float32)."
+            f"{block.prefix}: its outputs hold NaN or infinite values. Check the teacher's "
+            "weights, or run in float32 (teacher.dtype: float32)."
         )

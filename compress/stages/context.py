@@ -14,19 +14,15 @@ from compress.results import Progress
 
 @dataclass(frozen=True)
 class Context:
-    """Fixed for a whole run.
+    """Fixed for a whole run."""
 
-    ids [B, T]: calibration windows. dtype: in which blocks run. scratch: a folder for files that only the run needs.
-    resident_bytes: activations beyond it live in a mapped file.
-    """
-
-    ids: Tensor
+    ids: Tensor  # [B, T], the calibration windows
     device: str
-    dtype: torch.dtype
-    scratch: Path
+    dtype: torch.dtype  # in which blocks run
+    scratch: Path  # a folder for files that only the run needs
     watch: Callable[[Progress], None] | None = None
-    batch_tokens: int = 4096
-    resident_bytes: int = 2 * 1024**3
+    batch_tokens: int = 4096  # in one forward
+    resident_bytes: int = 2 * 1024**3  # activations beyond it live in a mapped file
 
     def tell(self, step: str, done: int, total: int, detail: str = "") -> None:
         """Report progress to whoever watches."""

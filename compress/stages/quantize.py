@@ -1,4 +1,4 @@
-"""Quantize the block linears, and the head when asked: round to nearest, or GPTQ on the blockwise walk."""
+"""Quantize the block linears, and the head when asked, by rounding to nearest or by GPTQ."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from compress.kernels.grid import Rounded
 from compress.kernels.hessian import accumulate, mean
 from compress.recipe.schema import Quantize
 from compress.recipe.scheme import Scheme, head_scheme, scheme_for
@@ -20,7 +21,7 @@ from compress.surgery.walk import hidden_states
 
 
 def run(student: Student, spec: Quantize, context: Context) -> StageResult:
-    """Quantize every targeted linear of a student, block by block, then its head when the recipe says so.
+    """Quantize every targeted linear of a student, then its head when the recipe says so.
 
     Round to nearest needs no activations: its `relative_error` is that of the weights themselves.
 
@@ -53,7 +54,8 @@ def _round_blocks(student: Student, rounder: Rounder, context: Context) -> list[
     blocks = student.anatomy.blocks
     for block in blocks:
         stored = student.block(block.index)
-        rounded, records = {}, []
+        rounded: dict[str, Rounded] = {}
+        records: list[LinearResult] = []
         for linear in (linear for linear in block.linears if linear.name in rounder.schemes):
             weight = stored[linear.name + ".weight"].to(context.device).float()
             weight = weight.T.contiguous() if linear.transposed else weight
@@ -80,7 +82,8 @@ def _round_head(
     weight = student.outside()[stored + ".weight"].float()
     rounder = dataclasses.replace(rounder, schemes={head.name: scheme})
     rounded, results = rounder([head], {head.name: weight}, hessian)
-    student.commit(HEAD, {stored: codes for codes in rounded.values()}, results)
+    codes = {stored: rounded[head.name]} if head.name in rounded else {}
+    student.commit(HEAD, codes, results)
     return results
 
 

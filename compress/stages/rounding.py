@@ -17,9 +17,8 @@ from compress.kernels.hessian import Inverse, invert, output_errors
 from compress.recipe.scheme import Scheme
 from compress.results import LinearResult
 
-_ROWS = (
-    16384  # solved at once: bounds the memory of a head, which is far taller than any other linear
-)
+# Rows solved at once: bounds the memory of a head, which is far taller than any other linear.
+_ROWS = 16384
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class Rounder:
     def _unsolved(self, linear: Linear, scheme: Scheme, error: SolveError) -> LinearResult:
         if self.on_unsolvable == "fail":
             raise SolveError(
-                f"{linear.name}: {error}. Use more or other calibration text, or set on_unsolvable: "
-                "keep_dense to leave such linears as they are."
+                f"{linear.name}: {error}. Use more or other calibration text, or set "
+                "on_unsolvable: keep_dense to leave such linears as they are."
             ) from error
         return LinearResult(
             linear.name, linear.block, linear.role, scheme.method, "kept_dense", None, None, 0.0,
@@ -93,7 +92,8 @@ class _Solution:
         """The record of one linear."""
         energy = float(self.energy.sum())
         return LinearResult(
-            linear.name, linear.block, linear.role, scheme.method, "solved", scheme.bits, scheme.group_size,
+            linear.name, linear.block, linear.role, scheme.method, "solved",
+            scheme.bits, scheme.group_size,
             relative_error=float(self.error.sum()) / energy if energy else 0.0,
             damp_percent=self.inverse.damp_percent if self.inverse else None,
             dead_columns=int(self.inverse.dead.sum()) if self.inverse else 0,
@@ -101,7 +101,7 @@ class _Solution:
 
 
 def _round(weight: Tensor, hessian: Tensor, scheme: Scheme) -> _Solution:
-    """Round a weight [O, I], a slice of rows at a time: given the Hessian [I, I], rows are independent."""
+    """Round a weight [O, I] by slices of rows: given the Hessian [I, I], rows are independent."""
     inverse = invert(hessian, scheme.damp_percent) if scheme.needs_hessian else None
     parts = [_round_rows(rows, hessian, inverse, scheme) for rows in weight.split(_ROWS)]
     if len(parts) == 1:

@@ -25,7 +25,7 @@ def weight(module: nn.Module, block: Block, linear: Linear) -> Tensor:
 
 
 def replace(module: nn.Module, block: Block, linear: Linear, dense: Tensor) -> None:
-    """Give one linear new weights [O, I]; the tensor it had, which may be a mapped file, is left alone."""
+    """Give one linear new weights [O, I]; the tensor it had, maybe a mapped file, is left alone."""
     target = module_of(module, block, linear)
     old = target.get_parameter("weight")
     stored = (dense.T if linear.transposed else dense).to(old.device, old.dtype).contiguous()

@@ -1,7 +1,8 @@
 """Run a model one decoder block at a time: one block's weights resident, all activations held.
 
-transformers supplies every family's arithmetic. The model is built without weights; asked to run, it is stopped at its
-blocks, and what it would have handed to each (masks, rotary tables) is kept. A block is then filled, called, emptied.
+transformers supplies every family's arithmetic. The model is built without weights; asked to run,
+it is stopped at its blocks, and what it would have handed to each (masks, rotary tables) is kept.
+A block is then filled, called, emptied.
 """
 
 from __future__ import annotations
@@ -52,12 +53,8 @@ class Walk:
             device: where blocks run.
             dtype: in which they run; activations carry it too.
         """
-        self.weights, self.anatomy, self.device, self.dtype = (
-            weights,
-            weights.anatomy,
-            device,
-            dtype,
-        )
+        self.weights, self.anatomy = weights, weights.anatomy
+        self.device, self.dtype = device, dtype
         self._model = empty_model(weights.config, dtype)
         self._modules = [self._model.get_submodule(block.prefix) for block in self.anatomy.blocks]
         self._empty = [dict(module.state_dict()) for module in self._modules]
@@ -110,7 +107,7 @@ class Walk:
     def call(self, index: int, module: nn.Module, hidden: Tensor) -> Tensor:
         """Run one filled block on activations [B, T, D]."""
         args, kwargs = self._arguments(hidden.shape[1])[index]
-        out = module(hidden, *args, **kwargs)
+        out: Tensor | tuple[Tensor, ...] = module(hidden, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     @torch.inference_mode()
@@ -142,7 +139,7 @@ class Walk:
     @contextlib.contextmanager
     def _replaced(self, forwards: list[Callable[..., Any]]) -> Iterator[None]:
         for module, forward in zip(self._modules, forwards, strict=True):
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward
         try:
             yield
         finally:
@@ -151,7 +148,7 @@ class Walk:
 
 
 def empty_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """Build a transformers causal model whose parameters hold no data and whose tables are computed."""
+    """Build a transformers causal model whose parameters hold no data; its tables are computed."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -171,9 +168,8 @@ def empty_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
         lost = {k: v for k, v in module._buffers.items() if v is not None and v.is_meta}
         if lost:
             module._buffers.update({k: torch.empty_like(v, device="cpu") for k, v in lost.items()})
-            model._init_weights(
-                module
-            )  # computes tables; parameters are on meta, where filling does nothing
+            # computes tables; parameters are on meta, where filling does nothing
+            model._init_weights(module)
     return model.eval()
 
 
@@ -190,7 +186,7 @@ def forward(
 
     Args:
         weights: the model.
-        batches: token ids, each [B, T]; padding on the right is harmless, since attention is causal.
+        batches: token ids, each [B, T]; padding on the right is harmless: attention is causal.
         device: where blocks run.
         dtype: in which they run.
         watch: told of each finished block.
@@ -218,7 +214,7 @@ def hidden_states(
     batch_tokens: int = 4096,
     watch: Watch = None,
 ) -> Tensor:
-    """Final hidden states [B, T, D] of token ids [B, T], `batch_tokens` a forward; see `forward`."""
+    """Final hidden states [B, T, D] of token ids [B, T], `batch_tokens` a pass; see `forward`."""
     batches = ids.split(max(1, batch_tokens // ids.shape[1]))
     return torch.cat(forward(weights, batches, device=device, dtype=dtype, watch=watch))
 
