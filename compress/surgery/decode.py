@@ -1,7 +1,8 @@
 """Decode many sequences in step with a whole transformers model, one token of each at a time.
 
-Two things make it several times faster than transformers' own loop on a CPU: keys and values are
-written into rooms made once, not concatenated, and heads that share keys are rows of one product.
+Two things make it several times faster than transformers' own loop on a CPU: keys and values lie
+in rooms of fixed size, neither concatenated nor copied, for which oneDNN compiles one kernel; and
+query heads that share keys are the rows of one product.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 
 _ATTENTION = "compress_decode"  # the name under which transformers finds `_attend`
-_PLACES = 64
 
 
 class Decoder:
@@ -20,10 +20,12 @@ class Decoder:
 
     def __init__(self, model: Any, room: int) -> None:
         """Take over a model that `load.materialize` made, for sequences of `room` tokens."""
+        from transformers import StaticCache
+
         _register()
         model.set_attn_implementation(_ATTENTION)
         self._model = model
-        self._cache = _cache(model.config.num_hidden_layers, room)
+        self._cache = StaticCache(config=model.config, max_cache_len=room)
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
@@ -69,41 +71,3 @@ def _attend(
         scores = torch.tanh(scores / softcap) * softcap
     out = scores.masked_fill(~mask, -torch.inf).softmax(-1).to(value.dtype) @ value
     return out.reshape(batch, 1, heads, value.shape[-1]), None
-
-
-def _reach(length: int) -> int:
-    """Places looked at: few distinct numbers, since oneDNN compiles kernels for each."""
-    return -(-length // _PLACES) * _PLACES
-
-
-def _cache(layers: int, room: int) -> Any:
-    from transformers.cache_utils import Cache, DynamicLayer
-
-    room = _reach(room)
-
-    class Room(DynamicLayer):
-        """Keys and values of one layer, written into place; what is handed out are views."""
-
-        length = 0
-
-        def update(
-            self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-        ) -> tuple[Tensor, Tensor]:
-            new = (key_states, value_states)
-            if not self.is_initialized:  # zeros: a masked place must be finite
-                self.rooms = [t.new_zeros(*t.shape[:2], room, t.shape[-1]) for t in new]
-                self.is_initialized = True
-            end = self.length + key_states.shape[2]
-            for place, tensor in zip(self.rooms, new, strict=True):
-                place[:, :, self.length : end] = tensor
-            self.length = end
-            self.keys, self.values = (place[:, :, : _reach(end)] for place in self.rooms)
-            return self.keys, self.values
-
-        def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-            return _reach(self.length + query_length), 0
-
-        def get_seq_length(self) -> int:
-            return self.length
-
-    return Cache(layers=[Room() for _ in range(layers)])  # type: ignore[no-untyped-call]
