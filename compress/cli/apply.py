@@ -145,9 +145,12 @@ def _tell(outcome: Outcome, *, json: bool, quiet: bool) -> None:
     from compress.report.rows import summary
 
     if json:
-        found = {"results": outcome.results, "measured": outcome.measured}
-        texts = {name: dataclasses.asdict(value) for name, value in found.items()}
-        console.emit_json({"folder": str(outcome.folder), **texts})
+        results, measured = (
+            dataclasses.asdict(outcome.results),
+            dataclasses.asdict(outcome.measured),
+        )
+        folder = str(outcome.folder)
+        console.emit_json({"folder": folder, "results": results, "measured": measured})
     elif not quiet:
         console.show(console.summary_table(summary(outcome.results, outcome.measured)))
         console.emit(f"Made {outcome.folder}, with its report: {outcome.folder / 'report.html'}")

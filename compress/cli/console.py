@@ -114,7 +114,7 @@ def line(record: Progress, elapsed_seconds: float) -> str:
     if record.detail and record.done < record.total:
         parts.append(record.detail)
     parts.append(f"{numbers.duration(elapsed_seconds)} elapsed")
-    if 0 < record.done < record.total:
+    if 0 < record.done < record.total and elapsed_seconds >= 1:  # before that it would be a guess
         left = elapsed_seconds * (record.total - record.done) / record.done
         parts.append(f"{numbers.duration(left)} left")
     parts.append(f"{numbers.size(resident_bytes())} resident")
