@@ -23,6 +23,7 @@ from compress.calibrate import sets
 from compress.calibrate.selfgen import Author
 from compress.calibrate.tokens import Windows
 from compress.errors import ArtifactError, CalibrationError, ModelError, RequestError
+from compress.evaluate import speed
 from compress.evaluate.judge import Judge
 from compress.recipe import resolve
 from compress.recipe.schema import Recipe
@@ -129,7 +130,16 @@ def apply(
                 teacher, open_artifact(partial), stages, suite, machine,
                 _provenance(recipe, teacher, windows, machine, locked),
             )  # fmt: skip
-        measured = Measured(clock.stop(), _peak_memory_bytes(), _hardware(), _today())
+        with clock.step("time"):
+            timings = speed.timings(partial)
+        measured = Measured(
+            clock.stop(),
+            _peak_memory_bytes(),
+            _hardware(),
+            _today(),
+            timings.decode_tokens_per_second if timings else None,
+            timings.prefill_tokens_per_second if timings else None,
+        )
         write_records(partial, results, measured)
         facts = {"teacher": teacher.name, "teacher_fingerprint": teacher.fingerprint}
         manifest.write_manifest(partial, {**facts, "versions": _versions()})
@@ -418,7 +428,7 @@ def _provenance(
         recipe_text=locked,
         teacher=teacher.name,
         teacher_fingerprint=teacher.fingerprint,
-        calibration=windows.source if windows else "none",
+        calibration=recipe.calibration.set if windows else "none",
         calibration_fingerprint=windows.fingerprint if windows else "",
         calibration_tokens=windows.ids.numel() if windows else 0,
         seed=recipe.seed,

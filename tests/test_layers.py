@@ -32,7 +32,7 @@ DOORS = {
     "huggingface_hub": {"teacher"}, "pypi_simple": {"teacher"}, "platformdirs": {"teacher"},
     "datasets": {"calibrate", "evaluate"},  # lm-eval reads its tasks through it
     "tokenizers": {"runtime"},
-    "transformers": {"surgery"},
+    "transformers": {"surgery"}, "greenlet": {"surgery"},
     "compressed_tensors": {"verify"},
     "pydantic": {"recipe"}, "yaml": {"recipe", "evaluate"},  # lm-eval's tasks are YAML
     "safetensors": {"storage"}, "gguf": {"storage"},

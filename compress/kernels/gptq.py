@@ -22,9 +22,9 @@ def gptq(
 ) -> Tensor:
     """Round a weight column by column, spreading each column's error over those not yet rounded.
 
-    Scales are fixed before (static groups), so act order costs nothing in the layout. Then each sweep
-    visits every column once more and gives it the best code while all others stay: it never raises
-    the damped error.
+    Scales are fixed before (static groups), so act order costs nothing in the layout. Then each
+    sweep visits every column once more and gives it the best code while all others stay: it never
+    raises the damped error.
 
     Args:
         weight: [O, I], any float; read, never written. Dead columns are taken as zero.
@@ -39,8 +39,8 @@ def gptq(
     Returns:
         Codes [O, I] uint8.
 
-    Source: Frantar et al. 2023, arXiv:2210.17323, Algorithm 1; act order after the authors' code; the
-        sweeps after Behdin et al. 2023 (QuantEase), arXiv:2309.01885.
+    Source: Frantar et al. 2023, arXiv:2210.17323, Algorithm 1; act order after the authors' code;
+        the sweeps after Behdin et al. 2023 (QuantEase), arXiv:2309.01885.
     """
     W = weight.float().masked_fill(inverse.dead, 0.0).T  # [I, O]
     size = W.shape[0] // scale.shape[1]

@@ -1,8 +1,8 @@
 """The one integer grid: scales fixed before rounding and exact in bfloat16 and float16 alike.
 
-A weight is ``(code - zero) * scale`` with unsigned codes. On a symmetric grid zero is the middle, ``2**(bits - 1)``; a
-symmetric grid reaches one step further down than up, so its scale may be negative, which turns the longer side to
-where the weights need it (as in llama.cpp's Q4_0).
+A weight is ``(code - zero) * scale`` with unsigned codes. On a symmetric grid zero is the middle,
+``2**(bits - 1)``; it reaches one step further down than up, so its scale may be negative, which
+turns the longer side to where the weights need it (as in llama.cpp's Q4_0).
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ _CANDIDATES = 24  # shrunken ranges tried; 60 lower the error by another 0.1 %
 class Rounded:
     """One matrix on the integer grid.
 
-    codes [O, I] uint8; scale [O, G] float32, exact in bfloat16 and float16; zero [O, G] uint8. Column i belongs to
-    group ``i // group_size``; group_size is I when there is one group a row.
+    Column i belongs to group ``i // group_size``.
     """
 
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor
+    codes: Tensor  # [O, I] uint8
+    scale: Tensor  # [O, G] float32, exact in bfloat16 and float16
+    zero: Tensor  # [O, G] uint8
     bits: int
-    group_size: int
+    group_size: int  # I where there is one group a row
     sym: bool
 
     def dequantize(self) -> Tensor:
@@ -69,8 +68,9 @@ def fit(
         bits: width of the grid, 2 to 8.
         group_size: input columns sharing one scale; -1 for one group per row. Must divide I.
         sym: symmetric grid.
-        search: none takes the range that clips nothing; mse tries shrunken ranges and, on a symmetric grid, both
-            signs, by squared error; hessian does so with the error of column i weighted by importance[i].
+        search: none takes the range that clips nothing; mse tries shrunken ranges and, on a
+            symmetric grid, both signs, by squared error; hessian does so with the error of column i
+            weighted by importance[i].
         importance: [I], for search "hessian".
 
     Returns:
@@ -91,7 +91,7 @@ def fit(
 def round_to_nearest(
     weight: Tensor, scale: Tensor, zero: Tensor, *, bits: int, sym: bool
 ) -> Rounded:
-    """Round every weight [O, I] to the nearest point of its group's grid; scale and zero are [O, G]."""
+    """Round every weight [O, I] to the nearest point of its grid; scale and zero are [O, G]."""
     rows, columns = weight.shape
     groups = weight.float().reshape(rows, scale.shape[1], -1)
     codes = round_codes(groups, scale[..., None], zero[..., None], bits)

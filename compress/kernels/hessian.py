@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ _PANEL = 512  # columns a product; only the products on and above the diagonal a
 def accumulate(total: Tensor, inputs: Tensor) -> None:
     """Add the sum over tokens of x xᵀ to the upper panels of `total`; finish with `mean`.
 
-    Products of bfloat16 inputs are exact in float32, so they may run on bfloat16 units; sums are always float32.
+    Products of bfloat16 inputs are exact in float32, so they may run on bfloat16 units; sums are
+    always float32.
 
     Args:
         total: [I, I] float32, written.
@@ -34,8 +36,9 @@ def accumulate(total: Tensor, inputs: Tensor) -> None:
 
 @contextlib.contextmanager
 def _bfloat16_products() -> Iterator[None]:
-    """Let float32 products round their inputs to bfloat16 while this lasts (exact when they already are)."""
-    cpu, cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    """Let float32 products round their inputs to bfloat16, which is exact for bfloat16 inputs."""
+    cpu: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not in torch's stubs
+    cuda: Any = torch.backends.cuda.matmul
     before = cpu.fp32_precision, cuda.fp32_precision
     cpu.fp32_precision, cuda.fp32_precision = "bf16", "tf32"
     try:
@@ -44,7 +47,7 @@ def _bfloat16_products() -> Iterator[None]:
         cpu.fp32_precision, cuda.fp32_precision = before
 
 
-def mean(total: Tensor, tokens: int) -> Tensor:
+def mean(total: Tensor, tokens: float) -> Tensor:
     """The Hessian: mean over tokens of x xᵀ, [I, I] float32, symmetric, undamped."""
     upper = torch.triu(total) / tokens
     return upper + torch.triu(upper, 1).T
@@ -54,23 +57,23 @@ def mean(total: Tensor, tokens: int) -> Tensor:
 class Inverse:
     """The damped inverse of a Hessian, in the forms that solvers ask for.
 
-    damped [I, I]: what was inverted. inverse [I, I]. damp_percent: the damping it took. dead [I] bool: inputs that
-    were always zero.
+    Those are [I, I]; `damped` is what was inverted.
     """
 
     damped: Tensor
     inverse: Tensor
-    damp_percent: float
-    dead: Tensor
+    damp_percent: float  # what it took
+    dead: Tensor  # [I] bool: inputs that were always zero
 
     @property
     def curvature(self) -> Tensor:
-        """[I]: how much the error grows when one weight moves and all others make up for it as well as they can."""
+        """[I]: how the error grows when one weight moves and all others make up for it."""
         return 1 / self.inverse.diagonal()
 
     def factor(self, order: Tensor) -> Tensor:
         """The upper Cholesky factor [I, I] of the inverse, its columns visited in `order`."""
-        return torch.linalg.cholesky(self.inverse[order][:, order], upper=True)
+        upper: Tensor = torch.linalg.cholesky(self.inverse[order][:, order], upper=True)
+        return upper
 
 
 def invert(hessian: Tensor, damp_percent: float) -> Inverse:
@@ -101,11 +104,20 @@ def invert(hessian: Tensor, damp_percent: float) -> Inverse:
                 return Inverse(damped, inverse, damp, dead)
         damp = max(damp * 10, 1e-4)
     raise SolveError(
-        f"its hessian is not positive definite, even with damp_percent raised from {damp_percent} to 1.0"
+        f"its hessian is not positive definite, with damp_percent raised from {damp_percent} to 1.0"
     )
 
 
 def output_errors(weight: Tensor, rounded: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squares per token of each output, of (W - Q) x and of W x: two [O], from [O, I], [O, I] and [I, I]."""
+    """Mean squares per token of each output, of (W - Q) x and of W x.
+
+    Args:
+        weight: W, [O, I] float32.
+        rounded: Q, [O, I] float32.
+        hessian: [I, I] float32.
+
+    Returns:
+        Two [O].
+    """
     difference = weight - rounded
     return ((difference @ hessian) * difference).sum(1), ((weight @ hessian) * weight).sum(1)

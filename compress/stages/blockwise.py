@@ -7,6 +7,8 @@ block already solved: each block is fitted to the inputs it will really get.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -28,6 +30,17 @@ Solve = Callable[[Sequence[Linear], Mapping[str, Tensor], Tensor], Solution]
 Hessian [I, I], return the codes of those that were solved and a record of each."""
 
 
+@dataclass(frozen=True)
+class Sinks:
+    """The first tokens of a window, to which all later ones attend; their errors reach all of them.
+
+    Each counts `weight` times more than another token. Xiao et al. 2023, arXiv:2309.17453.
+    """
+
+    tokens: int
+    weight: float
+
+
 def solve_blocks(
     student: Student,
     context: Context,
@@ -35,8 +48,9 @@ def solve_blocks(
     *,
     wanted: Callable[[Linear], bool],
     true_sequential: bool,
+    sinks: Sinks,
     step: str,
-) -> tuple[list[LinearResult], Tensor]:
+) -> tuple[list[LinearResult], Callable[[], Tensor]]:
     """Walk a student, solving and committing each of its blocks.
 
     Args:
@@ -44,42 +58,105 @@ def solve_blocks(
         context: windows, device, scratch.
         solve: called once for all wanted linears of a block that share an input.
         wanted: which linears to solve.
-        true_sequential: collect anew after each group of linears, so that o_proj sees what the
-            rounded q, k and v make of the input, and so on.
+        true_sequential: o_proj sees what the rounded q, k and v make of the input, and so on. It
+            takes one forward a block instead of two, and holds what all of them have at hand.
+        sinks: which tokens of a window count for more.
         step: what to call this in progress records.
 
     Returns:
-        One record a linear, and the final hidden states [B, T, D] of the solved model, normed.
+        One record a linear, and what gives the normed final hidden states [B, T, D] of the solved
+        model to whoever asks.
     """
     walk = Walk(student, device=context.device, dtype=context.dtype)
     parts = _activations(walk, context)
     blocks = student.anatomy.blocks
+    solve_block = _in_order if true_sequential else _at_once
     results: list[LinearResult] = []
     for block in blocks:
+        told = partial(context.tell, step, block.index, len(blocks))
         with walk.filled(block.index) as module:
-            groups = _sharing(block, wanted)
-            rounded: dict[str, Rounded] = {}
-            records: list[LinearResult] = []
-            for batch in [[group] for group in groups] if true_sequential else [groups]:
-                hessians = _collect(walk, block, module, parts, batch)
-                for group in batch:
-                    context.tell(step, block.index, len(blocks), group[0].name)
-                    weights = {
-                        linear.name: inputs.weight(module, block, linear) for linear in group
-                    }
-                    codes, found = solve(group, weights, hessians.pop(group[0].shares))
-                    for linear in group:
-                        if linear.name in codes:
-                            inputs.replace(module, block, linear, codes[linear.name].dequantize())
-                    rounded |= codes
-                    records += found
-            student.commit(block.index, rounded, records)
-            results += records
-            for part in parts:
-                part.copy_(walk.call(block.index, module, part))
+            here = _Block(walk, block, module, parts, _sharing(block, wanted), solve, sinks, told)
+            rounded, records = solve_block(here)
+        student.commit(block.index, rounded, records)
+        results += records
         _check(block, parts)
         context.tell(step, block.index + 1, len(blocks))
-    return results, torch.cat([walk.finish(part).cpu() for part in parts])
+    return results, lambda: torch.cat([walk.finish(part).cpu() for part in parts])
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A filled block, the activations that enter it, and what is to be solved in it."""
+
+    walk: Walk
+    block: Block
+    module: nn.Module
+    parts: Sequence[Tensor]
+    groups: Sequence[Sequence[Linear]]  # linears that share an input, in the order data flows
+    solve: Solve
+    sinks: Sinks
+    tell: Callable[[str], None]
+
+    def solve_group(self, group: Sequence[Linear], hessian: Tensor) -> Solution:
+        """Solve linears that share an input, and put what they have become in their place."""
+        self.tell(group[0].name)
+        weights = {x.name: inputs.weight(self.module, self.block, x) for x in group}
+        rounded, records = self.solve(group, weights, hessian)
+        for linear in group:
+            if linear.name in rounded:
+                dense = rounded[linear.name].dequantize()
+                inputs.replace(self.module, self.block, linear, dense)
+        return rounded, records
+
+    def total(self, group: Sequence[Linear]) -> Tensor:
+        """A Hessian to be summed."""
+        width = group[0].in_features
+        return torch.zeros(width, width, device=self.parts[0].device)
+
+    def add(self, total: Tensor, x: Tensor) -> None:
+        """Sum inputs [N, I] into a Hessian, those of attention sinks many times."""
+        accumulate(total, x)
+        first = x.view(-1, self.parts[0].shape[1], x.shape[1])[:, : self.sinks.tokens]
+        accumulate(total, first.flatten(0, 1) * self.sinks.weight**0.5)
+
+    def mean(self, total: Tensor) -> Tensor:
+        """The finished Hessian: a mean in which sinks count many times."""
+        windows = sum(len(part) for part in self.parts)
+        extra = min(self.sinks.tokens, self.parts[0].shape[1]) * self.sinks.weight
+        return mean(total, windows * (self.parts[0].shape[1] + extra))
+
+
+def _in_order(here: _Block) -> Solution:
+    """Solve each group behind those before it; every forward runs once, paused at each group."""
+    forwards = inputs.Forwards(here.walk, here.block, here.module, here.parts)
+    rounded: dict[str, Rounded] = {}
+    records: list[LinearResult] = []
+    for group in here.groups:
+        total = here.total(group)
+        forwards.to(group[0], partial(here.add, total))
+        codes, found = here.solve_group(group, here.mean(total))
+        rounded |= codes
+        records += found
+    forwards.finish()
+    return rounded, records
+
+
+def _at_once(here: _Block) -> Solution:
+    """Solve all groups from one dense forward, then run the rounded block: twice the work."""
+    totals = {group[0].name: here.total(group) for group in here.groups}
+    for part in here.parts:
+        forward = inputs.Forwards(here.walk, here.block, here.module, [part.clone()])
+        for group in here.groups:
+            forward.to(group[0], partial(here.add, totals[group[0].name]))
+    rounded: dict[str, Rounded] = {}
+    records: list[LinearResult] = []
+    for group in here.groups:
+        codes, found = here.solve_group(group, here.mean(totals.pop(group[0].name)))
+        rounded |= codes
+        records += found
+    for part in here.parts:
+        part.copy_(here.walk.call(here.block.index, here.module, part))
+    return rounded, records
 
 
 def _sharing(block: Block, wanted: Callable[[Linear], bool]) -> list[list[Linear]]:
@@ -103,29 +180,6 @@ def _activations(walk: Walk, context: Context) -> Sequence[Tensor]:
     for part, ids in zip(parts, context.ids.split(rows), strict=True):
         part.copy_(walk.embed(ids))
     return parts
-
-
-def _collect(
-    walk: Walk,
-    block: Block,
-    module: nn.Module,
-    parts: Sequence[Tensor],
-    groups: Sequence[Sequence[Linear]],
-) -> dict[str, Tensor]:
-    """The Hessian of each group's shared input, by the name of what is shared."""
-    firsts = [group[0] for group in groups]
-    totals = {
-        linear.shares: torch.zeros(linear.in_features, linear.in_features, device=parts[0].device)
-        for linear in firsts
-    }
-    tokens = 0
-    with inputs.watched(
-        module, block, firsts, lambda linear, x: accumulate(totals[linear.shares], x)
-    ):
-        for part in parts:
-            inputs.until_last(walk, block, module, part)
-            tokens += part.shape[0] * part.shape[1]
-    return {name: mean(total, tokens) for name, total in totals.items()}
 
 
 def _check(block: Block, parts: Sequence[Tensor]) -> None:

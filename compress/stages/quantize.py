@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -13,7 +14,7 @@ from compress.kernels.hessian import accumulate, mean
 from compress.recipe.schema import Quantize
 from compress.recipe.scheme import Scheme, head_scheme, scheme_for
 from compress.results import LinearResult, StageResult
-from compress.stages.blockwise import solve_blocks
+from compress.stages.blockwise import Sinks, solve_blocks
 from compress.stages.context import Context
 from compress.stages.rounding import Rounder
 from compress.student import HEAD, Student
@@ -31,20 +32,21 @@ def run(student: Student, spec: Quantize, context: Context) -> StageResult:
     found = {linear.name: scheme_for(spec, linear.name) for linear in student.anatomy.linears}
     schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
     rounder = Rounder(schemes, spec.on_unsolvable)
-    hidden = None
+    final_states: Callable[[], Tensor] = partial(_final_states, student, context)
     if any(scheme.needs_hessian for scheme in schemes.values()):
-        results, hidden = solve_blocks(
+        results, final_states = solve_blocks(
             student,
             context,
             rounder,
             wanted=lambda linear: linear.name in schemes,
             true_sequential=spec.true_sequential,
+            sinks=Sinks(spec.sink_tokens, spec.sink_weight),
             step="quantize",
         )
     else:
         results = _round_blocks(student, rounder, context)
     if scheme := head_scheme(spec):
-        results += _round_head(student, Rounder({}, spec.on_unsolvable), scheme, context, hidden)
+        results += _round_head(student, rounder, scheme, context, final_states)
     return StageResult("quantize", spec.method, tuple(results))
 
 
@@ -69,7 +71,11 @@ def _round_blocks(student: Student, rounder: Rounder, context: Context) -> list[
 
 
 def _round_head(
-    student: Student, rounder: Rounder, scheme: Scheme, context: Context, hidden: Tensor | None
+    student: Student,
+    rounder: Rounder,
+    scheme: Scheme,
+    context: Context,
+    final_states: Callable[[], Tensor],
 ) -> list[LinearResult]:
     """Round the head; a tied embedding is the same matrix and changes with it."""
     head = student.anatomy.head
@@ -77,8 +83,7 @@ def _round_head(
     context.tell("quantize", 0, 1, head.name)
     hessian = torch.eye(head.in_features)
     if scheme.needs_hessian:
-        states = _final_states(student, context) if hidden is None else hidden
-        hessian = _hessian(states.flatten(0, 1))
+        hessian = _hessian(final_states().flatten(0, 1))
     weight = student.outside()[stored + ".weight"].float()
     rounder = dataclasses.replace(rounder, schemes={head.name: scheme})
     rounded, results = rounder([head], {head.name: weight}, hessian)

@@ -102,6 +102,8 @@ class _Solution:
 
 def _round(weight: Tensor, hessian: Tensor, scheme: Scheme) -> _Solution:
     """Round a weight [O, I] by slices of rows: given the Hessian [I, I], rows are independent."""
+    if not torch.isfinite(weight).all():
+        raise SolveError("its weights hold NaN or infinite values")
     inverse = invert(hessian, scheme.damp_percent) if scheme.needs_hessian else None
     parts = [_round_rows(rows, hessian, inverse, scheme) for rows in weight.split(_ROWS)]
     if len(parts) == 1:

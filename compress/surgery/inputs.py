@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from compress.anatomy import Block, Linear
-from compress.surgery.walk import Stop, Walk
+from compress.surgery.walk import Walk
 
 
 def module_of(module: nn.Module, block: Block, linear: Linear) -> nn.Module:
@@ -32,35 +33,37 @@ def replace(module: nn.Module, block: Block, linear: Linear, dense: Tensor) -> N
     target.weight = nn.Parameter(stored, requires_grad=False)
 
 
-@contextlib.contextmanager
-def watched(
-    module: nn.Module,
-    block: Block,
-    linears: Sequence[Linear],
-    see: Callable[[Linear, Tensor], None],
-) -> Iterator[None]:
-    """Show `see` every input, as [N, I], that reaches each of `linears` (in the order data flows).
+class Forwards:
+    """Forwards of one block over many batches, paused together before one linear after another.
 
-    The forward is cut short after the last of them has been seen: run it by `until_last`.
+    What a paused forward has computed stays on its own stack, so a linear whose weights are
+    replaced while all wait is run once, with the new weights: true-sequential order for the work
+    of one forward.
     """
-    handles = []
-    for linear in linears:
 
-        def hook(_: nn.Module, args: tuple[Any, ...], linear: Linear = linear) -> None:
-            see(linear, args[0].reshape(-1, args[0].shape[-1]))
-            if linear is linears[-1]:
-                raise Stop
+    def __init__(
+        self, walk: Walk, block: Block, module: nn.Module, parts: Sequence[Tensor]
+    ) -> None:
+        """Prepare a forward for each batch [B, T, D]; nothing runs yet."""
+        self._block, self._module, self._parts = block, module, parts
+        self._running = [greenlet(partial(walk.call, block.index, module, part)) for part in parts]
 
-        handles.append(module_of(module, block, linear).register_forward_pre_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    @torch.inference_mode()
+    def to(self, linear: Linear, see: Callable[[Tensor], None]) -> None:
+        """Run every forward up to a linear and show `see` its inputs as [N, I]."""
 
+        def pause(_: nn.Module, args: tuple[Any, ...]) -> None:
+            see(args[0].reshape(-1, args[0].shape[-1]))
+            getcurrent().parent.switch()
 
-@torch.inference_mode()
-def until_last(walk: Walk, block: Block, module: nn.Module, hidden: Tensor) -> None:
-    """Run a watched block on [B, T, D] for what is seen on the way."""
-    with contextlib.suppress(Stop):
-        walk.call(block.index, module, hidden)
+        target = module_of(self._module, self._block, linear)
+        handle = target.register_forward_pre_hook(pause)
+        for forward in self._running:
+            forward.switch()
+        handle.remove()
+
+    @torch.inference_mode()
+    def finish(self) -> None:
+        """Run every forward to its end; outputs take the place of the batches they came from."""
+        for part, forward in zip(self._parts, self._running, strict=True):
+            part.copy_(forward.switch())

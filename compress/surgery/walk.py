@@ -38,7 +38,7 @@ class Weights(Protocol):
         """Dense tensors that belong to no block by their stored names."""
 
 
-class Stop(Exception):  # noqa: N818 - control flow, not an error
+class _Stop(Exception):  # noqa: N818 - control flow, not an error
     """Raised inside a forward when all that is wanted has been seen."""
 
 
@@ -77,9 +77,9 @@ class Walk:
 
         def stop(hidden: Tensor, *_: Any, **__: Any) -> None:
             caught.append(hidden)
-            raise Stop
+            raise _Stop
 
-        with self._replaced([stop] * len(self._modules)), contextlib.suppress(Stop):
+        with self._replaced([stop] * len(self._modules)), contextlib.suppress(_Stop):
             self._model(input_ids=ids.to(self.device), use_cache=False)
         return caught[0]
 
@@ -128,11 +128,11 @@ class Walk:
         def keep(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             calls.append((args, kwargs))
             if len(calls) == len(self._modules):
-                raise Stop
+                raise _Stop
             return hidden
 
         ids = torch.zeros(1, seq_len, dtype=torch.long, device=self.device)
-        with self._replaced([keep] * len(self._modules)), contextlib.suppress(Stop):
+        with self._replaced([keep] * len(self._modules)), contextlib.suppress(_Stop):
             self._model(input_ids=ids, use_cache=False)
         return calls
 
