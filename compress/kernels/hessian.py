@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress.errors import SolveError
+from compress.kernels.precision import bfloat16_products
 
-_PANEL = 512  # columns a product; only the products on and above the diagonal are made
+_PANEL = 384  # columns a product; only the products on and above the diagonal are made
 
 
 def accumulate(total: Tensor, inputs: Tensor) -> None:
@@ -28,23 +27,10 @@ def accumulate(total: Tensor, inputs: Tensor) -> None:
     columns = inputs.shape[1]
     exact_in_bfloat16 = inputs.dtype == torch.bfloat16
     x = inputs.float()
-    with _bfloat16_products() if exact_in_bfloat16 else contextlib.nullcontext():
+    with bfloat16_products() if exact_in_bfloat16 else contextlib.nullcontext():
         for start in range(0, columns, _PANEL):
             stop = min(start + _PANEL, columns)
             total[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
-
-
-@contextlib.contextmanager
-def _bfloat16_products() -> Iterator[None]:
-    """Let float32 products round their inputs to bfloat16, which is exact for bfloat16 inputs."""
-    cpu: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not in torch's stubs
-    cuda: Any = torch.backends.cuda.matmul
-    before = cpu.fp32_precision, cuda.fp32_precision
-    cpu.fp32_precision, cuda.fp32_precision = "bf16", "tf32"
-    try:
-        yield
-    finally:
-        cpu.fp32_precision, cuda.fp32_precision = before
 
 
 def mean(total: Tensor, tokens: float) -> Tensor:

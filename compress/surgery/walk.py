@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from compress.anatomy import Anatomy
 from compress.results import Progress
+from compress.surgery import attention
 
 Watch = Callable[[Progress], None] | None
 
@@ -161,7 +162,9 @@ def empty_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
             AutoConfig.for_model(**fields),
             dtype=dtype,
             # torch's fused attention cannot cap scores, as Gemma 2 wants it
-            attn_implementation="eager" if config.get("attn_logit_softcapping") else "sdpa",
+            attn_implementation="eager"
+            if config.get("attn_logit_softcapping")
+            else attention.register(),
             trust_remote_code=False,
         )
     for module in model.modules():
