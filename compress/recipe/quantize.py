@@ -134,7 +134,7 @@ class Quantize(BaseModel):
         description="First tokens of a window, to which all later ones attend: attention sinks.",
     )
     sink_weight: float = Field(
-        default=64.0,
+        default=25.0,
         ge=0,
         le=1e6,
         description="How many times more than another token each of them counts in the Hessian.",
