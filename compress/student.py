@@ -53,13 +53,17 @@ class Student:
     def commit(
         self, unit: int, rounded: Mapping[str, Rounded], results: Sequence[LinearResult]
     ) -> None:
-        """Make one block (or the head) final and durable.
+        """Make what a stage did to one block (or to the head) final and durable.
+
+        What earlier stages made of its other linears stays.
 
         Args:
             unit: block index, or HEAD.
             rounded: codes by linear name (for a tied head: by the embedding's name).
             results: one record for each linear that a stage was asked for, solved or not.
         """
+        before = self._records.get(unit, {"linears": {}, "results": []})
+        rounded = {name: self._read(unit, name) for name in before["linears"]} | dict(rounded)
         tensors: dict[str, Tensor] = {}
         for name, matrix in rounded.items():
             tensors[name + ".codes"] = pack(matrix.codes, matrix.bits)
@@ -75,7 +79,7 @@ class Student:
                 }
                 for name, m in rounded.items()
             },
-            "results": [dataclasses.asdict(result) for result in results],
+            "results": before["results"] + [dataclasses.asdict(result) for result in results],
         }
         storage.write_text(self._shard(unit).with_suffix(".json"), json.dumps(record) + "\n")
         self._records[unit] = record

@@ -21,7 +21,7 @@ class Context:
     dtype: torch.dtype  # in which blocks run
     scratch: Path  # a folder for files that only the run needs
     watch: Callable[[Progress], None] | None = None
-    batch_tokens: int = 4096  # in one forward
+    batch_tokens: int = 2048  # in one forward
     resident_bytes: int = 2 * 1024**3  # activations beyond it live in a mapped file
 
     def tell(self, step: str, done: int, total: int, detail: str = "") -> None:

@@ -61,7 +61,8 @@ def _round_blocks(student: Student, rounder: Rounder, context: Context) -> list[
         for linear in (linear for linear in block.linears if linear.name in rounder.schemes):
             weight = stored[linear.name + ".weight"].to(context.device).float()
             weight = weight.T.contiguous() if linear.transposed else weight
-            codes, found = rounder([linear], {linear.name: weight}, torch.eye(linear.in_features))
+            hessian = torch.eye(linear.in_features, device=context.device)
+            codes, found = rounder([linear], {linear.name: weight}, hessian)
             rounded |= codes
             records += found
         student.commit(block.index, rounded, records)

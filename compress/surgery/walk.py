@@ -74,6 +74,7 @@ class Walk:
     @torch.inference_mode()
     def embed(self, ids: Tensor) -> Tensor:
         """What block 0 is given for token ids [B, T]: [B, T, D] in the walk's dtype."""
+        self._arguments(ids.shape[1])  # while the embedding is there: see `forget_embedding`
         caught: list[Tensor] = []
 
         def stop(hidden: Tensor, *_: Any, **__: Any) -> None:
@@ -83,6 +84,11 @@ class Walk:
         with self._replaced([stop] * len(self._modules)), contextlib.suppress(_Stop):
             self._model(input_ids=ids.to(self.device), use_cache=False)
         return caught[0]
+
+    def forget_embedding(self) -> None:
+        """Let go of the input embedding, once all that is to be walked has been embedded."""
+        module = self._model.get_submodule(self.anatomy.embedding)
+        module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
 
     @contextlib.contextmanager
     def filled(
@@ -199,6 +205,7 @@ def forward(
     """
     walk = Walk(weights, device=device, dtype=dtype)
     hidden = [walk.embed(ids) for ids in batches]
+    walk.forget_embedding()
     blocks = len(walk.anatomy.blocks)
     for index in range(blocks):
         with walk.filled(index) as module:

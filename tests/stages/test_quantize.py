@@ -119,6 +119,15 @@ def test_parts_are_every_tensor_of_the_teacher_once(tiny_tied, tmp_path):
     assert {n + ".weight" if n in modules else n for n in names} == set(student.anatomy.tensors)
 
 
+def test_a_second_stage_keeps_what_the_first_made(tiny_llama, tmp_path):
+    student, _ = run(tiny_llama, tmp_path, targets=["*self_attn*"])
+    query = student.rounded("model.layers.0.self_attn.q_proj")
+    context = Context(IDS, "cpu", torch.float32, tmp_path)
+    quantize.run(student, Quantize(group_size=32, bits=8, targets=["*mlp*"]), context)
+    assert torch.equal(student.rounded("model.layers.0.self_attn.q_proj").codes, query.codes)
+    assert student.rounded("model.layers.0.mlp.up_proj").bits == 8
+
+
 class _Broken:
     """A teacher one of whose weights is not a number."""
 
