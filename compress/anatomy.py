@@ -166,6 +166,12 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Anatomy:
     )  # fmt: skip
 
 
+def longest_window(config: Mapping[str, Any]) -> int | None:
+    """How many positions a model has; None where its config does not say."""
+    found = config.get("max_position_embeddings", config.get("n_positions"))
+    return None if found is None else int(found)
+
+
 def _family(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Family:
     kind = str(config.get("model_type", "<none>"))
     experts = next((key for key in _EXPERT_KEYS if (config.get(key) or 0) > 1), None)

@@ -6,9 +6,8 @@ import contextlib
 import datetime
 import platform
 import resource
-import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +16,19 @@ from typing import Any
 import torch
 
 from compress import __version__, plan, storage
-from compress.artifact import manifest, write
-from compress.artifact.layout import PARTS, Artifact, open_artifact
+from compress.anatomy import longest_window
+from compress.artifact import manifest, output, write
+from compress.artifact.layout import Artifact, open_artifact
 from compress.calibrate import sets
 from compress.calibrate.selfgen import Author
 from compress.calibrate.tokens import Windows
-from compress.errors import ArtifactError, CalibrationError, ModelError, RequestError
-from compress.evaluate import speed
+from compress.errors import (
+    CalibrationError,
+    ModelError,
+    RecipeError,
+    RequestError,
+)
+from compress.evaluate import sizes, speed
 from compress.evaluate.judge import Judge
 from compress.recipe import resolve
 from compress.recipe.schema import Recipe
@@ -37,7 +42,6 @@ from compress.results import (
     Provenance,
     Results,
     Side,
-    SizePart,
     StageResult,
     to_json,
 )
@@ -114,11 +118,15 @@ def apply(
         RunError: it could, and something failed.
     """
     clock, suite = _Clock(), _suite(recipe)
-    with _partial(out) as partial:
+    with output.in_the_making(out) as partial:
         machine = _machine(recipe, device, threads, watch)
         with clock.step("teacher"):
             teacher = _teacher(recipe, watch)
         plan.check(recipe, teacher.anatomy, places)
+        _check_windows(recipe, teacher, suite)
+        judge = None if suite is None else _judge(teacher.folder, suite, machine)
+        if judge:
+            judge.read_texts()  # what is wrong with them is told before any long work
         with clock.step("calibrate"):
             windows = _windows(recipe, teacher, machine)
         with clock.step("compress"):
@@ -126,10 +134,8 @@ def apply(
         locked = _lock(recipe, teacher, windows, machine)
         storage.write_text(partial / "recipe.lock.yaml", locked)
         with clock.step("evaluate"):
-            results = _results(
-                teacher, open_artifact(partial), stages, suite, machine,
-                _provenance(recipe, teacher, windows, machine, locked),
-            )  # fmt: skip
+            provenance = _provenance(recipe, teacher, windows, machine, locked)
+            results = _results(teacher, open_artifact(partial), stages, judge, provenance)
         with clock.step("time"):
             timings = speed.timings(partial)
         measured = Measured(
@@ -156,7 +162,7 @@ def compress_only(
         ``calibration_fingerprint``, None when no stage looks at any.
     """
     clock = _Clock()
-    with _partial(out) as partial:
+    with output.in_the_making(out) as partial:
         machine = _machine(recipe, device, threads, None)
         teacher = _teacher(recipe, None)
         plan.check(recipe, teacher.anatomy)
@@ -184,31 +190,30 @@ def evaluate(
         threads: processor threads.
         watch: told of progress.
     """
-    chosen = load_suite(suite)
-    if threads:
-        torch.set_num_threads(threads)
-    machine = _Machine(device, _compute_dtype(device, "bfloat16"), watch)
-    folder = Path(model)
+    chosen, folder = load_suite(suite), Path(model)
     if (folder / "recipe.lock.yaml").is_file():
         from compress.recipe.load import load as load_recipe
 
-        teacher = _teacher(load_recipe(str(folder / "recipe.lock.yaml")), watch)
+        locked = load_recipe(str(folder / "recipe.lock.yaml"))
+        machine = _machine(locked, device, threads, watch)
+        teacher, artifact = _teacher(locked, watch), open_artifact(folder)
+        judge = _judge(teacher.folder, chosen, machine)
+        _, after, divergence, _ = judge.compare(teacher, artifact)
+        return sizes.side_after(artifact, after), divergence
+    if threads:
+        torch.set_num_threads(threads)
+    machine = _Machine(device, _compute_dtype(device, "bfloat16"), watch)
+    if _is_quantized(folder):
         artifact = open_artifact(folder)
-        _, after, divergence, _ = _judge(teacher, chosen, machine).compare(teacher, artifact)
-        side = Side(artifact.size_bytes, artifact.bits_per_weight, after.perplexity, after.tasks)
-        return side, divergence
-    if (folder / "config.json").is_file():
-        artifact = open_artifact(folder)
-        tokenizer = load.tokenizer(folder)
-        judge = Judge(chosen, tokenizer, _cache(), device, machine.dtype, watch)
-        found = judge.alone(artifact)
-        return Side(
-            artifact.size_bytes, artifact.bits_per_weight, found.perplexity, found.tasks
-        ), None
+        return sizes.side_after(artifact, _judge(folder, chosen, machine).alone(artifact)), None
     teacher = sources.fetch(model, watch=watch)
-    found = _judge(teacher, chosen, machine).alone(teacher)
-    parts = _parts_before(teacher)
-    return _side_before(teacher, parts, found.perplexity, found.tasks), None
+    found = _judge(teacher.folder, chosen, machine).alone(teacher)
+    return sizes.side_before(teacher, sizes.parts_before(teacher), found), None
+
+
+def _is_quantized(folder: Path) -> bool:
+    path = folder / "config.json"
+    return path.is_file() and "quantization_config" in path.read_text(encoding="utf-8")
 
 
 def write_records(folder: Path, results: Results, measured: Measured) -> None:
@@ -220,41 +225,15 @@ def write_records(folder: Path, results: Results, measured: Measured) -> None:
     storage.write_text(folder / "README.md", markdown.model_card(results, None))
 
 
-@contextlib.contextmanager
-def _partial(out: Path) -> Iterator[Path]:
-    """The folder in which `out` is made: renamed when all is done, removed when anything fails."""
-    if out.exists():
-        raise ArtifactError(
-            f"{out}: exists. A finished output is never written over: choose another --out, or "
-            "move it away."
-        )
-    partial = out.with_name(out.name + ".partial")
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        (partial / ".work").mkdir()
-    except FileExistsError:
-        raise ArtifactError(
-            f"{partial}: exists: another run is at work there, or one was killed. Remove it, or "
-            "choose another --out."
-        ) from None
-    except OSError as error:
-        raise RequestError(
-            f"{partial}: cannot be made ({error.strerror}). Choose another --out."
-        ) from error
-    try:
-        yield partial
-        shutil.rmtree(partial / ".work")
-        partial.rename(out)
-        storage.sync_folder(out.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
 def _machine(recipe: Recipe, device: str, threads: int | None, watch: Watch) -> _Machine:
     if wanted := threads or recipe.resolved.threads:
         torch.set_num_threads(wanted)
+    locked = recipe.resolved.device
+    if locked not in (None, device):
+        raise RequestError(
+            f"the lock was made on {locked}, this run would be on {device}, whose sums round "
+            f"otherwise. Say --device {locked}, or run the recipe that was locked."
+        )
     torch.manual_seed(recipe.seed)
     return _Machine(device, _compute_dtype(device, recipe.teacher.dtype), watch)
 
@@ -277,7 +256,7 @@ def _teacher(recipe: Recipe, watch: Watch) -> Teacher:
         sha256=wanted.sha256,
         dtype=wanted.dtype,
         watch=watch,
-    )
+    ).cast(wanted.dtype)
     if promised not in (None, teacher.fingerprint):
         raise ModelError(
             f"{wanted.model}: its fingerprint is {teacher.fingerprint}, the lock says {promised}. "
@@ -350,58 +329,49 @@ def _suite(recipe: Recipe) -> Suite | None:
     return suite.model_copy(update=texts)
 
 
-def _judge(teacher: Teacher, suite: Suite, machine: _Machine) -> Judge:
-    tokenizer = load.tokenizer(teacher.folder)
+def _judge(folder: Path, suite: Suite, machine: _Machine) -> Judge:
+    tokenizer = load.tokenizer(folder)
     return Judge(suite, tokenizer, _cache(), machine.device, machine.dtype, machine.watch)
+
+
+def _check_windows(recipe: Recipe, teacher: Teacher, suite: Suite | None) -> None:
+    """Refuse windows longer than the model has positions."""
+    longest = longest_window(teacher.config)
+    asked = {"calibration.seq_len": recipe.calibration.seq_len if recipe.needs_calibration else 0}
+    for name in ("perplexity", "divergence") if suite else ():
+        asked[f"evaluate.suite: {name}.seq_len"] = getattr(suite, name).seq_len
+    mistakes = [
+        f"{name}: {tokens} tokens, and {teacher.name} has {longest} positions. Ask for fewer."
+        for name, tokens in asked.items()
+        if longest is not None and tokens > longest
+    ]
+    if mistakes:
+        raise RecipeError(mistakes)
 
 
 def _results(
     teacher: Teacher,
     artifact: Artifact,
     stages: tuple[StageResult, ...],
-    suite: Suite | None,
-    machine: _Machine,
+    judge: Judge | None,
     provenance: Provenance,
 ) -> Results:
     """Judge what was written, as read back from disk."""
-    parts = _parts_before(teacher)
-    after_bytes, weights = artifact.parts_sizes(), artifact.parts_weights()
-    sizes = tuple(SizePart(part, weights[part], parts[part], after_bytes[part]) for part in PARTS)  # type: ignore[arg-type]
-    size, bits = artifact.size_bytes, artifact.bits_per_weight
-    if suite is None:
-        before, after = _side_before(teacher, parts, None, ()), Side(size, bits, None)
-        return Results(provenance, before, after, None, stages, sizes)
-    first, second, divergence, samples = _judge(teacher, suite, machine).compare(teacher, artifact)
+    parts = sizes.parts_before(teacher)
+    by_part = sizes.by_part(parts, artifact)
+    if judge is None:
+        before, after = sizes.side_before(teacher, parts, None), sizes.side_after(artifact, None)
+        return Results(provenance, before, after, None, stages, by_part)
+    first, second, divergence, samples = judge.compare(teacher, artifact)
     return Results(
         provenance,
-        _side_before(teacher, parts, first.perplexity, first.tasks),
-        Side(size, bits, second.perplexity, second.tasks),
+        sizes.side_before(teacher, parts, first),
+        sizes.side_after(artifact, second),
         divergence,
         stages,
-        sizes,
+        by_part,
         samples,
     )
-
-
-def _side_before(teacher: Teacher, parts: Mapping[str, int], perplexity: Any, tasks: Any) -> Side:
-    bits = 8 * parts["block linears"] / teacher.anatomy.weights
-    return Side(sum(parts.values()), bits, perplexity, tasks)
-
-
-def _parts_before(teacher: Teacher) -> dict[str, int]:
-    """Stored bytes of the teacher by part; mapped tensors are counted, not read."""
-    anatomy, parts = teacher.anatomy, dict.fromkeys(PARTS, 0)
-    linears = {linear.name + ".weight" for linear in anatomy.linears}
-    named = {anatomy.embedding + ".weight": "embedding", anatomy.head.name + ".weight": "head"}
-    tensors = dict(teacher.outside())
-    for block in anatomy.blocks:
-        tensors |= teacher.block(block.index)
-    for name, tensor in tensors.items():
-        plain = "block linears" if name in linears else "norms and biases"
-        parts[named.get(name, plain)] += tensor.nbytes
-    beside = {*write.companions(teacher.folder), teacher.folder / "config.json"}
-    parts["other files"] = sum(path.stat().st_size for path in beside)
-    return parts
 
 
 def _lock(recipe: Recipe, teacher: Teacher, windows: Windows | None, machine: _Machine) -> str:

@@ -234,7 +234,7 @@ def _durably(path: Path, save: Callable[[Path], R]) -> None:
     """Save under a temporary name, then fsync, rename, and fsync the folder."""
     from safetensors import SafetensorError
 
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the user's umask has it; safetensors makes files 0600
@@ -249,6 +249,37 @@ def _durably(path: Path, save: Callable[[Path], R]) -> None:
         reason = getattr(error, "strerror", None) or str(error)
         raise StorageError(
             f"{path}: cannot be written ({reason}). Free some space or choose another --out."
+        ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be made ({error.strerror}). Free some space, or point "
+            "COMPRESS_CACHE or --out elsewhere."
+        ) from error
+
+
+def reserve(path: Path, nbytes: int) -> None:
+    """Make a file of `nbytes` that really has its room on disk, so that mapping it cannot fail.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: no room for {nbytes:,} bytes of activations ({error.strerror}). Free some "
+            "space, choose another --out, or calibrate on fewer samples."
         ) from error
 
 

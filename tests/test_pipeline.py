@@ -14,6 +14,7 @@ from compress.errors import (
     CompressError,
     ModelError,
     RecipeError,
+    RequestError,
     SolveError,
     StorageError,
 )
@@ -185,6 +186,43 @@ def test_a_lock_whose_teacher_or_text_has_changed_is_refused(recipe, out, tmp_pa
     (tmp_path / "text.txt").write_text("Something else entirely. " * 200)
     with pytest.raises(CalibrationError, match="the lock says"):
         pipeline.apply(load(str(lock)), out=tmp_path / "again")
+
+
+def test_a_text_of_the_suite_is_read_before_any_long_work(recipe, out):
+    seen = []
+    change = recipe("calibration.samples=2", "evaluate.text=" + str(out.parent / "short.txt"))
+    (out.parent / "short.txt").write_text("Too short.")
+    with pytest.raises(CalibrationError, match="evaluate: "):
+        pipeline.apply(change, out=out, watch=seen.append)
+    assert not [p for p in seen if p.step == "quantize"]
+
+
+def test_windows_longer_than_the_model_has_positions_are_refused(recipe, out):
+    error = refused(
+        recipe("calibration.seq_len=512", "calibration.samples=1"),
+        out,
+        RecipeError,
+        "256 positions",
+    )
+    assert error.exit_code == 2
+
+
+def test_a_teacher_in_another_dtype_is_another_teacher(recipe, out, tmp_path):
+    first = pipeline.apply(recipe("evaluate.suite=none"), out=out)
+    second = pipeline.apply(
+        recipe("evaluate.suite=none", "teacher.dtype=bfloat16"), out=tmp_path / "second"
+    )
+    assert second.results.before.size_bytes < 0.6 * first.results.before.size_bytes
+    prints = [o.results.provenance.teacher_fingerprint for o in (first, second)]
+    assert prints[0] != prints[1]
+    assert open_artifact(tmp_path / "second").config["dtype"] == "bfloat16"
+
+
+def test_a_lock_runs_only_on_the_device_it_was_made_on(recipe, out, tmp_path):
+    pipeline.apply(recipe("evaluate.suite=none"), out=out)
+    lock = load(str(out / "recipe.lock.yaml"))
+    with pytest.raises(RequestError, match="--device cpu"):
+        pipeline.apply(lock, out=tmp_path / "again", device="cuda")
 
 
 def test_errors_carry_the_exit_codes_of_their_kind():

@@ -107,7 +107,7 @@ class Author:
                 self._tell(start * seq_len + len(page.rows) * (position + 2), samples * seq_len)
             batches.append(torch.tensor(page.rows))
         ids = torch.cat(batches)
-        self.cache.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(self.cache)
         storage.write_file(path, {"ids": ids})
         return ids
 

@@ -64,7 +64,7 @@ def apply(
             outcome = pipeline.apply(
                 located.recipe,
                 out=folder,
-                device=_found(device),
+                device=_found(_locked_device(located.recipe, device)),
                 threads=threads,
                 watch=watch,
                 places=located.places,
@@ -126,6 +126,11 @@ def left_behind(folder: Path) -> str:
     if partial.exists():
         return f"Interrupted. {partial} holds the unfinished run; {folder} was not made."
     return "Interrupted. Nothing was left on disk."
+
+
+def _locked_device(recipe: Recipe, device: str) -> str:
+    """A lock's own device, unless another is asked for by name."""
+    return recipe.resolved.device or device if device == "auto" else device
 
 
 def _found(device: str) -> str:

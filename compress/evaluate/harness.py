@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compress import library, storage
+from compress.anatomy import longest_window
 from compress.errors import EvaluationError
 from compress.recipe import source
 from compress.results import Progress, TaskScore
@@ -72,9 +73,9 @@ class Bench:
                 [*(_task(name) for name in ours), *theirs]
             )
             found = evaluate(model, tasks, limit=limit, log_samples=True, bootstrap_iters=100)
-        samples = found["samples"]
-        scores = tuple(_score(name, found["results"][name], samples[name]) for name in names)
-        return Answers(scores, {name: _chosen(samples[name]) for name in names})
+            samples = found["samples"]
+            scores = tuple(_score(name, found["results"][name], samples[name]) for name in names)
+            return Answers(scores, {name: _chosen(samples[name]) for name in names})
 
     def log_likelihoods(
         self, weights: Weights, requests: Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -108,7 +109,7 @@ class Bench:
         path = self.cache / f"answers-{hashlib.sha256(asked.encode()).hexdigest()}.safetensors"
         if not path.is_file():
             answers = self.log_likelihoods(weights, requests)
-            self.cache.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(self.cache)
             totals, greedy = (torch.tensor(column) for column in zip(*answers, strict=True))
             storage.write_file(path, {"totals": totals.double(), "greedy": greedy})
         kept = storage.read_file(path)
@@ -162,7 +163,7 @@ def _streamed(bench: Bench, weights: Weights, fingerprint: str | None) -> Any:
     from lm_eval.api.model import TemplateLM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    tokenizer, longest = bench.tokenizer, int(weights.config.get("max_position_embeddings", 2048))
+    tokenizer, longest = bench.tokenizer, longest_window(weights.config) or 2048
 
     class Streamed(TemplateLM):  # type: ignore[misc]
         """Answers all requests of one kind in one walk."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compress.calibrate import sets
+from compress.errors import CalibrationError
 from compress.evaluate.harness import Answers, Bench
 from compress.evaluate.samples import answers
 from compress.evaluate.text import Reading, divergence, perplexity
@@ -44,6 +45,15 @@ class Judge:
     device: str
     dtype: torch.dtype
     watch: Watch = None
+
+    def read_texts(self) -> None:
+        """Read what the suite reads, for its mistakes to come before any long work.
+
+        Raises:
+            CalibrationError: a text is missing, unreadable or too short.
+        """
+        for text in dict.fromkeys((self.suite.perplexity, self.suite.divergence)):
+            self._text(text)
 
     def compare(
         self, teacher: Teacher, student: Weights
@@ -83,7 +93,10 @@ class Judge:
         wanted = Calibration(
             set=text.set, split=text.split, samples=text.windows, seq_len=text.seq_len
         )
-        return sets.load(wanted, self.tokenizer).ids, Path(text.set).name
+        try:
+            return sets.load(wanted, self.tokenizer).ids, Path(text.set).name
+        except CalibrationError as error:
+            raise CalibrationError(f"evaluate: {error}") from error
 
     def _ask(self, weights: Weights, fingerprint: str | None = None) -> Answers:
         bench = Bench(self.tokenizer, self.device, self.dtype, self.cache, self.watch)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.errors import ModelError
+from compress.errors import RequestError
 from compress.runtime.engine import Engine, Timings, collect
 
 _PROMPT_TOKENS, _NEW_TOKENS = 128, 64
 
 
 def timings(folder: Path) -> Timings | None:
-    """Time one greedy answer, one prompt at a time; None where the runtime does not run the family.
+    """Time one greedy answer, one prompt at a time; None where the runtime cannot run the model.
 
     Args:
         folder: an artifact. The answer's first run is not counted.
     """
+    prompt = [1 + i % 100 for i in range(_PROMPT_TOKENS)]
     try:
         engine = Engine.open(folder)
-    except ModelError:
+        collect(engine.generate(prompt, max_new_tokens=4))
+        engine.stop_ids = frozenset()  # an early end would be no measurement
+        return collect(engine.generate(prompt, max_new_tokens=_NEW_TOKENS)).timings
+    except RequestError:
         return None
-    prompt = [1 + i % 100 for i in range(_PROMPT_TOKENS)]
-    collect(engine.generate(prompt, max_new_tokens=4))
-    engine.stop_ids = frozenset()  # an early end would be no measurement
-    return collect(engine.generate(prompt, max_new_tokens=_NEW_TOKENS)).timings

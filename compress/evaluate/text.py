@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from compress.errors import EvaluationError
 from compress.results import Divergence, Perplexity
 from compress.surgery.walk import Weights, head_of, logits
 
@@ -50,6 +51,8 @@ def perplexity(reading: Reading) -> Perplexity:
         for scores, targets in reading.logits()
     )
     tokens = windows * (seq_len - 1)
+    if not loss < 700 * tokens:  # also NaN
+        raise EvaluationError(f"{reading.set}: the model's loss is {loss / tokens}, not a number.")
     return Perplexity(math.exp(loss / tokens), reading.set, seq_len, seq_len, windows, tokens)
 
 
@@ -61,6 +64,8 @@ def divergence(teacher: Reading, student: Reading) -> Divergence:
     ]
     kl = torch.cat([kl for kl, _ in pieces]).double()
     same = torch.cat([same for _, same in pieces])
+    if not torch.isfinite(kl).all():
+        raise EvaluationError(f"{teacher.set}: the student's logits are not finite everywhere.")
     counts, _ = torch.histogram(kl.clamp(_EDGES[0], _EDGES[-1]), torch.tensor(_EDGES).double())
     return Divergence(
         teacher.set, kl.numel(), float(kl.mean()), float(kl.quantile(0.5)),

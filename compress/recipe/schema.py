@@ -110,6 +110,13 @@ class Evaluate(BaseModel):
         description="A text file or set for perplexity and divergence, in place of the suite's.",
     )
 
+    @field_validator("text")
+    @classmethod
+    def _is_read(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and info.data.get("suite") == "none":
+            raise ValueError(f"{value!r}, but suite: none reads no text. Leave out one of them.")
+        return value
+
 
 class Artifact(BaseModel):
     """What is written."""

@@ -16,6 +16,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from compress import storage
 from compress.anatomy import Block, Linear
 from compress.errors import SolveError
 from compress.kernels.grid import Rounded
@@ -85,8 +86,10 @@ def solve_blocks(
     results: list[LinearResult] = []
     for block in blocks:
         told = partial(context.tell, step, block.index, len(blocks))
-        with walk.filled(block.index) as module:
-            here = _Block(walk, block, module, parts, _sharing(block, wanted), solve, sinks, told)
+        stored = student.block(block.index)
+        with walk.filled(block.index, stored) as module:
+            groups = _sharing(block, wanted)
+            here = _Block(walk, block, module, stored, parts, groups, solve, sinks, told)
             rounded, records = solve_block(here)
         student.commit(block.index, rounded, records)
         results += records
@@ -102,6 +105,7 @@ class _Block:
     walk: Walk
     block: Block
     module: nn.Module
+    stored: Mapping[str, Tensor]  # its tensors as they are stored, whatever type it computes in
     parts: Sequence[Tensor]
     groups: Sequence[Sequence[Linear]]  # linears that share an input, in the order data flows
     solve: Solve
@@ -112,7 +116,7 @@ class _Block:
         """Solve linears that share an input, and put what they have become in their place."""
         self.tell(group[0].name)
         give_back_memory()
-        weights = {x.name: inputs.weight(self.module, self.block, x) for x in group}
+        weights = {linear.name: self.weight(linear) for linear in group}
         rounded, records = self.solve(group, weights, hessian)
         for linear in group:
             if linear.name in rounded:
@@ -120,6 +124,11 @@ class _Block:
                 inputs.replace(self.module, self.block, linear, dense)
         give_back_memory()
         return rounded, records
+
+    def weight(self, linear: Linear) -> Tensor:
+        """What is to be rounded: [O, I] float32."""
+        stored = self.stored[linear.name + ".weight"].to(self.parts[0].device)
+        return (stored.T if linear.transposed else stored).float().contiguous()
 
     def total(self, group: Sequence[Linear]) -> Tensor:
         """A Hessian to be summed."""
@@ -185,6 +194,7 @@ def _activations(walk: Walk, context: Context) -> Sequence[Tensor]:
     count = shape[0] * shape[1] * shape[2]
     if count * context.dtype.itemsize > context.resident_bytes and context.device == "cpu":
         path = context.scratch / "activations.bin"
+        storage.reserve(path, count * context.dtype.itemsize)
         mapped = torch.from_file(str(path), shared=True, size=count, dtype=context.dtype)
         hidden = mapped.view(shape)
     else:

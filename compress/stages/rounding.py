@@ -38,7 +38,12 @@ class Rounder:
         """
         rounded: dict[str, Rounded] = {}
         results: list[LinearResult] = []
-        for scheme, same in groupby(linears, key=lambda linear: self.schemes[linear.name]):
+        broken = [x for x in linears if not torch.isfinite(weights[x.name]).all()]
+        for linear in broken:
+            error = SolveError("its weights hold NaN or infinite values")
+            results.append(self._unsolved(linear, self.schemes[linear.name], error))
+        sound = [linear for linear in linears if linear not in broken]
+        for scheme, same in groupby(sound, key=lambda linear: self.schemes[linear.name]):
             members = list(same)
             stacked = torch.cat([weights[linear.name] for linear in members])
             try:
@@ -102,8 +107,6 @@ class _Solution:
 
 def _round(weight: Tensor, hessian: Tensor, scheme: Scheme) -> _Solution:
     """Round a weight [O, I] by slices of rows: given the Hessian [I, I], rows are independent."""
-    if not torch.isfinite(weight).all():
-        raise SolveError("its weights hold NaN or infinite values")
     inverse = invert(hessian, scheme.damp_percent) if scheme.needs_hessian else None
     parts = [_round_rows(rows, hessian, inverse, scheme) for rows in weight.split(_ROWS)]
     if len(parts) == 1:

@@ -1,4 +1,4 @@
-"""Reach the linears inside a filled block: watch their inputs, read and replace their weights."""
+"""Reach the linears inside a filled block: see their inputs, replace their weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,6 @@ from compress.surgery.walk import Walk
 def module_of(module: nn.Module, block: Block, linear: Linear) -> nn.Module:
     """The torch module of one linear."""
     return module.get_submodule(linear.name.removeprefix(block.prefix + "."))
-
-
-def weight(module: nn.Module, block: Block, linear: Linear) -> Tensor:
-    """The weight of one linear, always [O, I] float32, a copy."""
-    stored = module_of(module, block, linear).get_parameter("weight")
-    return (stored.T if linear.transposed else stored).float().contiguous()
 
 
 def replace(module: nn.Module, block: Block, linear: Linear, dense: Tensor) -> None:
@@ -46,7 +40,7 @@ class Forwards:
     ) -> None:
         """Prepare a forward for each batch [B, T, D]; nothing runs yet."""
         self._block, self._module, self._parts = block, module, parts
-        self._running = [greenlet(partial(walk.call, block.index, module, part)) for part in parts]
+        self._running = [greenlet(partial(walk.run, block.index, module, part)) for part in parts]
 
     @torch.inference_mode()
     def to(self, linear: Linear, see: Callable[[Tensor], None]) -> None:
@@ -58,9 +52,11 @@ class Forwards:
 
         target = module_of(self._module, self._block, linear)
         handle = target.register_forward_pre_hook(pause)
-        for forward in self._running:
-            forward.switch()
-        handle.remove()
+        try:
+            for forward in self._running:
+                forward.switch()
+        finally:
+            handle.remove()
 
     @torch.inference_mode()
     def finish(self) -> None:

@@ -33,8 +33,8 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # tokenizers raises nothing more precise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(
             f"{folder}: its tokenizer cannot be read ({reason}). Put tokenizer.json beside the "
             "weights."

@@ -113,6 +113,10 @@ class Walk:
     @torch.inference_mode()
     def call(self, index: int, module: nn.Module, hidden: Tensor) -> Tensor:
         """Run one filled block on activations [B, T, D]."""
+        return self.run(index, module, hidden)
+
+    def run(self, index: int, module: nn.Module, hidden: Tensor) -> Tensor:
+        """`call`, for those who have switched gradients off themselves."""
         args, kwargs = self._arguments(hidden.shape[1])[index]
         out: Tensor | tuple[Tensor, ...] = module(hidden, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out

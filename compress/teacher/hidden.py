@@ -54,7 +54,7 @@ class HiddenCache:
         return storage.read_file(path, [_NAME])[_NAME]
 
     def _compute(self, ids: Tensor, path: Path) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(self.folder)
         hidden = walk.hidden_states(
             self.teacher, ids, device=self.device, dtype=self.dtype, watch=self.watch
         )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,15 +35,26 @@ def test_materialize_casts_and_leaves_the_teacher_alone(tiny_tied):
     assert teacher.block(0)["model.layers.0.mlp.up_proj.weight"].dtype == torch.float32
 
 
-def test_parameters_that_are_missing_or_left_over_are_named(tiny_tied, tmp_path):
-    folder = shutil.copytree(tiny_tied, tmp_path / "odd")
-    tensors = storage.read_file(folder / "model.safetensors")
-    tensors["model.layers.1.odd.weight"] = tensors.pop("model.norm.weight").clone()
-    storage.write_file(folder / "model.safetensors", tensors)
+def test_parameters_that_are_missing_or_left_over_are_named(tiny_tied):
+    teacher = open_folder(tiny_tied)
+    outside = teacher.outside()
+    outside["model.odd.weight"] = outside.pop("model.norm.weight")
+    odd = SimpleNamespace(
+        config=teacher.config, anatomy=teacher.anatomy, block=teacher.block, outside=lambda: outside
+    )
     with pytest.raises(
         ModelError, match=r"1 parameters are missing \(model\.norm\.weight\) and 1 .*odd"
     ):
-        load.materialize(open_folder(folder), torch.float32)
+        load.materialize(odd, torch.float32)
+
+
+def test_a_teacher_without_its_final_norm_is_refused(tiny_tied, tmp_path):
+    folder = shutil.copytree(tiny_tied, tmp_path / "odd")
+    tensors = storage.read_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    storage.write_file(folder / "model.safetensors", tensors)
+    with pytest.raises(ModelError, match=r"model\.norm\.weight: missing"):
+        open_folder(folder)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tiny_tied, tmp_path):

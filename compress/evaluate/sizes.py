@@ -1,0 +1,51 @@
+"""How large teacher and student are, by part, and what each side of a comparison holds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+from compress.artifact import write
+from compress.artifact.layout import PARTS, Artifact
+from compress.evaluate.judge import Judgement
+from compress.results import Side, SizePart
+from compress.teacher.folder import Teacher
+
+
+def by_part(before: Mapping[str, int], artifact: Artifact) -> tuple[SizePart, ...]:
+    """Stored bytes of every part, before and after."""
+    after, weights = artifact.parts_sizes(), artifact.parts_weights()
+    return tuple(SizePart(part, weights[part], before[part], after[part]) for part in PARTS)  # type: ignore[arg-type]
+
+
+def side_before(teacher: Teacher, parts: Mapping[str, int], found: Judgement | None) -> Side:
+    """The teacher as it was found, and what it scored, if it was judged."""
+    bits = 8 * parts["block linears"] / teacher.anatomy.weights
+    return _side(sum(parts.values()), bits, found)
+
+
+def side_after(artifact: Artifact, found: Judgement | None) -> Side:
+    """The student as it lies on disk, and what it scored, if it was judged."""
+    return _side(artifact.size_bytes, artifact.bits_per_weight, found)
+
+
+def _side(size_bytes: int, bits_per_weight: float, found: Judgement | None) -> Side:
+    if found is None:
+        return Side(size_bytes, bits_per_weight, None)
+    return Side(size_bytes, bits_per_weight, found.perplexity, found.tasks)
+
+
+def parts_before(teacher: Teacher) -> dict[str, int]:
+    """Stored bytes of the teacher by part; mapped tensors are counted, not read."""
+    anatomy, parts = teacher.anatomy, dict.fromkeys(PARTS, 0)
+    linears = {linear.name + ".weight" for linear in anatomy.linears}
+    named = {anatomy.embedding + ".weight": "embedding", anatomy.head.name + ".weight": "head"}
+    blocks = (teacher.block(block.index) for block in anatomy.blocks)
+    for tensors in itertools.chain([teacher.outside()], blocks):
+        for name, tensor in tensors.items():
+            other = "embedding" if tensor.dim() == 2 else "norms and biases"
+            plain = "block linears" if name in linears else other
+            parts[named.get(name, plain)] += tensor.nbytes
+    beside = {*write.companions(teacher.folder), teacher.folder / "config.json"}
+    parts["other files"] = sum(path.stat().st_size for path in beside)
+    return parts
