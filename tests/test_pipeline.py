@@ -190,8 +190,8 @@ def test_a_lock_whose_teacher_or_text_has_changed_is_refused(recipe, out, tmp_pa
 
 def test_a_text_of_the_suite_is_read_before_any_long_work(recipe, out):
     seen = []
-    change = recipe("calibration.samples=2", "evaluate.text=" + str(out.parent / "short.txt"))
     (out.parent / "short.txt").write_text("Too short.")
+    change = recipe("calibration.samples=2", "evaluate.text=" + str(out.parent / "short.txt"))
     with pytest.raises(CalibrationError, match="evaluate: "):
         pipeline.apply(change, out=out, watch=seen.append)
     assert not [p for p in seen if p.step == "quantize"]
