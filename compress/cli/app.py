@@ -102,7 +102,7 @@ def run(arguments: Sequence[str]) -> int:
 def _prepare_process() -> None:
     """Settle what libraries read once, before the first of them is imported."""
     # OpenMP threads spin while they wait; on busy cores that made operations 1000 times slower.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars; ours are drawn by rich
