@@ -34,9 +34,13 @@ def accumulate(total: Tensor, inputs: Tensor) -> None:
 
 
 def mean(total: Tensor, tokens: float) -> Tensor:
-    """The Hessian: mean over tokens of x xᵀ, [I, I] float32, symmetric, undamped."""
-    upper = torch.triu(total) / tokens
-    return upper + torch.triu(upper, 1).T
+    """The Hessian: mean over tokens of x xᵀ, [I, I] float32, symmetric, undamped.
+
+    `total` itself becomes it: with a large I, copies are what a solver's peak is made of.
+    """
+    total.triu_().div_(tokens)
+    total += torch.triu(total, 1).T
+    return total
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Inverse:
 
     def factor(self, order: Tensor) -> Tensor:
         """The upper Cholesky factor [I, I] of the inverse, its columns visited in `order`."""
-        upper: Tensor = torch.linalg.cholesky(self.inverse[order][:, order], upper=True)
+        upper: Tensor = torch.linalg.cholesky(self.inverse[order[:, None], order], upper=True)
         return upper
 
 
@@ -77,12 +81,12 @@ def invert(hessian: Tensor, damp_percent: float) -> Inverse:
             "its hessian holds NaN or infinite values: the inputs of this linear overflowed"
         )
     dead = hessian.diagonal() == 0
-    prepared = hessian + torch.diag(dead.to(hessian))
-    average = prepared.diagonal().mean()
+    diagonal = torch.where(dead, 1.0, hessian.diagonal())
+    average = diagonal.mean()
     damp = damp_percent
     while damp <= max(1.0, damp_percent):
-        damped = prepared.clone()
-        damped.diagonal().add_(damp * average)
+        damped = hessian.clone()
+        damped.diagonal().copy_(diagonal + damp * average)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             inverse = torch.cholesky_inverse(lower)

@@ -122,7 +122,6 @@ class _Block:
             if linear.name in rounded:
                 dense = rounded[linear.name].dequantize()
                 inputs.replace(self.module, self.block, linear, dense)
-        give_back_memory()
         return rounded, records
 
     def weight(self, linear: Linear) -> Tensor:

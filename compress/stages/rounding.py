@@ -18,7 +18,7 @@ from compress.recipe.scheme import Scheme
 from compress.results import LinearResult
 
 # Rows solved at once: bounds the memory of a head, which is far taller than any other linear.
-_ROWS = 1536
+_ROWS = 16384
 
 
 @dataclass(frozen=True)
