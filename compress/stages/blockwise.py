@@ -16,7 +16,6 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from compress import storage
 from compress.anatomy import Block, Linear
 from compress.errors import SolveError
 from compress.kernels.grid import Rounded
@@ -89,7 +88,9 @@ def solve_blocks(
         stored = student.block(block.index)
         with walk.filled(block.index, stored) as module:
             groups = _sharing(block, wanted)
-            here = _Block(walk, block, module, stored, parts, groups, solve, sinks, told)
+            here = _Block(
+                walk, block, module, stored, parts, groups, solve, sinks, context.room, told
+            )
             rounded, records = solve_block(here)
         student.commit(block.index, rounded, records)
         results += records
@@ -110,9 +111,20 @@ class _Block:
     groups: Sequence[Sequence[Linear]]  # linears that share an input, in the order data flows
     solve: Solve
     sinks: Sinks
+    room: Callable[..., Tensor]
     tell: Callable[[str], None]
 
-    def solve_group(self, group: Sequence[Linear], hessian: Tensor) -> Solution:
+    def solve_groups(self, hessian: Callable[[Sequence[Linear]], Tensor]) -> Solution:
+        """Solve group after group, each from the Hessian that is made for it then."""
+        rounded: dict[str, Rounded] = {}
+        records: list[LinearResult] = []
+        for group in self.groups:
+            codes, found = self._solve_group(group, hessian(group))
+            rounded |= codes
+            records += found
+        return rounded, records
+
+    def _solve_group(self, group: Sequence[Linear], hessian: Tensor) -> Solution:
         """Solve linears that share an input, and put what they have become in their place."""
         self.tell(group[0].name)
         give_back_memory()
@@ -149,17 +161,16 @@ class _Block:
 
 def _in_order(here: _Block) -> Solution:
     """Solve each group behind those before it; every forward runs once, paused at each group."""
-    forwards = inputs.Forwards(here.walk, here.block, here.module, here.parts)
-    rounded: dict[str, Rounded] = {}
-    records: list[LinearResult] = []
-    for group in here.groups:
+    forwards = inputs.Forwards(here.walk, here.block, here.module, here.parts, here.room)
+
+    def hessian(group: Sequence[Linear]) -> Tensor:
         total = here.total(group)
         forwards.to(group[0], partial(here.add, total))
-        codes, found = here.solve_group(group, here.mean(total))
-        rounded |= codes
-        records += found
+        return here.mean(total)
+
+    solution = here.solve_groups(hessian)
     forwards.finish()
-    return rounded, records
+    return solution
 
 
 def _at_once(here: _Block) -> Solution:
@@ -169,15 +180,10 @@ def _at_once(here: _Block) -> Solution:
         forward = inputs.Forwards(here.walk, here.block, here.module, [part.clone()])
         for group in here.groups:
             forward.to(group[0], partial(here.add, totals[group[0].name]))
-    rounded: dict[str, Rounded] = {}
-    records: list[LinearResult] = []
-    for group in here.groups:
-        codes, found = here.solve_group(group, here.mean(totals.pop(group[0].name)))
-        rounded |= codes
-        records += found
+    solution = here.solve_groups(lambda group: here.mean(totals.pop(group[0].name)))
     for part in here.parts:
         part.copy_(here.walk.call(here.block.index, here.module, part))
-    return rounded, records
+    return solution
 
 
 def _sharing(block: Block, wanted: Callable[[Linear], bool]) -> list[list[Linear]]:
@@ -186,18 +192,11 @@ def _sharing(block: Block, wanted: Callable[[Linear], bool]) -> list[list[Linear
 
 
 def _activations(walk: Walk, context: Context) -> Sequence[Tensor]:
-    """The inputs of block 0, cut into forwards: views of one tensor, a mapped file when large."""
+    """The inputs of block 0, cut into forwards: views of one tensor."""
     batch, seq_len = context.ids.shape
     rows = max(1, context.batch_tokens // seq_len)
     shape = (batch, seq_len, walk.embed(context.ids[:1]).shape[-1])
-    count = shape[0] * shape[1] * shape[2]
-    if count * context.dtype.itemsize > context.resident_bytes and context.device == "cpu":
-        path = context.scratch / "activations.bin"
-        storage.reserve(path, count * context.dtype.itemsize)
-        mapped = torch.from_file(str(path), shared=True, size=count, dtype=context.dtype)
-        hidden = mapped.view(shape)
-    else:
-        hidden = torch.empty(shape, dtype=context.dtype, device=context.device)
+    hidden = context.room(shape, dtype=context.dtype, device=context.device)
     parts: Sequence[Tensor] = hidden.split(rows)
     for part, ids in zip(parts, context.ids.split(rows), strict=True):
         part.copy_(walk.embed(ids))

@@ -36,18 +36,35 @@ class Forwards:
     """
 
     def __init__(
-        self, walk: Walk, block: Block, module: nn.Module, parts: Sequence[Tensor]
+        self,
+        walk: Walk,
+        block: Block,
+        module: nn.Module,
+        parts: Sequence[Tensor],
+        room: Callable[..., Tensor] = torch.empty,
     ) -> None:
-        """Prepare a forward for each batch [B, T, D]; nothing runs yet."""
-        self._block, self._module, self._parts = block, module, parts
+        """Prepare a forward for each batch [B, T, D]; nothing runs yet.
+
+        `room` makes the tensor, given its shape and dtype, that holds what a linear is given while
+        the forwards wait.
+        """
+        self._block, self._module, self._parts, self._room = block, module, parts, room
         self._running = [greenlet(partial(walk.run, block.index, module, part)) for part in parts]
 
     @torch.inference_mode()
     def to(self, linear: Linear, see: Callable[[Tensor], None]) -> None:
         """Run every forward up to a linear and show `see` its inputs as [N, I]."""
+        rows = [part.shape[0] * part.shape[1] for part in self._parts]
+        places: list[Tensor] = []
 
         def pause(_: nn.Module, args: tuple[Any, ...]) -> None:
-            see(args[0].reshape(-1, args[0].shape[-1]))
+            x = args[0]
+            see(x.reshape(-1, x.shape[-1]))
+            if not places:
+                held = self._room((sum(rows), x.shape[-1]), dtype=x.dtype, device=x.device)
+                places.extend(reversed(held.split(rows)))
+            _move(x, places.pop())
+            del x, args  # a frame that waits would hold them
             getcurrent().parent.switch()
 
         target = module_of(self._module, self._block, linear)
@@ -63,3 +80,12 @@ class Forwards:
         """Run every forward to its end; outputs take the place of the batches they came from."""
         for part, forward in zip(self._parts, self._running, strict=True):
             part.copy_(forward.switch())
+
+
+def _move(x: Tensor, place: Tensor) -> None:
+    """Give a tensor its own values at another place: there is one for all that wait for long.
+
+    Left among the short-lived tensors of a forward they would tear the heap to pieces, a fifth of
+    the resident set, and they could not be spilled.
+    """
+    x.set_(place.view(x.shape).copy_(x))  # type: ignore[call-overload]  # not in torch's stubs

@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import pytest
 import torch
 from conftest import CONFIGS
@@ -74,10 +76,13 @@ def test_sinks_that_count_for_more_are_reproduced_better(tiny_llama, tmp_path):
     assert errors[1] < errors[0]
 
 
-def test_batching_and_spilling_to_disk_change_nothing(tiny_llama, tmp_path):
+def test_batching_and_spilling_to_disk_change_nothing(tiny_llama, tmp_path, monkeypatch):
     plain, _ = run(tiny_llama, tmp_path / "plain")
+    mapped = Mock(side_effect=torch.from_file)
+    monkeypatch.setattr(torch, "from_file", mapped)
     spilled, _ = run(tiny_llama, tmp_path / "spilled", resident_bytes=0)
-    assert (tmp_path / "spilled" / "activations.bin").exists()
+    assert mapped.called
+    assert not (tmp_path / "spilled" / "activations.bin").exists()  # held by its map alone
     for linear in plain.anatomy.linears:
         first, second = plain.rounded(linear.name), spilled.rounded(linear.name)
         assert torch.equal(first.codes, second.codes)
