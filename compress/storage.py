@@ -252,6 +252,34 @@ def _durably(path: Path, save: Callable[[Path], R]) -> None:
         ) from error
 
 
+def append(path: Path, text: str) -> None:
+    """Add to the end of a text file, and return when it is on the disk.
+
+    Raises:
+        StorageError: the disk refused; what was added may be there in part.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror}).") from error
+
+
+def cut(path: Path, nbytes: int) -> None:
+    """Keep the first `nbytes` of a file.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    try:
+        os.truncate(path, nbytes)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror}).") from error
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, where they are missing.
 
