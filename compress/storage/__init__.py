@@ -1,0 +1,49 @@
+"""The only door to safetensors and GGUF files: checked headers, mapped reads, durable writes.
+
+Headers are read without torch, so that planning and inspecting stay light. What is read was written
+by strangers: nothing here executes it, and no header, however it lies, takes more memory or time
+than the bounds named at the top of each module. `docs/security.md` lists what is defended.
+"""
+
+from compress.storage.checkpoint import INDEX, SINGLE, Checkpoint, read_file
+from compress.storage.gguf import GgufHeader, check_gguf, gguf_fields, read_gguf
+from compress.storage.headers import ITEM_BITS, TensorInfo, parse_header, read_header
+from compress.storage.text import parse_json, read_json, read_text
+from compress.storage.writing import (
+    ShardWriter,
+    append,
+    copy_file,
+    cut,
+    make_folder,
+    reserve,
+    sync_folder,
+    write_file,
+    write_text,
+)
+
+__all__ = [
+    "INDEX",
+    "ITEM_BITS",
+    "SINGLE",
+    "Checkpoint",
+    "GgufHeader",
+    "ShardWriter",
+    "TensorInfo",
+    "append",
+    "check_gguf",
+    "copy_file",
+    "cut",
+    "gguf_fields",
+    "make_folder",
+    "parse_header",
+    "parse_json",
+    "read_file",
+    "read_gguf",
+    "read_header",
+    "read_json",
+    "read_text",
+    "reserve",
+    "sync_folder",
+    "write_file",
+    "write_text",
+]

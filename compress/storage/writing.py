@@ -1,0 +1,182 @@
+"""Files written whole or not at all, and on the disk when the call returns."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from compress.errors import StorageError
+from compress.storage.checkpoint import INDEX, SINGLE
+
+if TYPE_CHECKING:
+    import torch
+
+R = TypeVar("R")
+
+
+def write_file(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write one safetensors file whole or not at all."""
+    from safetensors.torch import save_file
+
+    def save(temporary: Path) -> None:
+        save_file(
+            {name: t.contiguous() for name, t in tensors.items()},
+            temporary,
+            {"format": "pt", **(metadata or {})},
+        )
+
+    _durably(path, save)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write one text file whole or not at all."""
+    _durably(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy one file whole or not at all."""
+    _durably(path, lambda temporary: shutil.copyfile(source, temporary))
+
+
+def _durably(path: Path, save: Callable[[Path], R]) -> None:
+    """Save under a temporary name, then fsync, rename, and fsync the folder."""
+    from safetensors import SafetensorError
+
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors makes files 0600
+        save(temporary)
+        temporary.chmod(mode)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StorageError(
+            f"{path}: cannot be written ({reason}). Free some space or choose another --out."
+        ) from error
+
+
+def append(path: Path, text: str) -> None:
+    """Add to the end of a text file, and return when it is on the disk.
+
+    Raises:
+        StorageError: the disk refused; what was added may be there in part.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror}).") from error
+
+
+def cut(path: Path, nbytes: int) -> None:
+    """Keep the first `nbytes` of a file.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    try:
+        os.truncate(path, nbytes)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror}).") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be made ({error.strerror}). Free some space, or point "
+            "COMPRESS_CACHE or --out elsewhere."
+        ) from error
+
+
+def reserve(path: Path, nbytes: int) -> None:
+    """Make a file of `nbytes` that really has its room on disk, so that mapping it cannot fail.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: no room for {nbytes:,} bytes of activations ({error.strerror}). Free some "
+            "space, choose another --out, or calibrate on fewer samples."
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class ShardWriter:
+    """Write named tensors into shards of at most `max_bytes`, then one index.
+
+    Each shard is durable when it is full. A tensor larger than `max_bytes` has a shard to itself.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = 2 * 1024**3) -> None:
+        """Write into `folder`, which exists."""
+        self._folder, self._max = folder, max_bytes
+        self._pending: dict[str, torch.Tensor] = {}
+        self._pending_bytes = 0
+        self._shards: list[tuple[Path, list[str]]] = []
+        self._total = 0
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Queue one tensor; writes a shard when the next would not fit."""
+        nbytes = tensor.numel() * tensor.element_size()
+        if self._pending and self._pending_bytes + nbytes > self._max:
+            self._flush()
+        self._pending[name] = tensor
+        self._pending_bytes += nbytes
+        self._total += nbytes
+
+    def close(self) -> None:
+        """Write what is pending, give the shards their final names, index them if several."""
+        self._flush()
+        count = len(self._shards)
+        weight_map: dict[str, str] = {}
+        for number, (path, names) in enumerate(self._shards, 1):
+            name = SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            path.replace(self._folder / name)
+            weight_map.update(dict.fromkeys(names, name))
+        if count > 1:
+            index = {
+                "metadata": {"total_size": self._total},
+                "weight_map": dict(sorted(weight_map.items())),
+            }
+            write_text(self._folder / INDEX, json.dumps(index, indent=2) + "\n")
+        sync_folder(self._folder)
+
+    def _flush(self) -> None:
+        if self._pending:
+            path = self._folder / f"shard-{len(self._shards) + 1:05d}.part"
+            write_file(path, self._pending)
+            self._shards.append((path, list(self._pending)))
+            self._pending, self._pending_bytes = {}, 0
