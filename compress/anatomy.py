@@ -172,6 +172,11 @@ def longest_window(config: Mapping[str, Any]) -> int | None:
     return None if found is None else int(found)
 
 
+def parallel_residual(config: Mapping[str, Any]) -> bool:
+    """Whether attention and MLP of a block read the same input, and not one behind the other."""
+    return bool(config.get("use_parallel_residual", config.get("model_type") == "gpt_neox"))
+
+
 def _family(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Family:
     kind = str(config.get("model_type", "<none>"))
     experts = next((key for key in _EXPERT_KEYS if (config.get(key) or 0) > 1), None)

@@ -10,7 +10,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from compress.anatomy import Block, Linear
+from compress.anatomy import Block, Linear, parallel_residual
 from compress.surgery.walk import Walk
 
 
@@ -48,21 +48,20 @@ class Forwards:
         `room` makes the tensor, given its shape and dtype, that holds what a linear is given while
         the forwards wait.
         """
-        self._block, self._module, self._parts, self._room = block, module, parts, room
+        self._walk, self._block, self._module = walk, block, module
+        self._parts, self._room = parts, room
         self._running = [greenlet(partial(walk.run, block.index, module, part)) for part in parts]
 
     @torch.inference_mode()
     def to(self, linear: Linear, see: Callable[[Tensor], None]) -> None:
         """Run every forward up to a linear and show `see` its inputs as [N, I]."""
-        rows = [part.shape[0] * part.shape[1] for part in self._parts]
         places: list[Tensor] = []
 
         def pause(_: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0]
             see(x.reshape(-1, x.shape[-1]))
             if not places:
-                held = self._room((sum(rows), x.shape[-1]), dtype=x.dtype, device=x.device)
-                places.extend(reversed(held.split(rows)))
+                places.extend(reversed(self._places(linear, x)))
             _move(x, places.pop())
             del x, args  # a frame that waits would hold them
             getcurrent().parent.switch()
@@ -74,6 +73,14 @@ class Forwards:
                 forward.switch()
         finally:
             handle.remove()
+
+    def _places(self, linear: Linear, x: Tensor) -> Sequence[Tensor]:
+        """For each batch, where the input of a linear waits."""
+        if linear.shares == "mlp_input" and not parallel_residual(self._walk.weights.config):
+            return self._parts  # attention has been added to what entered: nobody reads it again
+        rows = [part.shape[0] * part.shape[1] for part in self._parts]
+        held = self._room((sum(rows), x.shape[-1]), dtype=x.dtype, device=x.device)
+        return held.split(rows)
 
     @torch.inference_mode()
     def finish(self) -> None:
