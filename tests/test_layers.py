@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "compress"
 ROOT = ("__init__", "__main__")  # the package's face may name anything, on use
 RANKS = [
     {"errors", "results", "library"},
-    {"recipe", "kernels", "anatomy", "storage"},
+    {"recipe", "kernels", "anatomy", "storage", "machine", "chat"},
     {"surgery", "artifact"},
     {"teacher", "calibrate", "journal", "student", "runtime"},
     {"stages", "evaluate", "report", "verify", "plan"},
@@ -28,7 +28,7 @@ DOORS = {
     "psutil": {"cli"},
     "accelerate": {"stages"}, "peft": {"stages"},
     "lm_eval": {"evaluate"},
-    "jinja2": {"report", "runtime", "surgery"}, "markupsafe": {"report"}, "matplotlib": {"report"},
+    "jinja2": {"report", "chat"}, "markupsafe": {"report"}, "matplotlib": {"report"},
     "huggingface_hub": {"teacher"}, "pypi_simple": {"teacher"}, "platformdirs": {"teacher"},
     "datasets": {"calibrate", "evaluate"},  # lm-eval reads its tasks through it
     "tokenizers": {"runtime"},

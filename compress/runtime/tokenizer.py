@@ -1,17 +1,17 @@
-"""Text to token ids and back, and the chat template: `tokenizers` and jinja2, no transformers."""
+"""Text to token ids and back, and conversations to text: `tokenizers`, no transformers."""
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress import storage
+from compress.chat import render
 from compress.errors import ArtifactError, RequestError
+from compress.storage.text import MAX_JSON_BYTES, MAX_TOKENIZER_BYTES
 
 if TYPE_CHECKING:
-    import jinja2
     import tokenizers
 
 Message = Mapping[str, Any]
@@ -23,7 +23,7 @@ class Tokenizer:
     def __init__(
         self,
         tokenizer: tokenizers.Tokenizer,
-        template: jinja2.Template | None,
+        template: str | None,
         special: Mapping[str, str],
     ) -> None:
         """Use `Tokenizer.open`."""
@@ -43,7 +43,8 @@ class Tokenizer:
             raise ArtifactError(
                 f"{folder}: holds no tokenizer.json. Copy the tokenizer of the teacher into it."
             )
-        read_json(path)  # a broken file gets a message of ours: tokenizers raises a bare Exception
+        # A broken file gets a message of ours: tokenizers raises a bare Exception.
+        read_json(path, MAX_TOKENIZER_BYTES)
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -74,28 +75,24 @@ class Tokenizer:
             raise RequestError(
                 "messages: this model has no chat template. Give the prompt as one plain text."
             )
-        import jinja2
-
         try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=True, **self._special
-            )
-        except jinja2.TemplateError as error:
+            return render.render(self._template, messages, answering=True, special=self._special)
+        except ValueError as error:
             raise RequestError(
                 f"messages: the model's chat template refuses them ({error})."
             ) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """A JSON object from a file, {} when there is no such file.
 
     Raises:
-        ArtifactError: the file holds something else.
+        ArtifactError: the file holds something else, or more than `max_bytes`.
     """
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = storage.read_json(path, max_bytes)
     except ValueError as error:
         raise ArtifactError(f"{path}: not JSON ({error}). Fetch it again.") from error
     if not isinstance(found, dict):
@@ -116,54 +113,26 @@ def _special(settings: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _template(folder: Path, settings: Mapping[str, Any]) -> jinja2.Template | None:
+def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
-    source = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
-    if isinstance(source, list):  # several, by name
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    if not source:
-        return None
-    import jinja2
-
     try:
-        return _environment().from_string(source)
-    except jinja2.TemplateError as error:
+        if file.is_file():
+            source = storage.read_text(file, render.MAX_TEMPLATE_BYTES)
+        else:
+            source = _default(settings.get("chat_template"))
+        render.check(source)
+    except ValueError as error:
         raise ArtifactError(
             f"{folder}: its chat template cannot be read ({error}). Fetch it again."
         ) from error
+    return source or None
 
 
-def _environment() -> jinja2.Environment:
-    """What chat templates expect of jinja2, as in transformers; sandboxed, for they are code."""
-    import jinja2.ext
-    import jinja2.sandbox
-
-    class Generation(jinja2.ext.Extension):
-        """``{% generation %}`` marks the model's words for training; here it is its content."""
-
-        tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
-
-        def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(raise_exception=_refuse, strftime_now=_now)
-    return environment
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)  # jinja2's own escapes HTML
-
-
-def _refuse(message: str) -> str:
-    import jinja2
-
-    raise jinja2.TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.datetime.now().astimezone().strftime(form)
+def _default(template: Any) -> str:
+    """The template that tokenizer_config.json holds: a text, or the default one of a list."""
+    if isinstance(template, list):
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
+    if not isinstance(template, str | None):
+        raise ValueError(f"it is a {type(template).__name__}, not a text")
+    return template or ""

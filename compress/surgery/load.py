@@ -5,6 +5,7 @@ Run as a module it dequantizes one GGUF file: ``python -m compress.surgery.load 
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.errors import CalibrationError, ModelError, RunError
+from compress.chat import render
+from compress.errors import CalibrationError, ModelError, RunError, StorageError
 
 if TYPE_CHECKING:
     import torch
@@ -58,22 +60,19 @@ def chat(
     Raises:
         CalibrationError: the tokenizer has no template, or the template refuses these messages.
     """
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         raise CalibrationError(
             "messages: the teacher's tokenizer has no chat template, so conversations cannot be "
             "rendered. Use a set of plain text, or an instruct teacher."
         )
+    special = tokenizer.special_tokens_map
     try:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=answering
-        )
-    except (TemplateError, TypeError, KeyError) as error:
+        template = tokenizer.get_chat_template()
+        return render.render(template, messages, answering=answering, special=special)
+    except ValueError as error:
         raise CalibrationError(
             f"messages: the teacher's chat template refuses them ({error})."
         ) from error
-    return str(text)
 
 
 def materialize(weights: Weights, dtype: torch.dtype) -> Any:
@@ -125,12 +124,14 @@ def convert_gguf(gguf: Path, out: Path, dtype: str) -> None:
 
     Raises:
         ModelError: transformers cannot read the file.
+        StorageError: the disk refuses what is written.
         RunError: the process was killed, as for lack of memory.
     """
     package = str(Path(__file__).resolve().parents[2])  # a checkout need not be installed
     paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-m", "compress.surgery.load", str(gguf), str(out), dtype],
+        # -P: the working folder, which may be a stranger's, is no place to import from
+        [sys.executable, "-P", "-m", "compress.surgery.load", str(gguf), str(out), dtype],
         env={**os.environ, "PYTHONPATH": paths, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -138,6 +139,11 @@ def convert_gguf(gguf: Path, out: Path, dtype: str) -> None:
         raise RunError(
             f"{gguf}: dequantizing was killed (signal {-done.returncode}). It needs memory: 6 "
             "bytes a weight."
+        )
+    refusals = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+    if done.returncode and (refusal := next((r for r in refusals if r in done.stderr), None)):
+        raise StorageError(
+            f"{out}: cannot be written ({refusal}). Free some space, or set COMPRESS_CACHE."
         )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
