@@ -15,11 +15,12 @@ from torch import Tensor
 
 from compress import library, storage
 from compress.anatomy import longest_window
-from compress.errors import EvaluationError
+from compress.errors import EvaluationError, ModelError
 from compress.recipe import source
 from compress.results import Progress, TaskScore
 from compress.surgery.walk import Watch, Weights, forward, head_of, logits
 
+log = logging.getLogger("compress")
 _ROUND = 8  # lengths are padded to a multiple, so that few shapes occur
 _BATCH_TOKENS = 2048
 
@@ -61,17 +62,13 @@ class Bench:
             fingerprint: of a model that is asked again in later runs; its answers are then kept.
 
         Raises:
-            EvaluationError: a task is unknown, cannot be fetched, or wants free generation.
+            EvaluationError: as for `check`.
         """
         from lm_eval import evaluate
-        from lm_eval.tasks import TaskManager
 
         names = [*ours, *theirs]
-        model = _streamed(self, weights, fingerprint)
-        with _quiet(), _failing_clearly(theirs):
-            tasks = TaskManager(include_defaults=bool(theirs)).load(
-                [*(_task(name) for name in ours), *theirs]
-            )
+        model, tasks = _streamed(self, weights, fingerprint), _loaded(ours, theirs)
+        with _quiet():
             found = evaluate(model, tasks, limit=limit, log_samples=True, bootstrap_iters=100)
             samples = found["samples"]
             scores = tuple(_score(name, found["results"][name], samples[name]) for name in names)
@@ -107,19 +104,77 @@ class Bench:
         machine = (self.device, str(self.dtype), torch.get_num_threads(), torch.__version__)
         asked = repr((fingerprint, machine, [(list(c), list(t)) for c, t in requests]))
         path = self.cache / f"answers-{hashlib.sha256(asked.encode()).hexdigest()}.safetensors"
-        if not path.is_file():
+        answers = _read(path, len(requests))
+        if answers is None:
             answers = self.log_likelihoods(weights, requests)
             storage.make_folder(self.cache)
             totals, greedy = (torch.tensor(column) for column in zip(*answers, strict=True))
             storage.write_file(path, {"totals": totals.double(), "greedy": greedy})
-        kept = storage.read_file(path)
-        return list(zip(kept["totals"].tolist(), kept["greedy"].tolist(), strict=True))
+        return answers
 
     def _renamed(self) -> Watch:
         watch = self.watch
         if watch is None:
             return None
         return lambda p: watch(Progress("evaluate", p.done, p.total, p.unit, "tasks"))
+
+
+def check(ours: Sequence[str], theirs: Sequence[str]) -> None:
+    """Find what is wrong with tasks before any long work; `Bench.ask` would find it after.
+
+    Args:
+        ours: tasks that ship with compress; only their files are read.
+        theirs: tasks of lm-eval; they are loaded, and what they fetch stays in the hub's cache.
+
+    Raises:
+        EvaluationError: a task is unknown, cannot be fetched, is a group, or wants free generation.
+    """
+    for name in ours:
+        _task(name)
+    if theirs:
+        _loaded((), theirs)
+
+
+def _loaded(ours: Sequence[str], theirs: Sequence[str]) -> Any:
+    """Tasks as lm-eval makes them."""
+    from lm_eval.tasks import TaskManager
+
+    with _quiet(), _failing_clearly(theirs):
+        manager = TaskManager(include_defaults=bool(theirs))  # indexing all its tasks takes seconds
+        loaded = manager.load([*(_task(name) for name in ours), *theirs])
+    for name in theirs:
+        _check_kind(name, loaded["tasks"])
+    return loaded
+
+
+def _check_kind(name: str, tasks: Mapping[str, Any]) -> None:
+    """Refuse a name of lm-eval's that is no single task, or a task that no score is read from."""
+    if name not in tasks:
+        raise EvaluationError(
+            f"suite: lm_eval_tasks: {name!r} is a group of tasks. Name those that are wanted: "
+            f"{', '.join(sorted(tasks)[:8])}."
+        )
+    if tasks[name].OUTPUT_TYPE == "generate_until":
+        raise EvaluationError(
+            f"suite: lm_eval_tasks: {name!r} wants free generation; only scored choices and texts "
+            "are supported. Leave it out."
+        )
+
+
+def _read(path: Path, count: int) -> list[tuple[float, bool]] | None:
+    """Answers that were kept; None where there are none, or they are not what was written."""
+    if not path.is_file():
+        return None
+    try:
+        kept = storage.read_file(path, ["totals", "greedy"])
+    except ModelError as error:
+        log.warning("%s; the tasks are asked again.", error)
+        return None
+    totals, greedy = kept["totals"], kept["greedy"]
+    if not totals.shape == greedy.shape == (count,):
+        log.warning("%s: holds no %d answers; the tasks are asked again.", path, count)
+        return None
+    return list(zip(totals.tolist(), greedy.tolist(), strict=True))
 
 
 def _by_length(
@@ -264,7 +319,7 @@ def _quiet() -> Iterator[None]:
 def _failing_clearly(theirs: Sequence[str]) -> Iterator[None]:
     try:
         yield
-    except (OSError, KeyError, ConnectionError) as error:
+    except (OSError, KeyError, ValueError) as error:  # ValueError: datasets' own, as of splits
         if not theirs:
             raise
         raise EvaluationError(

@@ -3,8 +3,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from compress import storage
 from compress.errors import EvaluationError
-from compress.evaluate.harness import Bench
+from compress.evaluate.harness import Bench, check
 from compress.surgery import load
 from compress.teacher.folder import open_folder
 
@@ -49,6 +50,74 @@ def test_a_fingerprinted_model_is_asked_once(tiny_llama, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
     mute = SimpleNamespace(config=teacher.config)
     assert where.ask(mute, TASKS[:1], (), 4, fingerprint=teacher.fingerprint) == first
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def one_answer_less(path):
+    kept = storage.read_file(path)
+    storage.write_file(path, {name: column[:-1].clone() for name, column in kept.items()})
+
+
+def of_something_else(path):
+    storage.write_file(path, {"other": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("damage", [cut_short, one_answer_less, of_something_else])
+def test_damaged_answers_are_asked_again_and_replaced(tiny_llama, tmp_path, caplog, damage):
+    teacher, where = open_folder(tiny_llama), bench(tiny_llama, cache=tmp_path)
+    requests = [([1, 2, 3], [4]), ([5], [6, 7, 8])]
+    first = where.kept_log_likelihoods(teacher, requests, teacher.fingerprint)
+    [path] = tmp_path.iterdir()
+    whole = path.read_bytes()
+    damage(path)
+    assert where.kept_log_likelihoods(teacher, requests, teacher.fingerprint) == first
+    assert path.read_bytes() == whole
+    assert "asked again" in caplog.text
+
+
+class Hub:
+    """Stands for lm-eval's TaskManager: tasks by name, a group, and what it says of others."""
+
+    says = KeyError("Spec 'pica' is not a registered task")
+
+    def __init__(self, include_defaults):
+        assert include_defaults, "lm-eval's own tasks are looked for"
+
+    def load(self, names):
+        kinds = dict.fromkeys(("piqa", "mmlu_law"), "multiple_choice") | {"gsm8k": "generate_until"}
+        wanted = ["mmlu_law" if name == "mmlu" else name for name in names]
+        if not set(wanted) <= kinds.keys():
+            raise self.says
+        return {"tasks": {name: SimpleNamespace(OUTPUT_TYPE=kinds[name]) for name in wanted}}
+
+
+def test_tasks_of_lm_eval_are_loaded_by_a_check(monkeypatch):
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", Hub)
+    check((), ["piqa"])
+    with pytest.raises(EvaluationError, match=r"lm_eval_tasks piqa, pica: could not be loaded"):
+        check((), ["piqa", "pica"])
+    with pytest.raises(EvaluationError, match=r"'mmlu' is a group of tasks.*wanted: mmlu_law\."):
+        check((), ["mmlu"])
+    with pytest.raises(EvaluationError, match="'gsm8k' wants free generation"):
+        check((), ["gsm8k"])
+
+
+@pytest.mark.parametrize("said", [ConnectionError("no hub"), ValueError("no split 'validation'")])
+def test_tasks_that_cannot_be_fetched_are_named_with_the_reason(monkeypatch, said):
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", Hub)
+    monkeypatch.setattr(Hub, "says", said)
+    with pytest.raises(EvaluationError, match=rf"hellaswag: could not be loaded \({said}\)"):
+        check((), ["hellaswag"])
+
+
+def test_a_check_of_shipped_tasks_loads_nothing(monkeypatch):
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **_: pytest.fail("was asked"))
+    check(TASKS, ())
+    with pytest.raises(EvaluationError, match=r"'clozes'.*Known: cloze"):
+        check(["cloze", "clozes"], ())
 
 
 def test_an_unknown_task_is_named_with_those_there_are(tiny_llama):
