@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM
 
-from compress.evaluate.text import Reading, divergence, perplexity
+from compress.evaluate.text import Reading, _quantile, divergence, perplexity
 from compress.surgery.walk import hidden_states
 from compress.teacher.folder import open_folder
 
@@ -49,3 +49,21 @@ def test_divergence_is_that_of_float64(tiny_llama, tiny_tied):
     assert found.kl_p99 == pytest.approx(float(kl.quantile(0.99)), rel=1e-3)
     assert found.flips == int((p.argmax(-1) != q.argmax(-1)).sum())
     assert sum(found.histogram_counts) == found.tokens == 120
+
+
+def test_quantiles_have_no_largest_size(monkeypatch, tiny_llama, tiny_tied):
+    before, after = reading(tiny_llama), reading(tiny_tied)
+    expected = divergence(before, after)
+
+    def refuse(*_):
+        raise RuntimeError("quantile() input tensor is too large")  # torch's, above 2**24 elements
+
+    monkeypatch.setattr(torch.Tensor, "quantile", refuse)
+    assert divergence(before, after) == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100, 101])
+@pytest.mark.parametrize("fraction", [0, 0.01, 0.5, 0.99, 1])
+def test_quantiles_are_those_of_torch(size, fraction):
+    values = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    assert _quantile(values.sort().values, fraction) == float(values.quantile(fraction))
