@@ -26,7 +26,7 @@ def answers(
     Args:
         weights: the model; held whole while it answers.
         tokenizer: the teacher's; where it has a chat template, a prompt is what the user says.
-        prompts: at least one.
+        prompts: at least one, none of them empty.
         max_new_tokens: for each answer; an end-of-text token ends it sooner.
         device: where to run.
         dtype: in which to run.

@@ -14,6 +14,7 @@ from compress.recipe.quantize import STRICT
 from compress.recipe.source import mapping_with_places
 
 _Names = Annotated[tuple[str, ...], Field(strict=False)]
+_Prompts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 
 
 class Text(BaseModel):
@@ -32,7 +33,7 @@ class Samples(BaseModel):
 
     model_config = STRICT
 
-    prompts: _Names = Field(description="Raw text, or what a user says where there is a chat.")
+    prompts: _Prompts = Field(description="Raw text, or what a user says where there is a chat.")
     max_new_tokens: int = Field(ge=1, le=4096, description="Length of each answer.")
 
 

@@ -33,6 +33,16 @@ def test_all_mistakes_in_a_suite_are_named_with_their_lines(tmp_path):
     )
 
 
+def test_an_empty_prompt_is_a_mistake(tmp_path):
+    path = tmp_path / "mine.yaml"
+    samples = 'samples: {prompts: ["Once", ""], max_new_tokens: 8}'
+    path.write_text(f"version: 1\nperplexity: {TEXT}\ndivergence: {TEXT}\n{samples}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_suite(str(path))
+    [mistake] = caught.value.mistakes
+    assert mistake == f'{path}:4  samples.prompts[1]: "" is empty. Write text.'
+
+
 def test_an_unknown_suite_is_told_with_the_nearest():
     with pytest.raises(RecipeError, match=r"evaluate\.suite: 'quik': no .* Did you mean quick\?"):
         load_suite("quik")
