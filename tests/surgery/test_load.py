@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compress import storage
-from compress.errors import CalibrationError, ModelError, RunError
+from compress.errors import CalibrationError, ModelError, RunError, StorageError
 from compress.surgery import load
 from compress.teacher import gguf, sources
 from compress.teacher.folder import open_folder
@@ -85,6 +85,23 @@ def test_what_the_converting_process_says_last_is_the_reason(tmp_path, monkeypat
         load.convert_gguf(tmp_path / "a.gguf", tmp_path / "out", "bfloat16")
     Done.returncode = -9
     with pytest.raises(RunError, match=r"was killed \(signal 9\)"):
+        load.convert_gguf(tmp_path / "a.gguf", tmp_path / "out", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "OSError: [Errno 28] No space left on device: 'config.json'",
+        "SafetensorError: I/O error: No space left on device (os error 28)\nsys:1: a warning",
+        "OSError: [Errno 30] Read-only file system: 'config.json'",
+    ],
+)
+def test_a_disk_that_refuses_the_converting_process_is_no_fault_of_the_file(
+    tmp_path, monkeypatch, said
+):
+    done = SimpleNamespace(returncode=1, stderr=f"Traceback\n{said}")
+    monkeypatch.setattr(load.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(StorageError, match=r"out: cannot be written \((No space|Read-only)"):
         load.convert_gguf(tmp_path / "a.gguf", tmp_path / "out", "bfloat16")
 
 
