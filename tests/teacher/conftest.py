@@ -22,6 +22,8 @@ class Index:
         self.digests: dict[str, str] = {}
         self.requests: list[tuple[str, str | None]] = []
         self.url = ""
+        self.ranges = True  # whether a range that is asked for is heeded
+        self.breaks_after: int | None = None  # bytes of a file after which its connection ends
 
     def add(self, name: str, members: dict[str, bytes]) -> str:
         """Put a wheel on the index; its sha256."""
@@ -59,6 +61,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
 
         def _send(self, data: bytes, kind: str) -> None:
             start = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
+            start = start if served.ranges else 0
             if start >= len(data):
                 return self.send_error(416)
             self.send_response(206 if start else 200)
@@ -67,7 +70,8 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data) - start))
             self.end_headers()
-            self.wfile.write(data[start:])
+            breaks = served.breaks_after if self.path.startswith("/files/") else None
+            self.wfile.write(data[start:][:breaks])
 
         def log_message(self, *_: object) -> None:
             pass
@@ -77,7 +81,6 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     thread.start()
     served.url = f"http://127.0.0.1:{server.server_port}/simple/"
     monkeypatch.setenv("PIP_INDEX_URL", served.url)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     yield served
     server.shutdown()
     server.server_close()

