@@ -55,11 +55,27 @@ def lock(recipe: Recipe, facts: Mapping[str, Any]) -> str:
     )
 
 
+def version_differences(recipe: Recipe, installed: Mapping[str, str]) -> list[str]:
+    """What a lock was made with and this run would not be, one line each; none for a plain recipe.
+
+    Args:
+        recipe: as loaded; its `resolved.versions` are the lock's.
+        installed: versions here, by the names that locks use.
+    """
+    return [
+        f"{name}: {installed.get(name, 'none')} here, {locked} in the lock"
+        for name, locked in recipe.resolved.versions.items()
+        if installed.get(name) != locked
+    ]
+
+
 def explicit(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data, with all defaults that its methods use and without `resolved`."""
     document = recipe.model_dump(mode="json", exclude={"resolved"})
     for stage, data in zip(recipe.stages, document["stages"], strict=True):
         data["quantize"] = _used(stage.quantize, data["quantize"])
+    if (gates := recipe.evaluate.gates) and not gates.escalates:
+        del document["evaluate"]["gates"]["rounds_max"]
     return document
 
 

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.recipe.load import load
-from compress.recipe.resolve import _Dumper, canonical_json, explicit, lock, pin
+from compress.recipe.resolve import (
+    _Dumper,
+    canonical_json,
+    explicit,
+    lock,
+    pin,
+    version_differences,
+)
 from compress.recipe.source import read
 
 FACTS = {
@@ -42,6 +49,17 @@ def test_a_lock_loads_as_the_recipe_with_what_was_found(recipe, tmp_path):
     assert again.teacher.revision == "0" * 40
     assert again.teacher.sha256 == recipe.teacher.sha256  # a fact of None pins nothing
     assert lock(again, {}) == lock(recipe, FACTS)
+
+
+def test_versions_other_than_the_locks_are_named(recipe):
+    made_with = {"torch": "2.13.0", "transformers": "5.23.0", "gone": "1.0"}
+    locked = pin(recipe, {"versions": made_with})
+    assert version_differences(locked, {**made_with, "new": "1.0"}) == []
+    assert version_differences(locked, {"torch": "2.14.0", "transformers": "5.23.0"}) == [
+        "torch: 2.14.0 here, 2.13.0 in the lock",
+        "gone: none here, 1.0 in the lock",
+    ]
+    assert version_differences(recipe, made_with) == []
 
 
 def test_a_lock_writes_every_default_its_methods_use(recipe):
