@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from compress.report import numbers
@@ -25,12 +27,22 @@ if TYPE_CHECKING:
 
 Watch = Callable[[Progress], None]
 LINE_INTERVAL_SECONDS = 5.0
+PACES = 9  # of the last intervals, whose median tells how long the rest will take
+PACE_INTERVAL_SECONDS = 1.0  # the shortest that tells
+_CONTROL = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
+}
 PIPE_WIDTH = 120  # columns of a table that no terminal limits
 
 
 def say(text: str) -> None:
-    """Tell the user something that is not a result: on stderr, as it is."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell the user something that is not a result, on stderr."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Text fit for a terminal: what a stranger's file says must not move its cursor."""
+    return text.translate(_CONTROL)
 
 
 def emit(text: str) -> None:
@@ -64,15 +76,19 @@ def watching(*, quiet: bool) -> Iterator[Watch]:
 class LiveBars:
     """One bar for each step; a step that starts again starts its bar again."""
 
-    def __init__(self, bars: Bars) -> None:
-        """Show steps on `bars`, which is live."""
-        self._bars = bars
+    def __init__(self, bars: Bars, clock: Callable[[], float] = time.monotonic) -> None:
+        """Show steps on `bars`, which is live; `clock` gives seconds."""
+        self._bars, self._clock = bars, clock
         self._tasks: dict[str, TaskID] = {}
+        self._paces: dict[str, Pace] = {}
 
     def __call__(self, record: Progress) -> None:
         """Show one record."""
+        pace = self._paces[record.step] = seen(record, self._clock(), self._paces.get(record.step))
+        left = pace.left_seconds(record)
         fields: dict[str, Any] = {
             "count": count(record),
+            "left": numbers.NONE if left is None else numbers.duration(left),
             "detail": record.detail if record.done < record.total else "",
             "resident": numbers.size(resident_bytes()),
         }
@@ -92,31 +108,65 @@ class PlainLines:
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         """Write to `stream`; `clock` gives seconds."""
         self._stream, self._clock = stream, clock
-        self._began: dict[str, float] = {}
-        self._done: dict[str, int] = {}
+        self._paces: dict[str, Pace] = {}
         self._written = 0.0
 
     def __call__(self, record: Progress) -> None:
         """Write one record, unless a line was written a moment ago."""
-        now, before = self._clock(), self._done.get(record.step)
-        if before is None or record.done < before:
-            self._began[record.step] = now
-        ends = 0 < record.total <= record.done and record.done != before
-        self._done[record.step] = record.done
+        now, before = self._clock(), self._paces.get(record.step)
+        ends = 0 < record.total <= record.done and (before is None or record.done != before.done)
+        pace = self._paces[record.step] = seen(record, now, before)
         if before is None or ends or now - self._written >= LINE_INTERVAL_SECONDS:
             self._written = now
-            print(line(record, now - self._began[record.step]), file=self._stream, flush=True)
+            told = line(record, now - pace.began, pace.left_seconds(record))
+            print(told, file=self._stream, flush=True)
 
 
-def line(record: Progress, elapsed_seconds: float) -> str:
+class Pace:
+    """How long the rest of a step takes, by the median of its last intervals.
+
+    The median, because one slow unit (mostly the first, which warms everything up) says nothing of
+    the others. An interval spans a second at least, so that tiny units are timed many at once.
+    """
+
+    def __init__(self, now: float, done: int) -> None:
+        """Begin at `now` seconds, when `done` units were done."""
+        self.began, self.done = now, done
+        self._mark = (now, done)
+        self._seconds_per_unit: deque[float] = deque(maxlen=PACES)
+
+    def reach(self, now: float, done: int) -> None:
+        """Note that `done` units are done."""
+        self.done = done
+        then, before = self._mark
+        if done > before and now - then >= PACE_INTERVAL_SECONDS:
+            self._seconds_per_unit.append((now - then) / (done - before))
+            self._mark = (now, done)
+
+    def left_seconds(self, record: Progress) -> float | None:
+        """Seconds until all of `record.total` is done; None before it can be known, and after."""
+        if not (self._seconds_per_unit and record.done < record.total):
+            return None
+        # Of two, the lower: the slow one is the exception.
+        return statistics.median_low(self._seconds_per_unit) * (record.total - record.done)
+
+
+def seen(record: Progress, now: float, pace: Pace | None) -> Pace:
+    """The pace of a step once a record of it was seen; a step that goes back has begun again."""
+    if pace is None or record.done < pace.done:
+        return Pace(now, record.done)
+    pace.reach(now, record.done)
+    return pace
+
+
+def line(record: Progress, elapsed_seconds: float, left_seconds: float | None) -> str:
     """One record as text: step, block i of n, what is at work, elapsed, left, resident memory."""
     parts = [f"{record.step}: {count(record)}"]
     if record.detail and record.done < record.total:
         parts.append(record.detail)
     parts.append(f"{numbers.duration(elapsed_seconds)} elapsed")
-    if 0 < record.done < record.total and elapsed_seconds >= 1:  # before that it would be a guess
-        left = elapsed_seconds * (record.total - record.done) / record.done
-        parts.append(f"{numbers.duration(left)} left")
+    if left_seconds is not None:
+        parts.append(f"{numbers.duration(left_seconds)} left")
     parts.append(f"{numbers.size(resident_bytes())} resident")
     return ", ".join(parts)
 
@@ -174,6 +224,33 @@ def fact_table(facts: Mapping[str, Any]) -> Table:
     return table
 
 
+def outcome_table(rows: Iterable[tuple[str, str, str]]) -> Table:
+    """What was checked, how it ended and what was found, a row each; failures stand out."""
+    from rich.text import Text
+
+    table = _table("")
+    table.show_header = False
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    for name, outcome, found in rows:
+        style = "bold red" if outcome == "failed" else ""
+        table.add_row(Text(name), Text(outcome, style), Text(found))
+    return table
+
+
+def comparison_table(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
+    """What differs between two things: a name, the first's, the second's and, if known, a note."""
+    from rich.text import Text
+
+    table = _table(title)
+    table.add_column("A", overflow="fold")
+    table.add_column("B", overflow="fold")
+    table.add_column("", overflow="fold", style="dim")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
 def show(table: Table) -> None:
     """Write a table: as wide as the terminal, or as it needs in a pipe."""
     from rich.console import Console
@@ -218,7 +295,6 @@ def _bars(terminal: Console) -> Bars:
         Progress,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
     from rich.table import Column
 
@@ -227,8 +303,8 @@ def _bars(terminal: Console) -> Bars:
         BarColumn(bar_width=20),
         TextColumn("{task.fields[count]}", markup=False),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left  {task.fields[resident]}", style="dim", markup=False),
+        TextColumn("{task.fields[left]} left", markup=False),
+        TextColumn("{task.fields[resident]}", style="dim", markup=False),
         TextColumn(
             "{task.fields[detail]}", style="dim", markup=False, table_column=Column(no_wrap=True)
         ),

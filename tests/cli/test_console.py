@@ -27,6 +27,31 @@ def test_lines_are_few(lines):
     assert written[-1] == "quantize: block 30/30, 30.0 s elapsed, 900 MB resident"
 
 
+def test_a_slow_first_block_does_not_lengthen_what_is_left(lines):
+    show, clock, stream = lines
+    show(Progress("quantize", 0, 30))
+    for done, seconds in enumerate((40.0, 6.0, 6.0, 60.0, 6.0), 1):
+        clock[0] += seconds
+        show(Progress("quantize", done, 30))
+    told = [text.split(", ")[2] for text in stream.getvalue().splitlines()[1:]]
+    later = [f"2 min {seconds} s left" for seconds in (48, 42, 36, 30)]
+    assert told == ["19 min 20 s left", *later]
+
+
+def test_what_is_left_is_not_guessed_in_the_first_second_nor_across_a_new_beginning(lines):
+    show, clock, stream = lines
+    show(Progress("evaluate", 0, 4, "window"))
+    clock[0] += 0.5
+    show(Progress("evaluate", 4, 4, "window"))
+    clock[0] += 60.0
+    show(Progress("evaluate", 0, 4, "window"))
+    clock[0] += 6.0
+    show(Progress("evaluate", 2, 4, "window"))
+    written = stream.getvalue().splitlines()
+    assert [("left" in text) for text in written] == [False, False, False, True]
+    assert "6.0 s elapsed, 6.0 s left" in written[-1]
+
+
 def test_steps_inside_steps_do_not_flood(lines):
     show, clock, stream = lines
     for block in range(30):
@@ -52,14 +77,18 @@ def test_live_bars_show_step_block_linear_times_and_memory(monkeypatch):
 
     monkeypatch.setattr(console, "resident_bytes", lambda: 900_000_000)
     bars = console._bars(Console(file=io.StringIO(), width=160))
-    watch = console.LiveBars(bars)
+    clock = [100.0]
+    watch = console.LiveBars(bars, lambda: clock[0])
     watch(Progress("evaluate", 12, 12, "window"))
+    watch(Progress("quantize", 2, 30))
+    clock[0] += 3.0
     watch(Progress("quantize", 3, 30, detail="model.layers.2.mlp.[up]_proj"))
     screen = Console(file=io.StringIO(), width=160)
     screen.print(bars.get_renderable())
     text = screen.file.getvalue()
     assert "window 12/12" in text
-    for word in ("quantize", "block 3/30", "900 MB", "model.layers.2.mlp.[up]_proj", "left"):
+    assert "1 min 21 s left" in text
+    for word in ("quantize", "block 3/30", "900 MB", "model.layers.2.mlp.[up]_proj"):
         assert word in text
     watch(Progress("quantize", 1, 30))
     assert [task.completed for task in bars.tasks] == [12, 1]
