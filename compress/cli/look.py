@@ -69,19 +69,12 @@ def rebuild(folder: Path) -> list[Path]:
     Raises:
         ArtifactError: `folder` holds no readable results.
     """
-    from compress.report import html, markdown
-    from compress.storage import write_text
+    from compress.report import pages
 
     results = _read(folder / "results.json", Results)
     times = folder / "measured.json"
     measured = _read(times, Measured) if times.is_file() else None
-    pages = {
-        "report.md": markdown.render(results, measured),
-        "report.html": html.render(results, measured),
-    }
-    for name, text in pages.items():
-        write_text(folder / name, text)
-    return [folder / name for name in pages]
+    return pages.write(folder, results, measured)
 
 
 def inspect(
