@@ -9,12 +9,10 @@ warm-up, then one measurement: the driver repeats. Prints one JSON line.
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
 import json
-import os
 from typing import Any
 
+import speed
 import xllamacpp
 
 
@@ -39,26 +37,16 @@ def timings(server: Any, prompt: str, tokens: int) -> dict[str, float]:
 
 def main() -> None:
     """Print both speeds as one JSON line."""
-    parser = argparse.ArgumentParser(description="Speed of llama.cpp on one GGUF file.")
-    parser.add_argument("model")
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--long-prompt", required=True)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    given = parser.parse_args()
+    given = speed.arguments("Speed of llama.cpp.")
     server = serve(given.model, given.threads)
     timings(server, given.prompt, 8)
     decode = timings(server, given.prompt, given.tokens)
     prefill = timings(server, given.long_prompt, 4)
-    print(
-        json.dumps(
-            {
-                "decode_tokens_per_second": decode["predicted_per_second"],
-                "prefill_tokens_per_second": prefill["prompt_per_second"],
-                "prompt_tokens": [decode["prompt_n"], prefill["prompt_n"]],
-                "versions": {"xllamacpp": importlib.metadata.version("xllamacpp")},
-            }
-        )
+    speed.tell(
+        decode=decode["predicted_per_second"],
+        prefill=prefill["prompt_per_second"],
+        prompt_tokens=[decode["prompt_n"], prefill["prompt_n"]],
+        packages=["xllamacpp"],
     )
 
 

@@ -8,10 +8,7 @@ warm-up, then one measurement: the driver repeats. Prints one JSON line.
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
-import json
-import os
+import speed
 
 from compress.runtime.engine import Engine, Timings, collect
 
@@ -30,29 +27,18 @@ def timings(engine: Engine, ids: list[int], tokens: int) -> Timings:
 
 def main() -> None:
     """Print both speeds as one JSON line."""
-    parser = argparse.ArgumentParser(description="Speed of our runtime on one folder.")
-    parser.add_argument("model")
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--long-prompt", required=True)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    given = parser.parse_args()
+    given = speed.arguments("Speed of our runtime.", dtypes=["bfloat16", "float32"])
     engine = Engine.open(given.model, threads=given.threads, dtype=given.dtype)
     engine.stop_ids = frozenset()  # the others are told to go on past the end of the text too
     short, long = (engine.tokenizer.encode(text) for text in (given.prompt, given.long_prompt))
     timings(engine, short, 8)
     decode = timings(engine, short, given.tokens)
     prefill = timings(engine, long, 1)
-    print(
-        json.dumps(
-            {
-                "decode_tokens_per_second": decode.decode_tokens_per_second,
-                "prefill_tokens_per_second": prefill.prefill_tokens_per_second,
-                "prompt_tokens": [len(short), len(long)],
-                "versions": {"torch": importlib.metadata.version("torch")},
-            }
-        )
+    speed.tell(
+        decode=decode.decode_tokens_per_second,
+        prefill=prefill.prefill_tokens_per_second,
+        prompt_tokens=[len(short), len(long)],
+        packages=["torch"],
     )
 
 

@@ -8,13 +8,10 @@ of a long prompt. One warm-up, then one measurement: the driver repeats. Prints 
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import time
 
+import speed
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -49,14 +46,7 @@ def token_times(model: torch.nn.Module, ids: torch.Tensor, tokens: int) -> list[
 
 def main() -> None:
     """Print both speeds as one JSON line."""
-    parser = argparse.ArgumentParser(description="Speed of transformers on one folder.")
-    parser.add_argument("model")
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--long-prompt", required=True)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    given = parser.parse_args()
+    given = speed.arguments("Speed of transformers.", dtypes=["bfloat16", "float32"])
     torch.set_num_threads(given.threads)
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=getattr(torch, given.dtype))
@@ -67,15 +57,11 @@ def main() -> None:
     token_times(model, short, 8)
     decode = token_times(model, short, given.tokens)
     (first,) = token_times(model, long, 1)
-    print(
-        json.dumps(
-            {
-                "decode_tokens_per_second": (given.tokens - 1) / (decode[-1] - decode[0]),
-                "prefill_tokens_per_second": long.shape[1] / first,
-                "prompt_tokens": [short.shape[1], long.shape[1]],
-                "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
-            }
-        )
+    speed.tell(
+        decode=(given.tokens - 1) / (decode[-1] - decode[0]),
+        prefill=long.shape[1] / first,
+        prompt_tokens=[short.shape[1], long.shape[1]],
+        packages=["transformers", "torch"],
     )
 
 
