@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import struct
 import sys
 from pathlib import Path
 
 import pytest
+
+from compress import library
+from compress.recipe.load import load
+from compress.recipe.resolve import canonical_json
+from compress.recipe.suite import load_suite
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -19,6 +25,7 @@ def bench(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.syspath_prepend(str(BENCHMARKS / "readers"))
     names = ("measure", "summary", "texts", "quantize", "decode", "stored")
+    names += ("applied", "ablate", "catalogue")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield importlib.import_module
@@ -250,3 +257,96 @@ def test_decode_names_each_side_and_refuses_none(bench, tmp_path, capsys):
     with pytest.raises(SystemExit):
         decode.arguments(out)
     assert "nothing to measure" in capsys.readouterr().err
+
+
+@pytest.fixture
+def apply_(bench, monkeypatch):
+    """Stands for `compress apply`: notes what was run, and leaves the records of a run."""
+    applied, ran = bench("applied"), []
+
+    def run(recipe, out, *, sets=(), threads, cache=None):
+        ran.append((recipe, sets))
+        side = {"size_bytes": 10**8, "perplexity": {"perplexity": 20.0 + len(sets)}}
+        kl = {"kl_mean": 0.1 - 0.01 * len(ran), "kl_p99": 1.0, "top1_agreement": 0.8}
+        results = {"before": side, "after": side, "divergence": kl, "provenance": {"threads": 2}}
+        seconds = {"teacher": 60.0, "total": 180.0}
+        return applied.Left(results, {"seconds": seconds, "peak_memory_bytes": 2**30})
+
+    monkeypatch.setattr(applied, "run", run)
+    return ran
+
+
+def test_every_row_of_an_experiment_is_settings_that_the_recipe_accepts(bench, tmp_path):
+    ablate = bench("ablate")
+    texts = {name: tmp_path / f"{name}.txt" for name in ("calibration", "held-out")}
+    for text in texts.values():
+        text.write_text("text")
+    words = [f"--{name}={text}" for name, text in texts.items()]
+    for experiment in ablate.EXPERIMENTS:
+        out = tmp_path / experiment
+        out.mkdir()
+        given = ablate.arguments([experiment, *words, "--teacher=pypi:x==1", f"--out={out}"])
+        recipe = ablate.write_recipe(given)
+        found = [load(str(recipe), sets) for sets in ablate.rows(given)]
+        assert len({canonical_json(one) for one in found}) == len(found), "two rows are the same"
+        assert load_suite(found[0].evaluate.suite).perplexity.set == str(texts["held-out"])
+
+
+def test_an_ablation_runs_each_row_once_and_shows_the_closest_first(
+    bench, apply_, tmp_path, capsys
+):
+    words = ["--teacher=t", "--calibration=a.txt", "--held-out=b.txt", f"--out={tmp_path}"]
+    row = "quantize.bits=3 quantize.sweeps=0"
+    assert bench("ablate").main([*words, "--row", row, "--row", row]) == 0
+    assert [sets for _, sets in apply_] == [(), tuple(row.split())]
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in table[1:]] == [
+        "| quantize.bits=3, quantize.sweeps=0",
+        "| defaults",
+    ]
+    assert len(json.loads((tmp_path / "result.json").read_text())["rows"]) == 2
+    assert bench("ablate").main([*words, "--row", row, "--samples=8"]) == 2
+    assert "of another request" in capsys.readouterr().err
+
+
+def test_an_ablation_is_read_on_another_text(bench, tmp_path, capsys):
+    words = ["sinks", "--teacher=t", "--calibration=a.txt", f"--out={tmp_path}"]
+    with pytest.raises(SystemExit):
+        bench("ablate").arguments([*words, "--held-out=./a.txt"])
+    assert "judged on another" in capsys.readouterr().err
+
+
+def test_the_catalogue_fills_in_numbers_and_leaves_words_and_what_was_not_run(
+    bench, apply_, tmp_path
+):
+    shutil.copytree(library.folder("recipes"), tmp_path / "recipes")
+    words = [f"--out={tmp_path / 'out'}", f"--recipes={tmp_path / 'recipes'}"]
+    assert bench("catalogue").main(words) == 0
+    before, after = (
+        {line.split("|")[1]: line for line in (folder / "README.md").read_text("utf-8").splitlines()
+         if line.startswith("| [")}
+        for folder in (library.folder("recipes"), tmp_path / "recipes")
+    )  # fmt: skip
+    assert before.keys() == after.keys()
+    changed = [name for name in before if before[name] != after[name]]
+    assert len(changed) == len(apply_) == len(before) - 1, "all but the one that needs a hub"
+    for name in changed:
+        assert after[name].split("|")[:6] == before[name].split("|")[:6]
+        assert [cell.strip() for cell in after[name].split("|")[6:-1]][4:] == ["2.0", "1.00"]
+    for name in library.names("recipes"):
+        old, new = (load(str(folder / f"{name}.yaml"))
+                    for folder in (library.folder("recipes"), tmp_path / "recipes"))  # fmt: skip
+        assert canonical_json(old) == canonical_json(new)
+    head = (tmp_path / "recipes" / "quickstart.yaml").read_text("utf-8").splitlines()[2:4]
+    assert head[0] == "# cost:    2.0 minutes on 2 threads after the download, 1.00 GiB"
+    assert head[1].startswith("# expect:  100 → 100 MB, perplexity 20.00 → 20.00   (")
+
+
+def test_the_catalogue_is_filled_in_again_to_the_same_table(bench, apply_, tmp_path):
+    shutil.copytree(library.folder("recipes"), tmp_path / "recipes")
+    words = [f"--out={tmp_path / 'out'}", f"--recipes={tmp_path / 'recipes'}"]
+    page = tmp_path / "recipes" / "README.md"
+    assert bench("catalogue").main(words) == 0
+    lines = len(page.read_text("utf-8").splitlines())
+    assert bench("catalogue").main(words) == 0
+    assert len(page.read_text("utf-8").splitlines()) == lines
