@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": HEADS, "max_position_embeddings": POSITIONS,
     },
 }  # fmt: skip
+
+
+def imported_by(program: str, *arguments: object) -> set[str]:
+    """Run a program in an interpreter of its own; every module that it has imported by its end."""
+    code = f"{program}\nimport sys; print(*sys.modules)"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return set(done.stdout.splitlines()[-1].split())
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -159,3 +159,17 @@ def bare(results):
     """A run that measured nothing and solved nothing."""
     side = replace(results.before, perplexity=None, tasks=())
     return Results(results.provenance, side, side, None, (), ())
+
+
+@pytest.fixture(scope="session")
+def headings():
+    """The sections of both reports, in order."""
+    return [
+        "Before and after",
+        "Where the error is",
+        "How far from the teacher",
+        "Where the bytes are",
+        "Side by side",
+        "Fallbacks",
+        "Provenance",
+    ]

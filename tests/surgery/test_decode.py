@@ -2,25 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import CONFIGS
 
 from compress.surgery import load
 from compress.surgery.decode import Decoder
 from compress.teacher.folder import open_folder
 
-FAMILIES = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma2",
-    "gemma3_text",
-    "gpt2",
-    "opt",
-    "gpt_neox",
-)
 
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(CONFIGS))
 def test_one_token_at_a_time_says_what_the_whole_sequence_says(family, tiny_model):
     teacher = open_folder(tiny_model(family, tied=True))
     ids = torch.randint(0, 256, (3, 80), generator=torch.Generator().manual_seed(0))
