@@ -9,6 +9,7 @@
     ├── RunError            exit 1: the request was right and the run failed
     │   ├── SolveError          a linear could not be solved
     │   ├── StorageError        the disk refused: full, read-only, gone
+    │   ├── VerificationFailed  an artifact is not what it should be
     │   └── EvaluationError     a measurement could not be taken
     └── GateMissed          exit 3: the student was made and judged not good enough
 
@@ -18,6 +19,18 @@ A message says where, what was found, what the rule is and what to do.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+_LISTED = 50  # mistakes in one message
+_SHOWN = 100  # characters of a stranger's word in a message
+
+
+def shown(word: object) -> str:
+    """A stranger's word, fit for a message: short, on one line, no control characters."""
+    text = str(word)
+    if len(text) > _SHOWN:
+        text = text[:_SHOWN] + "…"
+    return text if text.isprintable() else repr(text)
 
 
 class CompressError(Exception):
@@ -37,9 +50,11 @@ class RecipeError(RequestError):
 
     def __init__(self, mistakes: Sequence[str]) -> None:
         self.mistakes = tuple(mistakes)
-        count = len(self.mistakes)
-        tail = f"{count} mistake{'s' if count != 1 else ''}; nothing was run."
-        super().__init__("\n".join([*self.mistakes, f"{tail}   docs/errors.md#recipe"]))
+        count, listed = len(self.mistakes), self.mistakes[:_LISTED]
+        tail = f"{count:,} mistake{'s' if count != 1 else ''}; nothing was run."
+        if count > _LISTED:
+            tail = f"The first {_LISTED} of {tail}"
+        super().__init__("\n".join([*listed, f"{tail}   docs/errors.md#recipe"]))
 
 
 class ModelError(RequestError):
@@ -66,11 +81,25 @@ class StorageError(RunError):
     """The disk refused a read or a write."""
 
 
+class VerificationFailed(RunError):  # noqa: N818 - a finding, said as one
+    """An artifact is not what its format, its manifest or its student say it should be."""
+
+
 class EvaluationError(RunError):
     """A measurement could not be taken."""
 
 
 class GateMissed(CompressError):  # noqa: N818 - a verdict on the student, nothing failed
-    """The student was made and judged not good enough."""
+    """The student was judged not good enough: when it was made, or while it was."""
 
     exit_code = 3
+
+    def __init__(self, message: str, linears: Sequence[Any] = ()) -> None:
+        """Say what was missed.
+
+        Args:
+            message: each gate with what was found, its limit and where the report lies.
+            linears: the `LinearResult` of each linear that ended the walk, for its report.
+        """
+        self.linears = tuple(linears)
+        super().__init__(message)

@@ -104,9 +104,11 @@ def _inner(schema: Schema) -> dict[str, Schema]:
     top = {name: models[name.title()] for name in Recipe.model_fields if name.title() in models}
     stage = {"stages[].quantize": models["Quantize"]}
     inside = {"stages[].quantize.overrides[pattern]": models["Override"]}
+    gates = {"evaluate.gates": models["Gates"]}
     before = {k: v for k, v in top.items() if k in ("teacher", "calibration")}
     after = {k: v for k, v in top.items() if k not in before}
-    return {**before, **stage, **inside, **after}
+    evaluate = {"evaluate": after.pop("evaluate")}
+    return {**before, **stage, **inside, **evaluate, **gates, **after}
 
 
 def _section(path: str, section: Schema, schema: Schema) -> str:

@@ -14,6 +14,7 @@ from compress.recipe.mistakes import describe, dotted
 from compress.recipe.schema import Recipe, Resolved
 from compress.recipe.sets import assign
 from compress.recipe.source import MAX_BYTES, Loc, Mistake, Places, Source, read, text_of
+from compress.recipe.suite import load_suite, unmeasured
 
 _NAMED: tuple[tuple[Loc, library.Kind], ...] = (
     (("calibration", "set"), "calib"),
@@ -93,7 +94,8 @@ def _validated(source: Source) -> tuple[Recipe | None, list[Mistake]]:
     unread = {line for line, _ in source.mistakes}
     mistakes = _unknown_names(source)
     try:
-        return Recipe.model_validate(source.data), mistakes
+        recipe = Recipe.model_validate(source.data)
+        return recipe, mistakes or _unmeasured(recipe, source.places)
     except ValidationError as error:
         mistakes += [
             mistake for mistake in describe(error, source.places) if mistake[0] not in unread
@@ -114,6 +116,20 @@ def _unknown_names(source: Source) -> list[Mistake]:
             text = f"{source.places.label(loc)}  {dotted(loc)}: {error}"
             found.append((source.places.order(loc), text))
     return found
+
+
+def _unmeasured(recipe: Recipe, places: Places) -> list[Mistake]:
+    """Gates for which the suite, which lies in a file of its own, takes no measurement."""
+    evaluate = recipe.evaluate
+    if evaluate.gates is None or not evaluate.gates.measured:
+        return []
+    found: list[tuple[Loc, str]] = [
+        (("evaluate", "gates", name), text)
+        for name, text in unmeasured(evaluate.gates, load_suite(evaluate.suite))
+    ]
+    return [
+        (places.order(loc), f"{places.label(loc)}  {dotted(loc)}: {text}") for loc, text in found
+    ]
 
 
 def _named(recipe: Recipe, path: Path, sets: Sequence[str]) -> Recipe:

@@ -11,12 +11,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
+from compress.recipe.gates import WIDTHS, Gates, LinearGate, in_bytes
 from compress.recipe.quantize import STRICT, Quantize
 
 __all__ = [
     "Artifact",
     "Calibration",
     "Evaluate",
+    "Gates",
     "Quantize",
     "Recipe",
     "Resolved",
@@ -24,9 +26,6 @@ __all__ = [
     "Teacher",
     "json_schema",
 ]
-
-_EXPORTABLE_BITS = {4, 8}  # what all readers of compressed-tensors unpack in one way
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 class Teacher(BaseModel):
@@ -109,12 +108,25 @@ class Evaluate(BaseModel):
         min_length=1,
         description="A text file or set for perplexity and divergence, in place of the suite's.",
     )
+    gates: Gates | None = Field(
+        default=None, description="Limits that the student must keep; null judges nothing."
+    )
 
     @field_validator("text")
     @classmethod
     def _is_read(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value and info.data.get("suite") == "none":
             raise ValueError(f"{value!r}, but suite: none reads no text. Leave out one of them.")
+        return value
+
+    @field_validator("gates")
+    @classmethod
+    def _is_measured(cls, value: Gates | None, info: ValidationInfo) -> Gates | None:
+        if value and value.measured and info.data.get("suite") == "none":
+            raise ValueError(
+                f"{' and '.join(value.measured)}, but suite: none measures nothing. Choose a suite "
+                "or leave out the gates."
+            )
         return value
 
 
@@ -139,7 +151,7 @@ class Artifact(BaseModel):
     @property
     def max_shard_bytes(self) -> int:
         """`max_shard_size` as a number of bytes; 1 KB is 1,000."""
-        return int(self.max_shard_size[:-2]) * _UNITS[self.max_shard_size[-2:]]
+        return in_bytes(self.max_shard_size)
 
 
 class Resolved(BaseModel):
@@ -185,13 +197,25 @@ class Recipe(BaseModel):
         default=Resolved(), description="What a run found out; only in lock files."
     )
 
+    @field_validator("evaluate")
+    @classmethod
+    def _has_bits_to_give(cls, value: Evaluate, info: ValidationInfo) -> Evaluate:
+        widest = max(WIDTHS["packed"])
+        used = {
+            bits for stage in info.data.get("stages", ()) for bits in stage.quantize.bits_used()
+        }
+        if value.gates and value.gates.on_violation == "escalate" and used == {widest}:
+            raise ValueError(
+                f"gates: escalate has nothing to give: every linear has {widest} bits already. "
+                "Choose fail, or ask for fewer bits."
+            )
+        return value
+
     @field_validator("artifact")
     @classmethod
     def _format_holds_bits(cls, value: Artifact, info: ValidationInfo) -> Artifact:
-        if value.format != "compressed-tensors":
-            return value
         for index, stage in enumerate(info.data.get("stages", ())):
-            if odd := sorted(stage.quantize.bits_used() - _EXPORTABLE_BITS):
+            if odd := sorted(stage.quantize.bits_used() - {*WIDTHS[value.format]}):
                 found = f"stages[{index}].quantize asks for {' and '.join(map(str, odd))}"
                 raise ValueError(
                     f"compressed-tensors holds 4 and 8 bits, and {found}. Choose 4 or 8 bits, or "
@@ -208,6 +232,19 @@ class Recipe(BaseModel):
     def needs_calibration(self) -> bool:
         """Whether any stage is solved from inputs of the linears."""
         return any(stage.quantize.needs_calibration for stage in self.stages)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths that the artifact can hold, ascending."""
+        return WIDTHS[self.artifact.format]
+
+    @property
+    def linear_gate(self) -> LinearGate | None:
+        """What stages hold each linear against, before its block is committed."""
+        gates = self.evaluate.gates
+        if gates is None or gates.linear_error_max is None:
+            return None
+        return LinearGate(gates.linear_error_max, gates.on_violation, self.widths)
 
 
 def json_schema() -> dict[str, Any]:

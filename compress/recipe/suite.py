@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
 from compress import library
 from compress.errors import RecipeError
+from compress.recipe.gates import Gates
 from compress.recipe.mistakes import describe
 from compress.recipe.quantize import STRICT
 from compress.recipe.source import mapping_with_places
+
+if TYPE_CHECKING:
+    from compress.recipe.schema import Recipe
 
 _Names = Annotated[tuple[str, ...], Field(strict=False)]
 _Prompts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
@@ -71,6 +76,33 @@ def load_suite(argument: str) -> Suite:
         raise RecipeError([text for _, text in sorted(describe(error, places, Suite))]) from error
     texts = {name: _beside(getattr(suite, name), path) for name in ("perplexity", "divergence")}
     return suite.model_copy(update=texts)
+
+
+def suite_of(recipe: Recipe) -> Suite | None:
+    """The suite that a recipe asks for, on the text that it names; None where it asks for none.
+
+    Raises:
+        RecipeError: as `load_suite`.
+    """
+    if recipe.evaluate.suite == "none":
+        return None
+    suite = load_suite(recipe.evaluate.suite)
+    if recipe.evaluate.text is None:
+        return suite
+    change = {"set": recipe.evaluate.text, "split": None}
+    texts = {
+        name: getattr(suite, name).model_copy(update=change)
+        for name in ("perplexity", "divergence")
+    }
+    return suite.model_copy(update=texts)
+
+
+def unmeasured(gates: Gates, suite: Suite) -> Iterator[tuple[str, str]]:
+    """The limits that a suite measures nothing for, by name, each with what to do."""
+    if gates.accuracy_drop_max is not None and not (suite.tasks or suite.lm_eval_tasks):
+        yield "accuracy_drop_max", "the suite has no tasks. Choose one that has, or leave this out."
+    if gates.generation and not (suite.samples and suite.samples.prompts):
+        yield "generation", "the suite has no samples. Give it prompts, or leave this out."
 
 
 def _beside(text: Text, suite: Path) -> Text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from compress.report import numbers, plots, rows
+from compress.report import numbers, plots, rows, verdict
 from compress.results import Measured, Results
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def render(results: Results, measured: Measured | None) -> str:
         results=results,
         measured=measured,
         rows=rows,
+        gates=verdict,
         verdict=re.sub(r"(?<=\d) (?=[%kMGT])", "\N{NO-BREAK SPACE}", rows.verdict(results)),
         summary=rows.summary(results, measured),
         headline=headline(results),
@@ -45,6 +46,8 @@ def render(results: Results, measured: Measured | None) -> str:
 def headline(results: Results) -> list[tuple[str, str]]:
     """The few numbers worth large type, each with the words below it."""
     before, after, divergence = results.before, results.after, results.divergence
+    if after is None:
+        return [(numbers.size(before.size_bytes), "on disk, the teacher")]
     shown = [
         (numbers.size(after.size_bytes), f"on disk, from {numbers.size(before.size_bytes)}"),
         (f"{after.bits_per_weight:.2f}", "bits per weight in the blocks"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from compress.report import numbers, rows
+from compress.report import numbers, rows, verdict
 from compress.report.rows import Table
 from compress.results import Measured, Results, Sample
 
@@ -23,7 +23,9 @@ def render(results: Results, measured: Measured | None) -> str:
     source = results.provenance
     parts = [
         f"# {_plain(source.teacher)}, compressed by {_plain(source.recipe)}",
+        *_outcome(results),
         _plain(rows.verdict(results)),
+        *_gates(results),
         "## Before and after",
         _summary(results, measured),
         "## Where the error is",
@@ -63,12 +65,14 @@ def model_card(results: Results, measured: Measured | None) -> str:
     parts = [
         _front_matter(results),
         f"# {_plain(source.teacher)}, compressed by {_plain(source.recipe)}",
+        *_outcome(results),
         _plain(rows.verdict(results)),
         "The license is that of the teacher.",
         "## Use",
         _fenced('compress generate PATH_TO_THIS_FOLDER "Once upon a time"', "sh"),
         "## Before and after",
         _summary(results, measured),
+        *_gates(results),
         "## Fallbacks",
         *_fallbacks(results),
         "## How it was made",
@@ -77,6 +81,23 @@ def model_card(results: Results, measured: Measured | None) -> str:
         _table(rows.provenance_table(results, measured)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _outcome(results: Results) -> Iterator[str]:
+    """The verdict in one line, where the recipe sets gates."""
+    if results.verdict:
+        told = _plain(verdict.sentence(results.verdict))
+        yield f"**{results.verdict.outcome}**: {told}."
+
+
+def _gates(results: Results) -> Iterator[str]:
+    if results.verdict is None:
+        return
+    yield "## Gates"
+    yield _table(verdict.gate_table(results.verdict))
+    if results.verdict.rounds:
+        yield "A student that misses a gate is given up, and its worst linears get more bits:"
+        yield _table(verdict.round_table(results.verdict))
 
 
 def _summary(results: Results, measured: Measured | None) -> str:

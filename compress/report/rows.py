@@ -47,8 +47,9 @@ def summary(results: Results, measured: Measured | None) -> list[Row]:
         results: the run's results.
         measured: its times and memory, or None where they are not known.
     """
-    rows = [_size_row(results.before, results.after), *_bits_rows(results)]
-    rows += _perplexity_rows(results.before.perplexity, results.after.perplexity)
+    rows = [*_size_rows(results.before, results.after), *_bits_rows(results)]
+    after = results.after.perplexity if results.after else None
+    rows += _perplexity_rows(results.before.perplexity, after)
     rows += _divergence_rows(results.divergence) if results.divergence else ()
     rows += _task_rows(results)
     rows += _measured_rows(measured) if measured else ()
@@ -62,8 +63,7 @@ def verdict(results: Results) -> str:
 
 def linears(results: Results) -> tuple[LinearResult, ...]:
     """Every linear that a stage touched, as the last stage to touch it left it."""
-    last = {linear.name: linear for stage in results.stages for linear in stage.linears}
-    return tuple(last.values())
+    return results.linears
 
 
 def roles(results: Results) -> tuple[str, ...]:
@@ -110,15 +110,15 @@ def size_table(results: Results) -> Table:
 
 def fallback_table(results: Results) -> Table:
     """Linears that did not become what the recipe asked for, and why."""
-    rows = ((r.name, r.method, _outcome(r), r.note or NONE) for r in results.fallbacks)
+    rows = ((r.name, _asked(r), _outcome(r), r.note or NONE) for r in results.fallbacks)
     return Table(("linear", "asked for", "outcome", "why"), tuple(rows), words=4)
 
 
 def fallback_text(results: Results) -> str:
     """One sentence on the fallbacks; it is said also when there are none."""
-    total, kept = len(linears(results)), len(results.fallbacks)
-    if kept:
-        return f"{kept} of {total} linears did not become what the recipe asked for."
+    total, other = len(linears(results)), len(results.fallbacks)
+    if other:
+        return f"{other} of {total} linears did not become what the recipe asked for."
     return f"None: all {total} linears were solved as the recipe asked." if total else "None."
 
 
@@ -169,13 +169,19 @@ def differing_tail(teacher: str, student: str) -> tuple[str, str, str]:
     return teacher[:shared], teacher[shared:], student[shared:]
 
 
-def _size_row(before: Side, after: Side) -> Row:
-    was, now = before.size_bytes, after.size_bytes
+def _size_rows(before: Side, after: Side | None) -> Iterator[Row]:
+    was = before.size_bytes
+    if after is None:
+        yield Row("size on disk", numbers.size(was), NONE, NONE, "no student was made")
+        return
+    now = after.size_bytes
     difference = f"{numbers.change(was, now)}, {numbers.ratio(was, now)}"
-    return Row("size on disk", numbers.size(was), numbers.size(now), difference)
+    yield Row("size on disk", numbers.size(was), numbers.size(now), difference)
 
 
 def _bits_rows(results: Results) -> Iterator[Row]:
+    if results.after is None:
+        return
     was, now = results.before.bits_per_weight, results.after.bits_per_weight
     note = "block linears, every stored byte counted"
     yield Row("bits per weight", f"{was:.2f}", f"{now:.2f}", numbers.signed(now - was, 2), note)
@@ -217,7 +223,7 @@ def _divergence_rows(divergence: Divergence) -> Iterator[Row]:
 
 def _task_rows(results: Results) -> Iterator[Row]:
     before = {task.name: task for task in results.before.tasks}
-    after = {task.name: task for task in results.after.tasks}
+    after = {task.name: task for task in results.after.tasks} if results.after else {}
     for name, task in {**before, **after}.items():
         was, now = before.get(name), after.get(name)
         difference = NONE
@@ -234,7 +240,9 @@ def _score(task: TaskScore | None) -> str:
 
 def _measured_rows(measured: Measured) -> Iterator[Row]:
     if "total" in measured.seconds:
-        yield Row("time", NONE, numbers.duration(measured.seconds["total"]), NONE, "the whole run")
+        before = f"without {n} units finished before" if (n := measured.resumed_units) else NONE
+        total = numbers.duration(measured.seconds["total"])
+        yield Row("time", NONE, total, before, "the whole run")
     yield Row("peak memory", NONE, numbers.size(measured.peak_memory_bytes), NONE, "resident")
     if measured.prefill_tokens_per_second is not None:
         speed = numbers.digits(measured.prefill_tokens_per_second)
@@ -245,19 +253,28 @@ def _measured_rows(measured: Measured) -> Iterator[Row]:
 
 
 def _verdict_sentences(results: Results) -> Iterator[str]:
-    was, now = results.before.size_bytes, results.after.size_bytes
+    if results.after is None:
+        yield "A gate ended the run before a student was made."
+    else:
+        yield from _student_sentences(results, results.after)
+    fallbacks = results.fallbacks
+    if kept := sum(linear.bits is None for linear in fallbacks):
+        yield f"{kept} {'linear' if kept == 1 else 'linears'} stayed dense."
+    if raised := len(fallbacks) - kept:
+        yield f"{raised} {'linear' if raised == 1 else 'linears'} got more bits than asked for."
+
+
+def _student_sentences(results: Results, after: Side) -> Iterator[str]:
+    was, now = results.before.size_bytes, after.size_bytes
     sizes = f"({numbers.size(was)} → {numbers.size(now)})"
     yield f"The student is {numbers.ratio(was, now)} on disk {sizes}."
-    if results.before.perplexity and results.after.perplexity:
-        p, q = results.before.perplexity.perplexity, results.after.perplexity.perplexity
+    if results.before.perplexity and after.perplexity:
+        p, q = results.before.perplexity.perplexity, after.perplexity.perplexity
         change = f"{'rises' if q >= p else 'falls'} by {numbers.percent(abs(q / p - 1))}"
         yield f"Its perplexity {change} ({p:.2f} → {q:.2f})."
     if results.divergence:
         agreement = 100 * results.divergence.top1_agreement
         yield f"It picks the teacher’s next token {agreement:.0f} times out of 100."
-    kept = len(results.fallbacks)
-    if kept:
-        yield f"{kept} {'linear' if kept == 1 else 'linears'} could not be solved and stayed dense."
 
 
 def _stored_as(linear: LinearResult) -> str:
@@ -273,8 +290,13 @@ def _error_cell(linear: LinearResult) -> str:
     return numbers.error(linear.relative_error) if linear.outcome == "solved" else _outcome(linear)
 
 
+def _asked(linear: LinearResult) -> str:
+    asked = linear.escalated_from
+    return linear.method if asked is None else f"{linear.method}, {asked} bits"
+
+
 def _outcome(linear: LinearResult) -> str:
-    return linear.outcome.replace("_", " ")
+    return f"{linear.bits} bits" if linear.escalated_from else linear.outcome.replace("_", " ")
 
 
 def _size_cells(part: SizePart) -> tuple[str, ...]:

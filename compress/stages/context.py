@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from compress import storage
-from compress.results import Progress
+from compress.recipe.gates import LinearGate
+from compress.results import Limits, Progress
+
+_USUAL = Limits()
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,9 @@ class Context:
     dtype: torch.dtype  # in which blocks run
     scratch: Path  # a folder for files that only the run needs
     watch: Callable[[Progress], None] | None = None
-    batch_tokens: int = 2048  # in one forward
-    resident_bytes: int = 2 * 1024**3  # activations beyond it live in a mapped file
+    limits: Limits = _USUAL
+    gate: LinearGate | None = None  # what every linear must pass before its block is committed
+    raised: Mapping[str, int] = field(default_factory=dict)  # linear → bits instead of the recipe's
 
     def room(
         self, shape: Sequence[int], *, dtype: torch.dtype, device: str | torch.device
@@ -36,14 +40,10 @@ class Context:
         Raises:
             StorageError: the disk is full.
         """
-        count = math.prod(shape)
-        if count * dtype.itemsize <= self.resident_bytes or torch.device(device).type != "cpu":
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes <= self.limits.resident_bytes or torch.device(device).type != "cpu":
             return torch.empty(shape, dtype=dtype, device=device)
-        path = self.scratch / "activations.bin"
-        storage.reserve(path, count * dtype.itemsize)
-        mapped = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
-        path.unlink()
-        return mapped
+        return storage.mapped(self.scratch / "activations.bin", shape, dtype)
 
     def tell(self, step: str, done: int, total: int, detail: str = "") -> None:
         """Report progress to whoever watches."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from compress.anatomy import Block
 from compress.kernels.grid import Rounded
 from compress.kernels.hessian import accumulate, mean
 from compress.recipe.schema import Quantize
@@ -16,6 +16,7 @@ from compress.recipe.scheme import Scheme, head_scheme, scheme_for
 from compress.results import LinearResult, StageResult
 from compress.stages.blockwise import Sinks, solve_blocks
 from compress.stages.context import Context
+from compress.stages.gate import Gated, fused, with_bits
 from compress.stages.rounding import Rounder
 from compress.student import HEAD, Student
 from compress.surgery.walk import hidden_states
@@ -28,73 +29,89 @@ def run(student: Student, spec: Quantize, context: Context) -> StageResult:
 
     Raises:
         SolveError: a linear cannot be solved and the recipe does not say to keep it dense.
+        GateMissed: a linear shows a larger error than it may, and no wider grid is asked for.
     """
     found = {linear.name: scheme_for(spec, linear.name) for linear in student.anatomy.linears}
     schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
-    rounder = Rounder(schemes, spec.on_unsolvable)
+    solve = _solve(schemes, spec, context)
     final_states: Callable[[], Tensor] = partial(_final_states, student, context)
     if any(scheme.needs_hessian for scheme in schemes.values()):
         results, final_states = solve_blocks(
             student,
             context,
-            rounder,
+            solve,
             wanted=lambda linear: linear.name in schemes,
             true_sequential=spec.true_sequential,
             sinks=Sinks(spec.sink_tokens, spec.sink_weight),
             step="quantize",
         )
     else:
-        results = _round_blocks(student, rounder, context)
+        results = _round_blocks(student, solve, context)
     if scheme := head_scheme(spec):
-        results += _round_head(student, rounder, scheme, context, final_states)
+        solve = _solve({student.anatomy.head.name: scheme}, spec, context)
+        results += _round_head(student, solve, context, final_states)
     return StageResult("quantize", spec.method, tuple(results))
 
 
-def _round_blocks(student: Student, rounder: Rounder, context: Context) -> list[LinearResult]:
+def _solve(asked: Mapping[str, Scheme], spec: Quantize, context: Context) -> Gated:
+    """What rounds linears by these schemes, on wider grids where a gate asked for them."""
+    schemes = {n: with_bits(s, context.raised.get(n, s.bits)) for n, s in asked.items()}
+    rounder = Rounder(schemes, spec.on_unsolvable, context.limits.solve_rows)
+    return Gated(rounder, asked, context.gate)
+
+
+def _round_blocks(student: Student, solve: Gated, context: Context) -> list[LinearResult]:
     """Round every block without looking at activations."""
     results: list[LinearResult] = []
     blocks = student.anatomy.blocks
     for block in blocks:
-        stored = student.block(block.index)
-        rounded: dict[str, Rounded] = {}
-        records: list[LinearResult] = []
-        for linear in (linear for linear in block.linears if linear.name in rounder.schemes):
-            weight = stored[linear.name + ".weight"].to(context.device).float()
-            weight = weight.T.contiguous() if linear.transposed else weight
-            hessian = torch.eye(linear.in_features, device=context.device)
-            codes, found = rounder([linear], {linear.name: weight}, hessian)
-            rounded |= codes
-            records += found
-        student.commit(block.index, rounded, records)
-        results += records
+        found = student.finished(block.index)
+        if found is None:
+            rounded, found = _round_block(student, block, solve, context)
+            student.commit(block.index, rounded, found)
+        results += found
         context.tell("quantize", block.index + 1, len(blocks))
     return results
 
 
+def _round_block(
+    student: Student, block: Block, solve: Gated, context: Context
+) -> tuple[dict[str, Rounded], list[LinearResult]]:
+    stored = student.block(block.index)
+    rounded: dict[str, Rounded] = {}
+    records: list[LinearResult] = []
+    for group in fused(linear for linear in block.linears if linear.name in solve.asked):
+        weights = {x.name: stored[x.name + ".weight"].to(context.device) for x in group}
+        weights |= {x.name: weights[x.name].T for x in group if x.transposed}
+        codes, found = solve(group, weights, None)
+        rounded |= codes
+        records += found
+    return rounded, records
+
+
 def _round_head(
     student: Student,
-    rounder: Rounder,
-    scheme: Scheme,
+    solve: Gated,
     context: Context,
     final_states: Callable[[], Tensor],
 ) -> list[LinearResult]:
     """Round the head; a tied embedding is the same matrix and changes with it."""
+    if (found := student.finished(HEAD)) is not None:
+        return found
     head = student.anatomy.head
     stored = student.anatomy.embedding if student.anatomy.tied else head.name
     context.tell("quantize", 0, 1, head.name)
-    hessian = torch.eye(head.in_features)
-    if scheme.needs_hessian:
-        hessian = _hessian(final_states().flatten(0, 1))
-    weight = student.outside()[stored + ".weight"].float()
-    rounder = dataclasses.replace(rounder, schemes={head.name: scheme})
-    rounded, results = rounder([head], {head.name: weight}, hessian)
+    scheme = solve.asked[head.name]
+    hessian = _hessian(final_states().flatten(0, 1)) if scheme.needs_hessian else None
+    weight = student.outside()[stored + ".weight"]
+    rounded, results = solve([head], {head.name: weight}, hessian)
     codes = {stored: rounded[head.name]} if head.name in rounded else {}
     student.commit(HEAD, codes, results)
     return results
 
 
 def _final_states(student: Student, context: Context) -> Tensor:
-    walk = partial(hidden_states, student, context.ids, batch_tokens=context.batch_tokens)
+    walk = partial(hidden_states, student, context.ids, batch_tokens=context.limits.batch_tokens)
     return walk(device=context.device, dtype=context.dtype)
 
 

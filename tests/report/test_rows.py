@@ -65,7 +65,7 @@ def test_verdict_says_it_in_plain_words(results, bare):
         "The student is 3.0 times smaller on disk (271 MB → 90.4 MB). "
         "Its perplexity rises by 7.3 % (21.37 → 22.94). "
         "It picks the teacher’s next token 88 times out of 100. "
-        "1 linear could not be solved and stayed dense."
+        "1 linear stayed dense."
     )
     assert rows.verdict(bare) == "The student is as large as before on disk (271 MB → 271 MB)."
 

@@ -1,0 +1,105 @@
+"""What a report says of the gates: the verdict, one row for each gate, one for each round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from compress.report import numbers
+from compress.report.numbers import NONE
+from compress.report.rows import Table
+from compress.results import GateResult, Round, Verdict
+
+PASSED, MISSED = "✓ passed", "✗ missed"
+_FRACTIONS = (
+    "perplexity_increase_max",
+    "top1_agreement_min",
+    "accuracy_drop_max",
+    "linear_error_max",
+)
+
+
+def sentence(verdict: Verdict) -> str:
+    """How many gates the student passes, and why nothing more was tried."""
+    count, missed = len(verdict.gates), len(verdict.missed)
+    rounds = len(verdict.rounds)
+    tried = f" after {rounds} round{'s' if rounds > 1 else ''} of more bits" if rounds else ""
+    if not missed:
+        text = f"all {count} gates passed" if count > 1 else "the gate is passed"
+    else:
+        text = f"{missed} of {count} gates missed" if count > 1 else "the gate is missed"
+    return text + tried + (f"; {verdict.reason}" if verdict.reason else "")
+
+
+def gate_table(verdict: Verdict) -> Table:
+    """Every gate: what is demanded, what was found."""
+    rows = (
+        (gate.name, PASSED if gate.passed else MISSED, gate.note or NONE, limit(gate), found(gate))
+        for gate in verdict.gates
+    )
+    return Table(("gate", "result", "measured on", "limit", "found"), tuple(rows), words=3)
+
+
+def round_table(verdict: Verdict) -> Table:
+    """Every student that was given up, and what the next one was given more bits for."""
+    rows = (
+        (str(number), _missed(given_up), _raised(given_up), numbers.size(given_up.size_bytes))
+        for number, given_up in enumerate(verdict.rounds, 1)
+    )
+    return Table(("round", "missed", "more bits for", "size before"), tuple(rows), words=3)
+
+
+def told(verdict: Verdict, report: Path) -> str:
+    """The message of a run that ends with a missed gate: each one, and where its report lies."""
+    lines = [f"{verdict.outcome}: {sentence(verdict)}."]
+    lines += [f"  {_line(gate)}" for gate in verdict.missed]
+    remedy = "Give the student more bits, or widen what the gates allow."
+    return "\n".join([*lines, f"{remedy} The report: {report}   docs/errors.md#gates"])
+
+
+def limit(gate: GateResult) -> str:
+    """What a gate demands: ≤ 10.0 %."""
+    if gate.name == "generation":
+        return "sane"
+    return f"{'≥' if gate.name.endswith('_min') else '≤'} {_value(gate.name, gate.limit)}"
+
+
+def found(gate: GateResult) -> str:
+    """What was found, in the unit of the limit."""
+    return "not measured" if gate.found is None else _value(gate.name, gate.found)
+
+
+def _value(name: str, value: float) -> str:
+    if name == "size_max":
+        return numbers.size(round(value))
+    if name == "generation":
+        return f"{value:.0f} not sane" if value else "sane"
+    if name == "linear_error_max":
+        return numbers.error(value)
+    if name in _FRACTIONS:
+        return f"{numbers.signed(100 * value, 2)} %" if value < 0 else f"{100 * value:.2f} %"
+    return f"{numbers.digits(value)} nats"
+
+
+def _line(gate: GateResult) -> str:
+    note = f" ({gate.note})" if gate.note else ""
+    return f"{gate.name}: found {found(gate)}, the limit is {limit(gate)}{note}"
+
+
+def _missed(given_up: Round) -> str:
+    missed = (gate for gate in given_up.gates if not gate.passed)
+    return ", ".join(f"{gate.name} {found(gate)}" for gate in missed)
+
+
+def _raised(given_up: Round) -> str:
+    return "; ".join(_steps(given_up))
+
+
+def _steps(given_up: Round) -> Iterator[str]:
+    """Linears by the step they take: 12 linears 3 → 4 bits."""
+    steps: dict[tuple[int, int], list[str]] = {}
+    for raised in given_up.raised:
+        steps.setdefault((raised.from_bits, raised.to_bits), []).append(raised.name)
+    for (was, now), names in sorted(steps.items()):
+        listed = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        yield f"{listed}: {was} → {now} bits"

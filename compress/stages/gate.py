@@ -1,0 +1,142 @@
+"""Hold every linear against a limit before its block is committed: fail, widen it or keep it dense.
+
+Linears that engines fuse (q, k, v; gate, up) must share one scheme, so what one of them becomes,
+all of them become.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from torch import Tensor
+
+from compress.anatomy import Linear
+from compress.errors import GateMissed
+from compress.kernels.grid import Rounded
+from compress.recipe.gates import LinearGate, wider
+from compress.recipe.scheme import Scheme
+from compress.results import LinearResult
+from compress.stages.rounding import Rounder
+
+Solution = tuple[dict[str, Rounded], list[LinearResult]]
+
+_ASKED_FROM_OUTSIDE = "a gate on the whole student asked for more bits"
+
+
+@dataclass(frozen=True)
+class Gated:
+    """Rounds linears as a `Rounder` does, and lets none pass that misses the gate.
+
+    asked: what the recipe asks for, by linear name; `rounder` may begin with more bits.
+    """
+
+    rounder: Rounder
+    asked: Mapping[str, Scheme]
+    gate: LinearGate | None = None
+
+    def __call__(
+        self, linears: Sequence[Linear], weights: Mapping[str, Tensor], hessian: Tensor | None
+    ) -> Solution:
+        """Round linears that share an input; see `blockwise.Solve`.
+
+        Raises:
+            SolveError: one cannot be solved and the recipe does not say to keep it dense.
+            GateMissed: one shows a larger error than it may, and no wider grid is asked for, or
+                there is none.
+        """
+        rounded, records = self.rounder(linears, weights, hessian)
+        found = {record.name: record for record in records}
+        for group in fused(linears):
+            taken = (
+                {x.name: rounded.pop(x.name) for x in group if x.name in rounded},
+                [found[x.name] for x in group],
+            )
+            codes, settled = self._settle(group, weights, hessian, taken)
+            rounded |= codes
+            found |= {record.name: self._told(record) for record in settled}
+        return rounded, list(found.values())
+
+    def _settle(
+        self,
+        group: Sequence[Linear],
+        weights: Mapping[str, Tensor],
+        hessian: Tensor | None,
+        solution: Solution,
+    ) -> Solution:
+        """Solve a fused group again, one width further each time, until all of it passes."""
+        gate, why = self.gate, ""
+        while gate and (worst := _worst(solution[1], gate.error_max)):
+            told = f"{worst.name} showed {_error(worst)}, above linear_error_max {gate.error_max:g}"
+            if gate.on_violation == "keep_dense":
+                return {}, [_dense(record, told) for record in solution[1]]
+            bits = wider(worst.bits or 0, gate.widths)
+            if gate.on_violation == "fail" or bits is None:
+                raise GateMissed(_missed(worst, gate), solution[1])
+            why = why or told
+            solution = self._widened(group, bits)(group, weights, hessian)
+        return solution[0], [dataclasses.replace(r, note=r.note or why) for r in solution[1]]
+
+    def _widened(self, group: Sequence[Linear], bits: int) -> Rounder:
+        """The rounder that gives a group at least so many bits."""
+        schemes = {
+            linear.name: with_bits(scheme, max(bits, scheme.bits))
+            for linear in group
+            for scheme in [self.rounder.schemes[linear.name]]
+        }
+        return dataclasses.replace(self.rounder, schemes=schemes)
+
+    def _told(self, record: LinearResult) -> LinearResult:
+        """The record, which says so where its linear was given more bits than asked for."""
+        asked = self.asked[record.name].bits
+        if record.bits in (None, asked):
+            return record
+        note = record.note or _ASKED_FROM_OUTSIDE
+        return dataclasses.replace(record, escalated_from=asked, note=note)
+
+
+def with_bits(scheme: Scheme, bits: int) -> Scheme:
+    """The same scheme on a grid of another width."""
+    return dataclasses.replace(scheme, bits=bits)  # type: ignore[arg-type]
+
+
+def fused(linears: Iterable[Linear]) -> list[list[Linear]]:
+    """Linears that must be treated alike, together."""
+    return [list(g) for _, g in groupby(linears, key=lambda linear: linear.fused or linear.name)]
+
+
+def _worst(records: Sequence[LinearResult], error_max: float) -> LinearResult | None:
+    """The narrowest linear that misses the gate; of several, the one with the largest error."""
+    missing = [
+        record
+        for record in records
+        if record.outcome == "solved" and not record.relative_error <= error_max  # NaN misses
+    ]
+    return min(missing, key=lambda r: (r.bits or 0, -r.relative_error), default=None)
+
+
+def _dense(record: LinearResult, why: str) -> LinearResult:
+    if record.outcome != "solved":
+        return record
+    return dataclasses.replace(
+        record, outcome="kept_dense", bits=None, group_size=None, relative_error=0.0,
+        damp_percent=None, note=why,
+    )  # fmt: skip
+
+
+def _error(record: LinearResult) -> str:
+    return f"a relative error of {record.relative_error:.3g} at {record.bits} bits"
+
+
+def _missed(worst: LinearResult, gate: LinearGate) -> str:
+    remedy = (
+        "There is no wider grid. Raise the limit, or choose on_violation: keep_dense"
+        if gate.on_violation == "escalate"
+        else "Give it more bits, or choose on_violation: escalate or keep_dense"
+    )
+    return (
+        f"{worst.name}: shows {_error(worst)}, and evaluate.gates.linear_error_max allows "
+        f"{gate.error_max:g}. Its block was not committed. {remedy}.   docs/errors.md#gates"
+    )
