@@ -32,8 +32,8 @@ DOORS = {
     "huggingface_hub": {"teacher"}, "pypi_simple": {"teacher"}, "platformdirs": {"teacher"},
     "datasets": {"calibrate", "evaluate"},  # lm-eval reads its tasks through it
     "tokenizers": {"runtime"},
-    "transformers": {"surgery"}, "greenlet": {"surgery"},
-    "compressed_tensors": {"verify"},
+    "transformers": {"surgery", "verify"}, "greenlet": {"surgery"},
+    "vllm": {"verify"},  # a consumer, as transformers is: each in a process of its own
     "pydantic": {"recipe"}, "yaml": {"recipe", "evaluate"},  # lm-eval's tasks are YAML
     "safetensors": {"storage"}, "gguf": {"storage"},
 }  # fmt: skip
@@ -42,6 +42,7 @@ WITHOUT_TORCH = {"errors", "results", "library", "recipe", "anatomy", "report", 
 TORCH_ON_USE = {"storage", "cli"}  # start without it, import it inside functions
 FORBIDDEN = [  # subfolders and rooms that stay apart although their ranks would allow it
     ("verify", "compress.artifact", "an independent reader shares no code with the writer"),
+    ("verify.reader", "compress.storage", "an independent reader reads its own bytes"),
     ("verify", "compress.kernels.pack", "an independent reader shares no packing code"),
     ("runtime", "compress.surgery", "the runtime opens an artifact without transformers"),
     ("artifact.formats", "compress.artifact.write", "a format knows nothing of who writes it"),

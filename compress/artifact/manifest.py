@@ -17,12 +17,15 @@ SCHEMA_VERSION = 1
 LEFT_OUT = frozenset((NAME, "measured.json", "report.html", "report.md", "verification.json"))
 
 
-def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+def write_manifest(
+    folder: Path, facts: Mapping[str, Any], reference: Mapping[str, Any] | None = None
+) -> None:
     """Write ``manifest.json`` for the files that lie in `folder` now.
 
     Args:
         folder: an artifact. Hidden files and subfolders are no part of one.
         facts: tool versions, fingerprints, seed, commit: plain values, kept as they are.
+        reference: the student as it was before it was written, by `verify.reference.record`.
 
     Raises:
         ModelError: the weights cannot be read.
@@ -33,6 +36,7 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
         "facts": dict(facts),
         "files": file_hashes(folder),
         "tensors": tensor_hashes(folder),
+        **({} if reference is None else {"reference": dict(reference)}),
     }
     write_text(folder / NAME, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 

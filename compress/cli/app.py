@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from compress import __version__
-from compress.cli import apply, console, look, serve
+from compress.cli import apply, console, look, serve, verify
 from compress.errors import CompressError
 
 DEBUG = "COMPRESS_DEBUG"
@@ -36,6 +36,7 @@ app.command()(apply.apply)
 app.command()(apply.evaluate)
 app.command()(serve.generate)
 app.command()(look.inspect)
+app.command()(verify.verify)
 app.command()(look.report)
 app.add_typer(look.recipes)
 app.command()(look.env)

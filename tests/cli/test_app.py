@@ -18,6 +18,7 @@ FLAGS = {
         "--raw", "--threads",
     },
     "inspect": {"ARTIFACT", "--json"},
+    "verify": {"ARTIFACT", "--no-consumers", "--vllm-python", "--json", "--quiet"},
     "report": {"DIR"},
     "env": {"--json"},
     "recipes": set(),

@@ -1,0 +1,75 @@
+"""The command that holds an artifact against what it should be: `verify`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compress.cli import console
+from compress.cli.apply import Json, Quiet
+from compress.errors import VerificationFailed
+
+if TYPE_CHECKING:
+    from compress.results import Consumer, Verification
+
+
+def verify(
+    folder: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="The folder of a finished run.")
+    ],
+    no_consumers: Annotated[
+        bool, typer.Option("--no-consumers", help="Load it in no engine: only read its bytes.")
+    ] = False,
+    vllm_python: Annotated[
+        Path | None,
+        typer.Option(
+            "--vllm-python",
+            envvar="COMPRESS_VLLM_PYTHON",
+            metavar="PATH",
+            help="The Python of the environment that holds vLLM.",
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read an artifact by the written format, hold it against its student, load it everywhere."""
+    from compress.verify import run
+    from compress.verify.consumers import CONSUMERS
+
+    consumers = () if no_consumers else CONSUMERS
+    with console.watching(quiet=quiet) as watch:
+        found = run.verify(folder, consumers=consumers, vllm_python=vllm_python, watch=watch)
+    if json:
+        console.emit_json({**dataclasses.asdict(found), "passed": found.passed})
+    elif not quiet:
+        console.show(console.outcome_table(lines(found)))
+    if not found.passed:
+        names = ", ".join(dict.fromkeys(failure.name for failure in found.failures))
+        raise VerificationFailed(
+            f"{folder}: not what it should be: {names}. Nothing of it was changed; make it again, "
+            "or fetch it again.   docs/errors.md#verify"
+        )
+
+
+def lines(found: Verification) -> Iterator[tuple[str, str, str]]:
+    """Every check and every consumer: its name, how it ended, what was found."""
+    for check in found.checks:
+        yield check.name, check.outcome, check.detail
+    for one in found.consumers:
+        name = " ".join(filter(None, (one.name, one.version, one.dtype)))
+        yield name, one.outcome, measured(one)
+
+
+def measured(one: Consumer) -> str:
+    """What a consumer's answers showed, and what is to be said of them."""
+    if one.margin_max is None or one.kl_mean is None:
+        return one.detail
+    told = (
+        f"{one.tokens - one.ties} of {one.tokens} tokens the likeliest, largest margin "
+        f"{one.margin_max:.2g}, KL {one.kl_mean:.1e} nats"
+    )
+    return "\n".join(filter(None, (one.detail, told)))

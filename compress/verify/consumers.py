@@ -1,0 +1,264 @@
+"""Load an artifact in every consumer that is installed and hold its greedy answers to our reading.
+
+Each consumer answers a few prompts by its own loader, kernels and cache. The independent reader's
+model then reads prompt and answer in float32: where the consumer's token is not the likeliest, the
+margin says by how much, and below a tolerance it is a tie.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress import __version__
+from compress.anatomy import longest_window
+from compress.errors import ArtifactError, ModelError
+from compress.results import Consumer
+from compress.surgery.walk import hidden_states, logits
+from compress.verify.child import ChildFailed, run_child
+from compress.verify.layout import told_scheme
+from compress.verify.reader import Reading
+from compress.verify.reference import probe
+
+PYTHON = "COMPRESS_VLLM_PYTHON"
+NEW_TOKENS, TOP = 16, 16
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a small house by the sea,",
+    "def fibonacci(n):\n    ",
+    "1, 2, 3, 4, 5,",
+)
+_TIMEOUT_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an engine of some dtype may be from float32 arithmetic on the same weights."""
+
+    margin: float  # logits by which its token may be less likely than the likeliest
+    log_probability: float | None  # largest error of one of its likeliest tokens; None: not held
+    kl_mean: float  # nats per token
+
+
+TOLERANCES = {
+    "float32": Tolerance(margin=2e-3, log_probability=1e-3, kl_mean=1e-4),
+    "bfloat16": Tolerance(margin=0.5, log_probability=None, kl_mean=0.02),
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a consumer said to one prompt, and how likely it thought its likeliest tokens."""
+
+    prompt: list[int]
+    tokens: list[int]  # T
+    top: list[dict[int, float]]  # per token: log-probabilities by id
+
+
+def ask(reading: Reading, name: str, vllm_python: Path | None = None) -> list[Consumer]:
+    """Load an artifact in one consumer, in each dtype that it is held to.
+
+    Args:
+        reading: the artifact.
+        name: of `CONSUMERS`.
+        vllm_python: interpreter of the environment that holds vLLM.
+    """
+    return CONSUMERS[name](reading, vllm_python)
+
+
+def _runtime(reading: Reading, _: Path | None) -> list[Consumer]:
+    from compress.runtime.engine import Engine
+
+    def judged(dtype: str) -> Consumer:
+        try:
+            model = Engine.open(reading.folder, dtype=dtype).model
+        except ModelError as error:  # a family, an activation, a rotation that is not run
+            return Consumer("compress", "refused", str(error), version=__version__, dtype=dtype)
+        except ArtifactError as error:
+            return Consumer("compress", "failed", str(error), version=__version__, dtype=dtype)
+        answers = [_continued(model, ids) for ids in prompts(reading)]
+        return _judged(reading, "compress", __version__, dtype, answers)
+
+    return [judged(dtype) for dtype in ("float32", "bfloat16")]
+
+
+def _continued(model: Any, prompt: list[int]) -> Answer:
+    """Greedy tokens of our runtime, through its cache."""
+    cache, unread, tokens, top = model.cache(), prompt, [], []
+    for _ in range(NEW_TOKENS):
+        values = model.next_logits(torch.tensor([unread]), cache)[0].log_softmax(-1)
+        best = values.topk(min(TOP, len(values)))
+        top.append(dict(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+        unread = [int(best.indices[0])]
+        tokens += unread
+    return Answer(prompt, tokens, top)
+
+
+def _transformers(reading: Reading, _: Path | None) -> list[Consumer]:
+    name, schemes = "transformers", {told_scheme(reading, module) for module in reading.matrices}
+    asymmetric = any(matrix.zeros for matrix in reading.matrices.values())
+    if reading.format == "packed":
+        return [Consumer(name, "not applicable", "packed is our own layout")]
+    if reading.format == "compressed-tensors" and not _installed("compressed_tensors"):
+        return [Consumer(name, "not installed", "pip install compressed-tensors")]
+    if asymmetric and len(schemes) > 1:
+        reason = (
+            "it opens asymmetric folders only when told to dequantize, and then applies the first "
+            "of several schemes to every linear"
+        )
+        return [Consumer(name, "refused", reason)]
+    note = "told to dequantize, as asymmetric folders need" if asymmetric else ""
+    options = {"dequantize": asymmetric}
+    return [_child(reading, name, "float32", sys.executable, options, note)]
+
+
+def _vllm(reading: Reading, python: Path | None) -> list[Consumer]:
+    if reading.format == "packed":
+        return [Consumer("vllm", "not applicable", "packed is our own layout")]
+    named = str(python or os.environ.get(PYTHON, ""))
+    if not named and not _installed("vllm"):
+        reason = f"to name the interpreter that has it: --vllm-python, or {PYTHON}"
+        return [Consumer("vllm", "not installed", reason)]
+    return [_child(reading, "vllm", "bfloat16", named or sys.executable)]
+
+
+def _llama_cpp(reading: Reading, _: Path | None) -> list[Consumer]:
+    return [Consumer("llama.cpp", "not applicable", f"it opens GGUF, this is {reading.format}")]
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+CONSUMERS: Mapping[str, Callable[[Reading, Path | None], list[Consumer]]] = {
+    "compress": _runtime,
+    "transformers": _transformers,
+    "vllm": _vllm,
+    "llama.cpp": _llama_cpp,
+}
+
+
+def _child(
+    reading: Reading,
+    name: str,
+    dtype: str,
+    python: str,
+    options: Mapping[str, Any] | None = None,
+    note: str = "",
+) -> Consumer:
+    """Ask a consumer in a process of its own, by the script ``in_<name>.py``."""
+    request = {
+        "folder": str(reading.folder.resolve()), "prompts": prompts(reading), "dtype": dtype,
+        "new_tokens": NEW_TOKENS, "top": TOP, **(options or {}),
+    }  # fmt: skip
+    script = Path(__file__).with_name(f"in_{name}.py")
+    try:
+        told = run_child(python, script, request, timeout_seconds=_TIMEOUT_SECONDS)
+    except ChildFailed as error:
+        return Consumer(name, "failed", str(error), dtype=dtype)
+    if reason := told.get("missing"):
+        return Consumer(name, "not installed", f"{python}: {reason}")
+    answers = [
+        Answer(prompt, one["tokens"], [{int(i): p for i, p in row.items()} for row in one["top"]])
+        for prompt, one in zip(request["prompts"], told["answers"], strict=True)
+    ]
+    return _judged(reading, name, told["version"], dtype, answers, note)
+
+
+def prompts(reading: Reading) -> list[list[int]]:
+    """Token ids of the prompts: those within the embedding, and no more than there are positions.
+
+    A tokenizer that cannot be read, which is told elsewhere, leaves one prompt made by rule.
+    """
+    from compress.surgery.load import tokenizer
+
+    rows = reading.anatomy.vocab_size
+    room = (longest_window(reading.config) or 2 * NEW_TOKENS) - NEW_TOKENS
+    try:
+        read = tokenizer(reading.folder)
+    except ModelError:
+        return [probe(None, rows)[:room]]
+    found = [[one for one in read(text)["input_ids"] if one < rows][:room] for text in PROMPTS]
+    return [ids for ids in found if ids] or [probe(None, rows)[:room]]
+
+
+def _judged(
+    reading: Reading,
+    name: str,
+    version: str,
+    dtype: str,
+    answers: Sequence[Answer],
+    note: str = "",
+) -> Consumer:
+    """Hold answers to the independent reader's model, walked once over all of them."""
+    margins, errors, divergences = _distances(answers, _read(reading, answers))
+    allowed = TOLERANCES[dtype]
+    margin, error, kl_mean = float(margins.max()), float(errors.max()), float(divergences.mean())
+    wrong = []
+    if not margin <= allowed.margin:
+        wrong.append(f"a token {margin:.3g} less likely than the likeliest ({allowed.margin:g})")
+    if not kl_mean <= allowed.kl_mean:
+        wrong.append(f"KL {kl_mean:.2g} nats a token ({allowed.kl_mean:g})")
+    if allowed.log_probability is not None and not error <= allowed.log_probability:
+        wrong.append(f"log-probabilities off by {error:.2g} ({allowed.log_probability:g})")
+    return Consumer(
+        name=name,
+        outcome="failed" if wrong else "passed",
+        detail="; ".join(wrong) + ", allowed in brackets" if wrong else note,
+        version=version,
+        dtype=dtype,
+        tokens=len(margins),
+        ties=int((margins > 0).sum()),
+        margin_max=_finite(margin),
+        kl_mean=_finite(kl_mean),
+        log_probability_error_max=_finite(error),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _distances(answers: Sequence[Answer], read: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """For every token: its margin, the largest error of a log-probability, and KL."""
+    margins: list[Tensor] = []
+    compared: list[tuple[float, float]] = []
+    for answer, values in zip(answers, read, strict=True):
+        chosen = values.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
+        margins.append(values.amax(-1) - chosen)
+        compared += map(_compare, values.log_softmax(-1), answer.top)
+    errors, divergences = torch.tensor(compared).unbind(-1)
+    return torch.cat(margins), errors, divergences
+
+
+def _read(reading: Reading, answers: Sequence[Answer]) -> list[Tensor]:
+    """For each answer the logits [T, V] that the independent reader's model has for its tokens."""
+    sequences = [[*answer.prompt, *answer.tokens[:-1]] for answer in answers]
+    longest = max(map(len, sequences))
+    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in sequences])
+    hidden = hidden_states(reading, ids, device="cpu", dtype=torch.float32)
+    return [
+        logits(reading, row[len(answer.prompt) - 1 : len(answer.prompt) - 1 + len(answer.tokens)])
+        for row, answer in zip(hidden, answers, strict=True)
+    ]
+
+
+def _compare(row: Tensor, top: Mapping[int, float]) -> tuple[float, float]:
+    """Largest error of an engine's log-probabilities, and KL(reader || engine).
+
+    KL is over the tokens that the engine told of and all others as one, which can only lower it.
+    """
+    mine, theirs = row[torch.tensor(list(top))], torch.tensor(list(top.values()))
+    p, q = mine.exp(), theirs.exp()
+    p_rest, q_rest = (1 - p.sum()).clamp_min(1e-6), (1 - q.sum()).clamp_min(1e-6)
+    divergence = (p * (mine - theirs)).sum() + p_rest * (p_rest / q_rest).log()
+    return float((mine - theirs).abs().max()), float(divergence)

@@ -1,0 +1,257 @@
+"""Read an artifact by the bytes that docs/formats.md describes; shares no code with its writer.
+
+safetensors is 8 bytes of little-endian length, a JSON header of that length, then the tensors' raw
+bytes end to end. Words of codes are read bit by bit, as the page counts them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.anatomy import Anatomy
+from compress.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import torch
+
+NUMPY = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
+}  # fmt: skip
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_MAX_TEXT_BYTES = 100 * 1024**2  # of a header, a config, a manifest
+_CODES_AT_ONCE = 1 << 22  # codes unpacked together: their bits take a byte each
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one stored tensor lies, and what its header says it is."""
+
+    file: Path
+    dtype: str  # as safetensors spells it
+    shape: tuple[int, ...]
+    start: int  # first byte in the file
+    stop: int  # byte after the last
+
+    def raw(self) -> NDArray[np.uint8]:
+        """Its bytes."""
+        return np.fromfile(self.file, np.uint8, self.stop - self.start, offset=self.start)
+
+    def array(self) -> NDArray[Any]:
+        """Its values; bfloat16, which numpy lacks, as the words that hold them."""
+        return self.raw().view(NUMPY[self.dtype]).reshape(self.shape)
+
+    def floats(self) -> NDArray[np.float32]:
+        """Its values as float32, exact for all narrower floats."""
+        values = self.array()
+        if self.dtype == "BF16":
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        return values.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One quantized matrix [O, I] and the names of the tensors that hold it."""
+
+    rows: int
+    columns: int
+    bits: int
+    group_size: int
+    turned: bool  # its family stores it as [I, O] when it is dense
+    codes: str
+    scales: str
+    zeros: str | None  # None on a symmetric grid
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """An artifact whose layout is as it should be; implements `surgery.walk.Weights`."""
+
+    folder: Path
+    format: str
+    config: Mapping[str, Any]  # without its quantization_config
+    entries: Mapping[str, Entry]
+    matrices: Mapping[str, Matrix]
+    anatomy: Anatomy
+
+    def block(self, index: int) -> dict[str, torch.Tensor]:
+        """Dense float32 tensors of one block by full name."""
+        return {name: self.tensor(name) for name in self.anatomy.inside(index)}
+
+    def outside(self) -> dict[str, torch.Tensor]:
+        """Dense float32 tensors that belong to no block, by full name."""
+        return {name: self.tensor(name) for name in self.anatomy.outside()}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One dense tensor by full name, float32, lying as its family stores it."""
+        import torch
+
+        module = name.removesuffix(".weight")
+        if module not in self.matrices:
+            return torch.from_numpy(self.entries[name].floats())
+        weight = self.dequantized(module)
+        turned = self.matrices[module].turned
+        return torch.from_numpy(np.ascontiguousarray(weight.T) if turned else weight)
+
+    def dequantized(self, module: str) -> NDArray[np.float32]:
+        """The weights [O, I] that a quantized matrix stands for: ``(code - zero) * scale``."""
+        matrix = self.matrices[module]
+        scale, zero = self.scales(module)[..., None], self.zeros(module)[..., None]
+        codes = unpack(self.entries[matrix.codes].array(), matrix.bits, matrix.columns)
+        grouped = codes.reshape(matrix.rows, -1, matrix.group_size)
+        weight = grouped.astype(np.float32)
+        weight -= zero
+        weight *= scale
+        return weight.reshape(matrix.rows, matrix.columns)
+
+    def scales(self, module: str) -> NDArray[np.float32]:
+        """The scales [O, G] of a quantized matrix."""
+        return self.entries[self.matrices[module].scales].floats()
+
+    def zeros(self, module: str) -> NDArray[np.uint8]:
+        """The zeros [O, G] of a quantized matrix: packed along the rows, or all in the middle."""
+        matrix = self.matrices[module]
+        if matrix.zeros is None:
+            shape = (matrix.rows, matrix.columns // matrix.group_size)
+            return np.full(shape, 1 << (matrix.bits - 1), np.uint8)
+        words = np.ascontiguousarray(self.entries[matrix.zeros].array().T)
+        return unpack(words, matrix.bits, matrix.rows).T
+
+
+def unpack(words: NDArray[np.int32], bits: int, count: int) -> NDArray[np.uint8]:
+    """Codes [O, count] of packed rows [O, W]: code i is bits ``[i * bits, (i + 1) * bits)``."""
+    rows = len(words)
+    at_once = max(1, _CODES_AT_ONCE // count)
+    codes = np.empty((rows, count), np.uint8)
+    for first in range(0, rows, at_once):
+        flat = _bits(words[first : first + at_once])[:, : count * bits]
+        fields = flat.reshape(len(flat), count, bits)
+        codes[first : first + at_once] = np.packbits(fields, axis=-1, bitorder="little")[..., 0]
+    return codes
+
+
+def spare_bits(words: NDArray[np.int32], bits: int, count: int) -> bool:
+    """Whether any bit is set behind the last of `count` codes in a row; none should be."""
+    used = count * bits
+    last = _bits(np.ascontiguousarray(words[:, used // 32 :]))
+    return bool(last[:, used % 32 :].any())
+
+
+def _bits(words: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """The bits of rows of words, lowest first, each as a byte."""
+    return np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ArtifactError: the file is missing or too large, or holds something else, or a name twice.
+    """
+    try:
+        with path.open("rb") as file:
+            return _object(path, file.read(_MAX_TEXT_BYTES + 1))
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def read_entries(folder: Path) -> dict[str, Entry]:
+    """Every stored tensor of a folder by name, from the headers of its shards.
+
+    Raises:
+        ArtifactError: no weights, a shard that is missing or not whole, an index that says
+            otherwise than the shards, or a tensor stored twice.
+    """
+    index = folder / _INDEX
+    if not index.is_file():
+        return _read_shard(folder / _SINGLE)
+    promised = read_json(index).get("weight_map")
+    if not isinstance(promised, dict) or not all(map(_is_shard_name, promised.values())):
+        raise ArtifactError(f"{index}: weight_map does not name .safetensors files of its folder.")
+    if (folder / _SINGLE).exists():
+        raise ArtifactError(f"{folder}: holds both {_SINGLE} and an index of other shards.")
+    found: dict[str, Entry] = {}
+    for file in sorted(set(promised.values())):
+        for name, entry in _read_shard(folder / file).items():
+            if promised.get(name) != file:
+                where = promised.get(name, "no file")
+                raise ArtifactError(f"{index}: promises {name} in {where}, it lies in {file}.")
+            found[name] = entry
+    if lost := sorted(promised.keys() - found.keys()):
+        raise ArtifactError(f"{index}: promises {lost[0]} in {promised[lost[0]]}, not found there.")
+    return found
+
+
+def _is_shard_name(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
+
+
+def _read_shard(path: Path) -> dict[str, Entry]:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            whole = length <= min(size - 8, _MAX_TEXT_BYTES)
+            header = file.read(length) if whole else None
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}).") from error
+    if header is None:
+        raise ArtifactError(f"{path}: truncated: {size:,} bytes, a header of {length:,} promised.")
+    table = _object(path, header)
+    table.pop("__metadata__", None)
+    entries = {name: _entry(path, name, told, 8 + length) for name, told in table.items()}
+    _check_tiled(path, entries, 8 + length, size)
+    return entries
+
+
+def _entry(path: Path, name: str, told: Any, data: int) -> Entry:
+    try:
+        start, stop = (int(offset) for offset in told["data_offsets"])
+        shape = tuple(int(extent) for extent in told["shape"])
+        nbytes = np.dtype(NUMPY[told["dtype"]]).itemsize * math.prod(shape)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ArtifactError(f"{path}: the header's entry of {name} is malformed.") from error
+    if min(shape, default=0) < 0 or stop - start != nbytes:
+        raise ArtifactError(
+            f"{path}: {name} is {told['dtype']} {list(shape)}, {nbytes:,} bytes, and spans "
+            f"{stop - start:,}."
+        )
+    return Entry(path, str(told["dtype"]), shape, data + start, data + stop)
+
+
+def _check_tiled(path: Path, entries: Mapping[str, Entry], end: int, size: int) -> None:
+    """Check that tensors lie end to end from byte `end` on and fill the file."""
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != end:
+            raise ArtifactError(f"{path}: {name} begins at byte {entry.start:,}, not at {end:,}.")
+        end = entry.stop
+    if end != size:
+        word = "truncated" if end > size else "too long"
+        raise ArtifactError(f"{path}: {word}: {size:,} bytes, its tensors end at {end:,}.")
+
+
+def _object(path: Path, text: bytes) -> dict[str, Any]:
+    if len(text) > _MAX_TEXT_BYTES:
+        raise ArtifactError(f"{path}: more than {_MAX_TEXT_BYTES:,} bytes of JSON.")
+    try:
+        found = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not JSON ({error}).") from error
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path}: holds no JSON object.")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice in one object")
+    return found

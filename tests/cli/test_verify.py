@@ -1,0 +1,67 @@
+import json
+
+import pytest
+
+from compress.results import Check, Consumer, Verification
+from compress.verify import run as verifying
+
+PASSED = Verification(
+    "packed",
+    (Check("layout", "passed", "packed, 40 tensors [1]"), Check("logits", "not applicable", "x")),
+    (
+        Consumer("compress", "passed", "", "0.1.0", "bfloat16", 64, 1, 0.125, 2e-4, 0.03),
+        Consumer("vllm", "not installed", "to name the interpreter that has it: --vllm-python"),
+    ),
+)  # fmt: skip
+FAILED = Verification("packed", (*PASSED.checks, Check("weights", "failed", "a: other weights")))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    asked = {"found": PASSED}
+
+    def verify(folder, **options):
+        asked.update(options, folder=folder)
+        return asked["found"]
+
+    monkeypatch.setattr(verifying, "verify", verify)
+    return asked
+
+
+def test_verify_shows_every_check_and_consumer(run, asked, tmp_path):
+    code, out, err = run("verify", tmp_path, "--quiet")
+    assert (code, out, err) == (0, "", "")
+    code, out, err = run("verify", tmp_path)
+    assert (code, err) == (0, "")
+    rows = [" ".join(line.split()) for line in out.splitlines()]
+    assert "layout passed packed, 40 tensors [1]" in rows
+    told = "63 of 64 tokens the likeliest, largest margin 0.12, KL 2.0e-04 nats"
+    assert f"compress 0.1.0 bfloat16 passed {told}" in rows
+    assert "vllm not installed to name the interpreter that has it: --vllm-python" in rows
+
+
+def test_a_failure_is_exit_1_and_named(run, asked, tmp_path):
+    asked["found"] = FAILED
+    code, out, err = run("verify", tmp_path)
+    assert code == 1
+    assert "other weights" in out
+    assert f"{tmp_path}: not what it should be: weights." in err
+
+
+def test_verify_as_json(run, asked, tmp_path):
+    asked["found"] = FAILED
+    code, out, _ = run("verify", tmp_path, "--json", "--no-consumers", "--vllm-python", "python9")
+    told = json.loads(out)
+    assert (code, told["passed"], told["checks"][-1]["outcome"]) == (1, False, "failed")
+    assert (tuple(asked["consumers"]), str(asked["vllm_python"])) == ((), "python9")
+
+
+def test_verify_loads_in_every_consumer_unless_told_not_to(run, asked, tmp_path):
+    run("verify", tmp_path)
+    assert tuple(asked["consumers"]) == ("compress", "transformers", "vllm", "llama.cpp")
+
+
+def test_verify_of_no_folder_is_a_wrong_request(run, tmp_path):
+    code, out, err = run("verify", tmp_path / "none")
+    assert (code, out) == (2, "")
+    assert "no such folder" in err
