@@ -19,7 +19,6 @@ from typing import Any
 from compress import storage
 from compress.errors import ArtifactError, StorageError
 
-NAME = "journal.jsonl"
 _RUN = "run"  # the unit of the first line
 _REMEDY = "Start over with --fresh, or choose another --out."
 
@@ -31,13 +30,13 @@ class _Entry:
 
 
 class Journal:
-    """The finished units of one run, in the folder that also holds their files."""
+    """The finished units of one run."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Open the journal of a folder; it is begun with the first finished unit.
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Open a journal; its file is made with the first finished unit.
 
         Args:
-            folder: exists; nobody else writes into it now.
+            path: the file, in a folder that exists and into which nobody else writes now.
             identity: all that decides the run's result, as plain values, nested where it helps to
                 name a difference.
 
@@ -45,11 +44,11 @@ class Journal:
             ArtifactError: the journal is of a run with another identity, or it or a file of a
                 finished unit is damaged.
         """
-        self._folder, self._path = folder, folder / NAME
+        self._folder, self._path = path.parent, path
         self._identity = json.loads(json.dumps(identity))  # as a reader will see it
         self._entries = _read(self._path)
         if begun := self._entries.pop(_RUN, None):
-            _refuse_others(folder, begun.record, self._identity)
+            _refuse_others(path, begun.record, self._identity)
         for unit, entry in self._entries.items():
             self._check_files(unit, entry)
 
@@ -69,7 +68,7 @@ class Journal:
         Args:
             unit: its name, once in a run.
             record: plain values.
-            files: what the unit made in the journal's folder or above it, durable already.
+            files: what the unit made, beside the journal or above it, durable already.
 
         Raises:
             StorageError: the disk refused; the unit counts as not finished.
@@ -94,11 +93,6 @@ class Journal:
                 raise ArtifactError(
                     f"{self._folder / name}: has changed since {unit} was finished. {_REMEDY}"
                 )
-
-
-def begun(folder: Path) -> bool:
-    """Whether a run has finished anything in a folder."""
-    return (folder / NAME).is_file()
 
 
 def _line(unit: str, entry: _Entry) -> str:
@@ -135,13 +129,13 @@ def _parsed(line: bytes) -> tuple[str, _Entry] | None:
     return str(unit), _Entry(record, files)
 
 
-def _refuse_others(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _refuse_others(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     found = [f"  {name}: was {was}, is {now}" for name, was, now in _differences("", old, new)]
     if found:
         raise ArtifactError(
             "\n".join(
                 [
-                    f"{folder}: holds an unfinished run that is not this one:",
+                    f"{path}: holds an unfinished run that is not this one:",
                     *found,
                     f"Go on with what it was begun with, or leave it. {_REMEDY}",
                 ]

@@ -3,46 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import platform
-import resource
+import dataclasses
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from compress import __version__, plan, storage
-from compress.anatomy import longest_window
+from compress import machine, plan, storage
 from compress.artifact import manifest, output, write
-from compress.artifact.layout import Artifact, open_artifact
+from compress.artifact.layout import open_artifact
 from compress.calibrate import sets
 from compress.calibrate.selfgen import Author
 from compress.calibrate.tokens import Windows
-from compress.errors import (
-    CalibrationError,
-    ModelError,
-    RecipeError,
-    RequestError,
-)
 from compress.evaluate import sizes, speed
-from compress.evaluate.judge import Judge
+from compress.evaluate.judge import Asked, Judge, Judgement, Reads, Said
+from compress.evaluate.model import evaluate, judge_for
+from compress.journal import Journal
+from compress.machine import Machine
 from compress.recipe import resolve
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Places
-from compress.recipe.suite import Suite, load_suite
-from compress.report import html, markdown
+from compress.recipe.suite import Suite, suite_of
+from compress.report import markdown, pages
 from compress.results import (
-    Divergence,
     Measured,
     Progress,
     Provenance,
     Results,
-    Side,
     StageResult,
+    from_json,
     to_json,
 )
 from compress.stages.context import Context
@@ -53,7 +47,13 @@ from compress.surgery.walk import Watch
 from compress.teacher import sources
 from compress.teacher.folder import Teacher
 
-_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    T = TypeVar("T", bound=DataclassInstance)
+else:
+    T = TypeVar("T")
+__all__ = ["Outcome", "apply", "compress_only", "evaluate", "write_records"]
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,29 @@ class _Clock:
 
 
 @dataclass(frozen=True)
-class _Machine:
-    """Where a run computes."""
+class _Run:
+    """What a run works with, once everything that can be wrong has been looked at."""
 
-    device: str
-    dtype: torch.dtype
+    recipe: Recipe
+    folder: Path
+    here: Machine
+    teacher: Teacher
+    windows: Windows | None
+    judge: Judge | None
+    journal: Journal
     watch: Watch
+
+    def tell(self, progress: Progress) -> None:
+        if self.watch:
+            self.watch(progress)
+
+    def once(self, unit: str, kind: type[T], make: Callable[[], T]) -> T:
+        """What a unit of the journal found, now or in the run that was cut short."""
+        if (kept := self.journal.get(unit)) is not None:
+            return from_json(kind, json.dumps(kept))
+        made = make()
+        self.journal.add(unit, dataclasses.asdict(made))
+        return made
 
 
 def apply(
@@ -99,11 +116,13 @@ def apply(
     threads: int | None = None,
     watch: Watch = None,
     places: Places | None = None,
+    fresh: bool = False,
 ) -> Outcome:
     """Carry out a recipe: from its teacher to a finished, judged artifact.
 
-    Work lives in ``OUT.partial`` and gets its name when it is whole; when anything fails, nothing
-    stays.
+    Work lives in ``OUT.partial``, with a journal of what is finished, and gets its name when it is
+    whole. A run that was cut short goes on where it stopped, to the same bytes; one that had
+    finished nothing leaves nothing.
 
     Args:
         recipe: as loaded; a lock's fingerprints are held against what is found.
@@ -112,43 +131,38 @@ def apply(
         threads: processor threads; a lock's own, or torch's choice, by default.
         watch: told of progress.
         places: where the recipe's parts were written, so that late mistakes can name their lines.
+        fresh: forget what an earlier run has begun.
 
     Raises:
-        RequestError: the recipe cannot be carried out, or `out` is there already.
+        RequestError: the recipe cannot be carried out, `out` is there already, or what is
+            unfinished there is another run's.
         RunError: it could, and something failed.
     """
-    clock, suite = _Clock(), _suite(recipe)
-    with output.in_the_making(out) as partial:
-        machine = _machine(recipe, device, threads, watch)
-        with clock.step("teacher"):
-            teacher = _teacher(recipe, watch)
-        plan.check(recipe, teacher.anatomy, places)
-        _check_windows(recipe, teacher, suite)
-        judge = None if suite is None else _judge(teacher.folder, suite, machine)
-        if judge:
-            judge.read_texts()  # what is wrong with them is told before any long work
-        with clock.step("calibrate"):
-            windows = _windows(recipe, teacher, machine)
+    clock, suite = _Clock(), suite_of(recipe)
+    with output.in_the_making(out, fresh=fresh) as partial:
+        here = _machine(recipe, device, threads)
+        run = _prepare(recipe, partial, here, suite, watch, places, clock)
+        resumed = len(run.journal.finished)
         with clock.step("compress"):
-            stages = _compress(recipe, teacher, windows, partial, machine)
-        locked = _lock(recipe, teacher, windows, machine)
+            stages = _compress(run)
+        locked = _lock(run)
         storage.write_text(partial / "recipe.lock.yaml", locked)
         with clock.step("evaluate"):
-            provenance = _provenance(recipe, teacher, windows, machine, locked)
-            results = _results(teacher, open_artifact(partial), stages, judge, provenance)
+            results = _judged(run, stages, locked)
         with clock.step("time"):
             timings = speed.timings(partial)
         measured = Measured(
             clock.stop(),
-            _peak_memory_bytes(),
-            _hardware(),
-            _today(),
+            machine.peak_memory_bytes(),
+            machine.hardware(),
+            machine.today(),
             timings.decode_tokens_per_second if timings else None,
             timings.prefill_tokens_per_second if timings else None,
+            resumed,
         )
         write_records(partial, results, measured)
-        facts = {"teacher": teacher.name, "teacher_fingerprint": teacher.fingerprint}
-        manifest.write_manifest(partial, {**facts, "versions": _versions()})
+        facts = {"teacher": run.teacher.name, "teacher_fingerprint": run.teacher.fingerprint}
+        manifest.write_manifest(partial, {**facts, "versions": machine.versions()})
     return Outcome(out, results, measured)
 
 
@@ -163,268 +177,155 @@ def compress_only(
     """
     clock = _Clock()
     with output.in_the_making(out) as partial:
-        machine = _machine(recipe, device, threads, None)
-        teacher = _teacher(recipe, None)
-        plan.check(recipe, teacher.anatomy)
-        windows = _windows(recipe, teacher, machine)
+        here = _machine(recipe, device, threads)
+        run = _prepare(recipe, partial, here, None, None, None, clock)
         with clock.step("compress"):
-            _compress(recipe, teacher, windows, partial, machine)
-    fingerprint = windows.fingerprint if windows else None
+            _compress(run)
+    fingerprint = run.windows.fingerprint if run.windows else None
     return {"seconds": clock.seconds["compress"], "calibration_fingerprint": fingerprint}
-
-
-def evaluate(
-    model: str,
-    *,
-    suite: str = "quick",
-    device: str = "cpu",
-    threads: int | None = None,
-    watch: Watch = None,
-) -> tuple[Side, Divergence | None]:
-    """Judge a finished artifact beside the teacher that its lock names, or any model alone.
-
-    Args:
-        model: an artifact's folder, or a teacher as a recipe names it.
-        suite: a shipped suite or a path.
-        device: cpu or cuda.
-        threads: processor threads.
-        watch: told of progress.
-    """
-    chosen, folder = load_suite(suite), Path(model)
-    if (folder / "recipe.lock.yaml").is_file():
-        from compress.recipe.load import load as load_recipe
-
-        locked = load_recipe(str(folder / "recipe.lock.yaml"))
-        machine = _machine(locked, device, threads, watch)
-        teacher, artifact = _teacher(locked, watch), open_artifact(folder)
-        judge = _judge(teacher.folder, chosen, machine)
-        _, after, divergence, _ = judge.compare(teacher, artifact)
-        return sizes.side_after(artifact, after), divergence
-    if threads:
-        torch.set_num_threads(threads)
-    machine = _Machine(device, _compute_dtype(device, "bfloat16"), watch)
-    if _is_quantized(folder):
-        artifact = open_artifact(folder)
-        return sizes.side_after(artifact, _judge(folder, chosen, machine).alone(artifact)), None
-    teacher = sources.fetch(model, watch=watch)
-    found = _judge(teacher.folder, chosen, machine).alone(teacher)
-    return sizes.side_before(teacher, sizes.parts_before(teacher), found), None
-
-
-def _is_quantized(folder: Path) -> bool:
-    path = folder / "config.json"
-    return path.is_file() and "quantization_config" in path.read_text(encoding="utf-8")
 
 
 def write_records(folder: Path, results: Results, measured: Measured) -> None:
     """Write results, times, both reports and the model card."""
     storage.write_text(folder / "results.json", to_json(results))
     storage.write_text(folder / "measured.json", to_json(measured))
-    storage.write_text(folder / "report.md", markdown.render(results, measured))
-    storage.write_text(folder / "report.html", html.render(results, measured))
+    pages.write(folder, results, measured)
     storage.write_text(folder / "README.md", markdown.model_card(results, None))
 
 
-def _machine(recipe: Recipe, device: str, threads: int | None, watch: Watch) -> _Machine:
-    if wanted := threads or recipe.resolved.threads:
-        torch.set_num_threads(wanted)
-    locked = recipe.resolved.device
-    if locked not in (None, device):
-        raise RequestError(
-            f"the lock was made on {locked}, this run would be on {device}, whose sums round "
-            f"otherwise. Say --device {locked}, or run the recipe that was locked."
-        )
-    torch.manual_seed(recipe.seed)
-    return _Machine(device, _compute_dtype(device, recipe.teacher.dtype), watch)
+def _machine(recipe: Recipe, device: str, threads: int | None) -> Machine:
+    locked = recipe.resolved
+    return machine.prepare(
+        device,
+        dtype=recipe.teacher.dtype,
+        seed=recipe.seed,
+        threads=threads or locked.threads,
+        locked_device=locked.device,
+    )
 
 
-def _compute_dtype(device: str, teacher_dtype: str) -> torch.dtype:
-    """bfloat16 where the processor multiplies it faster, unless the teacher is to be float32."""
-    fast = device == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast and teacher_dtype != "float32" else torch.float32
+def _prepare(
+    recipe: Recipe,
+    folder: Path,
+    here: Machine,
+    suite: Suite | None,
+    watch: Watch,
+    places: Places | None,
+    clock: _Clock,
+) -> _Run:  # fmt: skip
+    """Look at everything that can be wrong before any long work; take up what is unfinished."""
+    with clock.step("teacher"):
+        teacher = sources.of_recipe(recipe, watch=watch)
+    plan.check(recipe, teacher.anatomy, places, config=teacher.config, suite=suite)
+    judge = None if suite is None else judge_for(teacher.folder, suite, here, watch)
+    if judge:
+        judge.read_texts()
+        judge.check_tasks()
+    with clock.step("calibrate"):
+        windows = _windows(recipe, teacher, here, watch)
+    identity = {
+        "recipe": resolve.explicit(recipe),
+        "teacher": teacher.fingerprint,
+        "calibration": windows.fingerprint if windows else None,
+        "machine": here.identity,
+    }
+    journal = Journal(folder / output.JOURNAL, identity)
+    run = _Run(recipe, folder, here, teacher, windows, judge, journal, watch)
+    if found := journal.finished:
+        run.tell(Progress("resume", len(found), len(found), "unit", f"behind {found[-1]}"))
+    return run
 
 
-def _cache() -> Path:
-    return sources.cache_folder() / "judged"
-
-
-def _teacher(recipe: Recipe, watch: Watch) -> Teacher:
-    wanted, promised = recipe.teacher, recipe.resolved.teacher_fingerprint
-    teacher = sources.fetch(
-        wanted.model,
-        revision=wanted.revision,
-        sha256=wanted.sha256,
-        dtype=wanted.dtype,
-        watch=watch,
-    ).cast(wanted.dtype)
-    if promised not in (None, teacher.fingerprint):
-        raise ModelError(
-            f"{wanted.model}: its fingerprint is {teacher.fingerprint}, the lock says {promised}. "
-            "The teacher has changed since the lock was written."
-        )
-    return teacher
-
-
-def _windows(recipe: Recipe, teacher: Teacher, machine: _Machine) -> Windows | None:
-    """The calibration windows; None when no stage looks at any."""
-    if not recipe.needs_calibration:
-        return None
+def _windows(recipe: Recipe, teacher: Teacher, here: Machine, watch: Watch) -> Windows | None:
     tokenizer = load.tokenizer(teacher.folder)
     cache = sources.cache_folder() / "written"
-    author = Author(teacher, tokenizer, teacher.fingerprint, cache, machine.device, machine.watch)
-    windows = sets.load(recipe.calibration, tokenizer, generate=author)
-    promised = recipe.resolved.calibration_fingerprint
-    if promised not in (None, windows.fingerprint):
-        raise CalibrationError(
-            f"calibration.set {recipe.calibration.set}: its fingerprint is {windows.fingerprint}, "
-            f"the lock says {promised}. The text, the tokenizer or the machine that wrote it has "
-            "changed."
-        )
-    return windows
+    author = Author(teacher, tokenizer, teacher.fingerprint, cache, here.device, watch)
+    return sets.of_recipe(recipe, tokenizer, author)
 
 
-def _compress(
-    recipe: Recipe, teacher: Teacher, windows: Windows | None, partial: Path, machine: _Machine
-) -> tuple[StageResult, ...]:
+def _compress(run: _Run) -> tuple[StageResult, ...]:
     """Run the stages, then write the artifact."""
-    scratch = partial / ".work"
-    ids = windows.ids if windows else torch.empty(0, 1, dtype=torch.long)
-    context = Context(ids, machine.device, machine.dtype, scratch, machine.watch)
-    student = Student(teacher, scratch)
+    scratch = run.folder / output.WORK
+    ids = run.windows.ids if run.windows else torch.empty(0, 1, dtype=torch.long)
+    context = Context(ids, run.here.device, run.here.dtype, scratch, run.watch)
+    student = Student(run.teacher, scratch, run.journal)
     results = []
-    for stage in recipe.stages:
+    for index, stage in enumerate(run.recipe.stages):
         (name,) = stage.model_fields_set
+        student.enter(index)
         results.append(STAGES[name](student, getattr(stage, name), context))
-    _tell(machine, "write", 0)
-    write.write(
-        partial,
-        student.parts(),
-        anatomy=teacher.anatomy,
-        config=teacher.config,
-        tokenizer_files=write.companions(teacher.folder),
-        format=recipe.artifact.format,
-        max_shard_bytes=recipe.artifact.max_shard_bytes,
-    )
-    _tell(machine, "write", 1)
+    if run.journal.get("write") is None:
+        _write(run, student)
     return tuple(results)
 
 
-def _tell(machine: _Machine, step: str, done: int) -> None:
-    if machine.watch:
-        machine.watch(Progress(step, done, 1, unit="artifact"))
+def _write(run: _Run, student: Student) -> None:
+    run.tell(Progress("write", 0, 1, unit="artifact"))
+    write.write(
+        run.folder,
+        student.parts(),
+        anatomy=run.teacher.anatomy,
+        config=run.teacher.config,
+        tokenizer_files=write.companions(run.teacher.folder),
+        format=run.recipe.artifact.format,
+        max_shard_bytes=run.recipe.artifact.max_shard_bytes,
+    )
+    run.journal.add("write", {}, [path for path in run.folder.iterdir() if path.is_file()])
+    run.tell(Progress("write", 1, 1, unit="artifact"))
 
 
-def _suite(recipe: Recipe) -> Suite | None:
-    """The suite, read before any work so that a mistake in it costs nothing."""
-    if recipe.evaluate.suite == "none":
-        return None
-    suite = load_suite(recipe.evaluate.suite)
-    if recipe.evaluate.text is None:
-        return suite
-    change = {"set": recipe.evaluate.text, "split": None}
-    texts = {
-        name: getattr(suite, name).model_copy(update=change)
-        for name in ("perplexity", "divergence")
-    }
-    return suite.model_copy(update=texts)
-
-
-def _judge(folder: Path, suite: Suite, machine: _Machine) -> Judge:
-    tokenizer = load.tokenizer(folder)
-    return Judge(suite, tokenizer, _cache(), machine.device, machine.dtype, machine.watch)
-
-
-def _check_windows(recipe: Recipe, teacher: Teacher, suite: Suite | None) -> None:
-    """Refuse windows longer than the model has positions."""
-    longest = longest_window(teacher.config)
-    asked = {"calibration.seq_len": recipe.calibration.seq_len if recipe.needs_calibration else 0}
-    for name in ("perplexity", "divergence") if suite else ():
-        asked[f"evaluate.suite: {name}.seq_len"] = getattr(suite, name).seq_len
-    mistakes = [
-        f"{name}: {tokens} tokens, and {teacher.name} has {longest} positions. Ask for fewer."
-        for name, tokens in asked.items()
-        if longest is not None and tokens > longest
-    ]
-    if mistakes:
-        raise RecipeError(mistakes)
-
-
-def _results(
-    teacher: Teacher,
-    artifact: Artifact,
-    stages: tuple[StageResult, ...],
-    judge: Judge | None,
-    provenance: Provenance,
-) -> Results:
+def _judged(run: _Run, stages: tuple[StageResult, ...], locked: str) -> Results:
     """Judge what was written, as read back from disk."""
-    parts = sizes.parts_before(teacher)
+    artifact, provenance = open_artifact(run.folder), _provenance(run, locked)
+    parts = sizes.parts_before(run.teacher)
     by_part = sizes.by_part(parts, artifact)
-    if judge is None:
-        before, after = sizes.side_before(teacher, parts, None), sizes.side_after(artifact, None)
+    if run.judge is None:
+        before = sizes.side_before(run.teacher, parts, None)
+        after = sizes.side_after(artifact, None)
         return Results(provenance, before, after, None, stages, by_part)
-    first, second, divergence, samples = judge.compare(teacher, artifact)
+    read = run.once("evaluate/texts", Reads, partial(run.judge.read, run.teacher, artifact))
+    asked = run.once("evaluate/tasks", Asked, partial(run.judge.ask, run.teacher, artifact))
+    said = run.once("evaluate/samples", Said, partial(run.judge.say, run.teacher, artifact))
     return Results(
         provenance,
-        sizes.side_before(teacher, parts, first),
-        sizes.side_after(artifact, second),
-        divergence,
+        sizes.side_before(run.teacher, parts, Judgement(read.before, asked.before)),
+        sizes.side_after(artifact, Judgement(read.after, asked.after)),
+        read.divergence,
         stages,
         by_part,
-        samples,
+        said.samples,
     )
 
 
-def _lock(recipe: Recipe, teacher: Teacher, windows: Windows | None, machine: _Machine) -> str:
+def _lock(run: _Run) -> str:
+    windows = run.windows
     return resolve.lock(
-        recipe,
+        run.recipe,
         {
-            "teacher_revision": teacher.revision,
-            "teacher_sha256": teacher.source_sha256,
+            "teacher_revision": run.teacher.revision,
+            "teacher_sha256": run.teacher.source_sha256,
             "calibration_revision": windows.revision if windows else None,
-            "teacher_fingerprint": teacher.fingerprint,
+            "teacher_fingerprint": run.teacher.fingerprint,
             "calibration_fingerprint": windows.fingerprint if windows else None,
             "threads": torch.get_num_threads(),
-            "device": machine.device,
-            "versions": _versions(),
+            "device": run.here.device,
+            "versions": machine.versions(),
         },
     )
 
 
-def _provenance(
-    recipe: Recipe, teacher: Teacher, windows: Windows | None, machine: _Machine, locked: str
-) -> Provenance:
+def _provenance(run: _Run, locked: str) -> Provenance:
+    recipe, windows = run.recipe, run.windows
     return Provenance(
         recipe=recipe.resolved.recipe or "recipe",
         recipe_text=locked,
-        teacher=teacher.name,
-        teacher_fingerprint=teacher.fingerprint,
+        teacher=run.teacher.name,
+        teacher_fingerprint=run.teacher.fingerprint,
         calibration=recipe.calibration.set if windows else "none",
         calibration_fingerprint=windows.fingerprint if windows else "",
         calibration_tokens=windows.ids.numel() if windows else 0,
         seed=recipe.seed,
         threads=torch.get_num_threads(),
-        device=machine.device,
-        versions=_versions(),
+        device=run.here.device,
+        versions=machine.versions(),
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {name: version(name) for name in _LIBRARIES}
-    return {"compress": __version__, "python": platform.python_version(), **found}
-
-
-def _peak_memory_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _hardware() -> str:
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        processor = names[0] if names else processor
-    return f"{processor}, {torch.get_num_threads()} threads"
-
-
-def _today() -> str:
-    return datetime.datetime.now(datetime.UTC).date().isoformat()

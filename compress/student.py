@@ -1,16 +1,15 @@
 """The model being compressed, lazy: the teacher's tensors and, on disk, all that has become codes.
 
-A block is committed whole: its shard is made durable, then the record that says it is there.
-Nothing else holds state.
+A block is committed whole: its shard is made durable, then the journal's line that says it is
+there. Nothing else holds state, so a killed run finds its student again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -24,13 +23,39 @@ from compress.surgery.walk import Weights
 HEAD = -1  # the unit that holds the head, which belongs to no block
 
 
+class Ledger(Protocol):
+    """Where finished units are recorded; see `compress.journal.Journal`."""
+
+    def get(self, unit: str) -> Mapping[str, Any] | None:
+        """The record of a finished unit; None where it has yet to be done."""
+
+    def add(self, unit: str, record: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+        """Make a unit final."""
+
+
 class Student:
     """Weights that start as the teacher's and are replaced block by block."""
 
-    def __init__(self, teacher: Weights, folder: Path) -> None:
-        """Keep committed blocks in `folder`, which exists."""
-        self._teacher, self._folder = teacher, folder
-        self._records: dict[int, dict[str, Any]] = {}
+    def __init__(self, teacher: Weights, folder: Path, ledger: Ledger) -> None:
+        """Keep committed blocks in `folder`, which exists, and record them in `ledger`."""
+        self._teacher, self._folder, self._ledger = teacher, folder, ledger
+        self._stage = 0
+        self._records: dict[int, Mapping[str, Any]] = {}
+
+    def enter(self, stage: int) -> None:
+        """Begin a stage, by its place in the recipe; those before it have been gone through."""
+        self._stage = stage
+
+    def finished(self, unit: int) -> list[LinearResult] | None:
+        """What an earlier run of this stage made of a block or the head, taken up again.
+
+        None where that is yet to be done.
+        """
+        record = self._ledger.get(self._key(unit))
+        if record is None:
+            return None
+        self._records[unit] = record
+        return [LinearResult(**fields) for fields in record["results"]]
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -62,14 +87,16 @@ class Student:
             rounded: codes by linear name (for a tied head: by the embedding's name).
             results: one record for each linear that a stage was asked for, solved or not.
         """
-        before = self._records.get(unit, {"linears": {}, "results": []})
+        before = self._records.get(unit, {"linears": {}})
         rounded = {name: self._read(unit, name) for name in before["linears"]} | dict(rounded)
         tensors: dict[str, Tensor] = {}
         for name, matrix in rounded.items():
             tensors[name + ".codes"] = pack(matrix.codes, matrix.bits)
             tensors[name + ".scale"], tensors[name + ".zero"] = matrix.scale, matrix.zero
-        storage.write_file(self._shard(unit), tensors)
+        shard = self._folder / f"{self._key(unit).replace('/', '-')}.safetensors"
+        storage.write_file(shard, tensors)
         record = {
+            "shard": shard.name,
             "linears": {
                 name: {
                     "columns": m.codes.shape[1],
@@ -79,9 +106,9 @@ class Student:
                 }
                 for name, m in rounded.items()
             },
-            "results": before["results"] + [dataclasses.asdict(result) for result in results],
+            "results": [dataclasses.asdict(result) for result in results],
         }
-        storage.write_text(self._shard(unit).with_suffix(".json"), json.dumps(record) + "\n")
+        self._ledger.add(self._key(unit), record, [shard])
         self._records[unit] = record
 
     def rounded(self, name: str) -> Rounded | None:
@@ -115,10 +142,11 @@ class Student:
     def _read(self, unit: int, name: str) -> Rounded:
         scheme = self._records[unit]["linears"][name]
         names = [f"{name}.{part}" for part in ("codes", "scale", "zero")]
-        words, scale, zero = storage.read_file(self._shard(unit), names).values()
+        words, scale, zero = storage.read_file(
+            self._folder / self._records[unit]["shard"], names
+        ).values()
         codes = unpack(words, scheme["bits"], scheme["columns"])
         return Rounded(codes, scale, zero, scheme["bits"], scheme["group_size"], scheme["sym"])
 
-    def _shard(self, unit: int) -> Path:
-        name = "head" if unit == HEAD else f"block-{unit:05d}"
-        return self._folder / f"{name}.safetensors"
+    def _key(self, unit: int) -> str:
+        return f"stage-{self._stage}/{'head' if unit == HEAD else f'block-{unit:05d}'}"

@@ -1,49 +1,115 @@
-"""One finished output: made under another name, given its own when it is whole."""
+"""One finished output: made under another name, given its own when it is whole.
+
+``OUT.partial`` belongs to one run at a time. It stays when a run that has finished anything is cut
+short, and the same run goes on there; it becomes ``OUT``, or ``OUT.rejected`` when a gate was
+missed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from compress import storage
-from compress.errors import ArtifactError, RequestError
+from compress.errors import ArtifactError, GateMissed, RequestError
+
+WORK = ".work"  # the subfolder for what only the run needs
+JOURNAL = f"{WORK}/journal.jsonl"  # there is something to go on from
+_UNFINISHED = ("*.tmp", "*.part")
 
 
 @contextlib.contextmanager
-def in_the_making(out: Path) -> Iterator[Path]:
-    """The folder in which `out` is made: renamed when all is done, removed when anything fails.
+def in_the_making(out: Path, *, fresh: bool = False) -> Iterator[Path]:
+    """The folder in which `out` is made, maybe begun by an earlier run that was cut short.
 
-    It holds a subfolder ``.work`` for what only the run needs.
+    Args:
+        out: what to make.
+        fresh: forget what an earlier run has begun.
 
     Raises:
-        ArtifactError: `out`, or the unfinished work of another run, is there already.
+        ArtifactError: `out` is there already, or another run is at work, or what is in the way
+            is no unfinished run.
         RequestError: nothing can be made there.
     """
-    if out.exists():
-        raise ArtifactError(
-            f"{out}: exists. A finished output is never written over: choose another --out, or "
-            "move it away."
-        )
-    partial = out.with_name(out.name + ".partial")
-    if partial.exists():
-        raise ArtifactError(
-            f"{partial}: exists: another run is at work there, or one was killed. Remove it, or "
-            "choose another --out."
-        )
+    partial, rejected = beside(out, "partial"), beside(out, "rejected")
+    _refuse_finished(out, rejected)
+    with _mine(partial):
+        try:
+            _tidy(partial, fresh=fresh)
+            yield partial
+        except GateMissed:
+            _rename(partial, rejected)
+            raise
+        except BaseException:
+            if not (partial / JOURNAL).is_file():
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _rename(partial, out)
+
+
+def beside(out: Path, ending: str) -> Path:
+    """`OUT.ending`."""
+    return out.with_name(f"{out.name}.{ending}")
+
+
+def _refuse_finished(out: Path, rejected: Path) -> None:
+    for path in (out, rejected):
+        if path.exists():
+            shutil.rmtree(path / WORK, ignore_errors=True)  # of a run cut short in its last moment
+            raise ArtifactError(
+                f"{path}: exists. What a run has finished is never written over: choose another "
+                "--out, or move it away."
+            )
+
+
+@contextlib.contextmanager
+def _mine(partial: Path) -> Iterator[None]:
+    """Hold the folder against other runs; the system lets go of it however this one ends."""
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_RDONLY)
     except OSError as error:
         raise RequestError(
             f"{partial}: cannot be made ({error.strerror}). Choose another --out."
         ) from error
     try:
-        (partial / ".work").mkdir()
-        yield partial
-        shutil.rmtree(partial / ".work")
-        partial.rename(out)
-        storage.sync_folder(out.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            gone = not os.path.samestat(os.fstat(descriptor), partial.stat())
+        except OSError as error:
+            raise ArtifactError(
+                f"{partial}: exists: another run is at work there. Wait for it, or choose another "
+                "--out."
+            ) from error
+        if gone:
+            raise ArtifactError(f"{partial}: another run has just finished there.")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _tidy(partial: Path, *, fresh: bool) -> None:
+    """Make the folder ready for work, and remove what a killed run had not finished writing."""
+    work = partial / WORK
+    if not work.is_dir() and any(partial.iterdir()):
+        raise ArtifactError(
+            f"{partial}: exists, and is no unfinished run. Move it away, or choose another --out."
+        )
+    if fresh or not (partial / JOURNAL).is_file():
+        for path in partial.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    work.mkdir(exist_ok=True)
+    for pattern in _UNFINISHED:
+        for path in (*partial.glob(pattern), *work.glob(pattern)):
+            path.unlink()
+
+
+def _rename(partial: Path, finished: Path) -> None:
+    """Give the folder its name; what only the run needed goes last, so that no crash loses both."""
+    partial.rename(finished)
+    storage.sync_folder(finished.parent)
+    shutil.rmtree(finished / WORK)

@@ -16,7 +16,7 @@ from compress.errors import CalibrationError, RecipeError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from compress.recipe.schema import Calibration
+    from compress.recipe.schema import Calibration, Recipe
 
 # generate(samples, seq_len, seed, **what the set says) -> [samples, seq_len] int64
 Generate = Callable[..., Tensor]
@@ -59,6 +59,27 @@ def load(
         ids, calibration.samples, calibration.seq_len, calibration.seed,
         shuffle=shuffle, source=source, revision=revision,
     )  # fmt: skip
+
+
+def of_recipe(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, generate: Generate
+) -> Windows | None:
+    """The windows that a recipe asks for, None when no stage looks at any; a lock's promise is held.
+
+    Raises:
+        CalibrationError: as `load`, or the text is not the one that was locked.
+    """
+    if not recipe.needs_calibration:
+        return None
+    windows = load(recipe.calibration, tokenizer, generate=generate)
+    promised = recipe.resolved.calibration_fingerprint
+    if promised not in (None, windows.fingerprint):
+        raise CalibrationError(
+            f"calibration.set {recipe.calibration.set}: its fingerprint is {windows.fingerprint}, "
+            f"the lock says {promised}. The text, the tokenizer or the machine that wrote it has "
+            "changed."
+        )
+    return windows
 
 
 def describe(calibration: Calibration) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from compress.cli import console
-from compress.errors import RequestError
+from compress.errors import RequestError, RunError
 
 if TYPE_CHECKING:
     from compress.pipeline import Outcome
@@ -49,10 +49,16 @@ def apply(
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget what an unfinished run has left at --out.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a smaller model by a recipe, and measure what it cost."""
+    """Make a smaller model by a recipe, and measure what it cost.
+
+    Cut short, the same command goes on where it stopped.
+    """
     from compress.recipe.load import locate
 
     located = locate(recipe, sets or ())
@@ -68,8 +74,9 @@ def apply(
                 threads=threads,
                 watch=watch,
                 places=located.places,
+                fresh=fresh,
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RunError):
         console.say(left_behind(folder))
         raise
     _tell(outcome, json=json, quiet=quiet)
@@ -121,11 +128,11 @@ def short_name(model: str) -> str:
 
 
 def left_behind(folder: Path) -> str:
-    """Say in one line what an interrupted run left on disk."""
+    """Say in one line what a run that was cut short left on disk."""
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
-        return f"Interrupted. {partial} holds the unfinished run; {folder} was not made."
-    return "Interrupted. Nothing was left on disk."
+        return f"Cut short. {partial} holds what is finished; the same command goes on from there."
+    return "Cut short. Nothing was left on disk."
 
 
 def _locked_device(recipe: Recipe, device: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compress.calibrate import sets
 from compress.errors import CalibrationError
+from compress.evaluate import harness
 from compress.evaluate.harness import Answers, Bench
 from compress.evaluate.samples import answers
 from compress.evaluate.text import Reading, divergence, perplexity
@@ -29,6 +30,30 @@ class Judgement:
 
     perplexity: Perplexity
     tasks: tuple[TaskScore, ...]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What the suite's texts say of teacher and student."""
+
+    before: Perplexity
+    after: Perplexity
+    divergence: Divergence
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What teacher and student scored on the suite's tasks."""
+
+    before: tuple[TaskScore, ...]
+    after: tuple[TaskScore, ...]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What teacher and student answered to the suite's prompts."""
+
+    samples: tuple[Sample, ...]
 
 
 @dataclass(frozen=True)
@@ -55,22 +80,39 @@ class Judge:
         for text in dict.fromkeys((self.suite.perplexity, self.suite.divergence)):
             self._text(text)
 
-    def compare(
-        self, teacher: Teacher, student: Weights
-    ) -> tuple[Judgement, Judgement, Divergence, tuple[Sample, ...]]:
-        """Judge both; the teacher's part is kept in the cache and done once."""
+    def check_tasks(self) -> None:
+        """Find the suite's tasks, for their mistakes to come before any long work.
+
+        Raises:
+            EvaluationError: a task is unknown, cannot be fetched, or is of a kind not supported.
+        """
+        harness.check(self.suite.tasks, self.suite.lm_eval_tasks)
+
+    def read(self, teacher: Teacher, student: Weights) -> Reads:
+        """Both read the suite's texts; what the teacher says of them is kept in the cache."""
         texts = dict.fromkeys((self.suite.perplexity, self.suite.divergence))
         read = {t: (self._teacher_reads(teacher, t), self._reads(student, t)) for t in texts}
-        losses = [perplexity(reading) for reading in read[self.suite.perplexity]]
-        diverged = divergence(*read[self.suite.divergence])
-        before = self._ask(teacher, teacher.fingerprint)
-        after = self._ask(student)
-        return (
-            Judgement(losses[0], before.scores),
-            Judgement(losses[1], _with_flips(after, before)),
-            diverged,
-            self._samples(teacher, student),
-        )
+        before, after = (perplexity(reading) for reading in read[self.suite.perplexity])
+        return Reads(before, after, divergence(*read[self.suite.divergence]))
+
+    def ask(self, teacher: Teacher, student: Weights) -> Asked:
+        """Both answer the suite's tasks; the teacher's answers are kept in the cache."""
+        before, after = self._ask(teacher, teacher.fingerprint), self._ask(student)
+        return Asked(before.scores, _with_flips(after, before))
+
+    def say(self, teacher: Weights, student: Weights) -> Said:
+        """Both answer the suite's prompts, greedily."""
+        wanted = self.suite.samples
+        if wanted is None or not wanted.prompts:
+            return Said(())
+        said = [
+            answers(
+                weights, self.tokenizer, wanted.prompts, max_new_tokens=wanted.max_new_tokens,
+                device=self.device, dtype=self.dtype,
+            )
+            for weights in (teacher, student)
+        ]  # fmt: skip
+        return Said(tuple(Sample(*three) for three in zip(wanted.prompts, *said, strict=True)))
 
     def alone(self, weights: Weights) -> Judgement:
         """Judge one model that has no teacher at hand."""
@@ -106,19 +148,6 @@ class Judge:
         return bench.ask(
             weights, suite.tasks, suite.lm_eval_tasks, suite.limit, fingerprint=fingerprint
         )
-
-    def _samples(self, teacher: Weights, student: Weights) -> tuple[Sample, ...]:
-        wanted = self.suite.samples
-        if wanted is None or not wanted.prompts:
-            return ()
-        said = [
-            answers(
-                weights, self.tokenizer, wanted.prompts, max_new_tokens=wanted.max_new_tokens,
-                device=self.device, dtype=self.dtype,
-            )
-            for weights in (teacher, student)
-        ]  # fmt: skip
-        return tuple(Sample(*three) for three in zip(wanted.prompts, *said, strict=True))
 
     def _watch(self, who: str) -> Watch:
         watch = self.watch

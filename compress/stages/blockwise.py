@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 
 import torch
@@ -28,8 +28,8 @@ from compress.surgery.walk import Walk
 
 Solution = tuple[dict[str, Rounded], list[LinearResult]]
 Solve = Callable[[Sequence[Linear], Mapping[str, Tensor], Tensor], Solution]
-"""Solve linears that share an input: given them, their weights [O, I] float32 by name and their
-Hessian [I, I], return the codes of those that were solved and a record of each."""
+"""Solve linears that share an input: given them, their weights [O, I] by name and their Hessian
+[I, I], return the codes of those that were solved and a record of each."""
 
 
 def give_back_memory() -> None:
@@ -78,25 +78,72 @@ def solve_blocks(
         One record a linear, and what gives the normed final hidden states [B, T, D] of the solved
         model to whoever asks.
     """
-    walk = Walk(student, device=context.device, dtype=context.dtype)
-    parts = _activations(walk, context)
+    stream = _Stream(student, context)
     blocks = student.anatomy.blocks
     solve_block = _in_order if true_sequential else _at_once
     results: list[LinearResult] = []
     for block in blocks:
+        groups = _sharing(block, wanted)
+        if not groups:
+            continue
         told = partial(context.tell, step, block.index, len(blocks))
-        stored = student.block(block.index)
-        with walk.filled(block.index, stored) as module:
-            groups = _sharing(block, wanted)
-            here = _Block(
-                walk, block, module, stored, parts, groups, solve, sinks, context.room, told
-            )
-            rounded, records = solve_block(here)
-        student.commit(block.index, rounded, records)
-        results += records
-        _check(block, parts)
+        found = student.finished(block.index)
+        if found is None:
+            parts = stream.before(block.index)
+            stored = student.block(block.index)
+            with stream.walk.filled(block.index, stored) as module:
+                here = _Block(
+                    stream.walk, block, module, stored, parts, groups, solve, sinks, context.room,
+                    told,
+                )  # fmt: skip
+                rounded, found = solve_block(here)
+            _check(block, parts)
+            student.commit(block.index, rounded, found)
+            stream.passed(block.index)
+        results += found
         context.tell(step, block.index + 1, len(blocks))
-    return results, lambda: torch.cat([walk.finish(part).cpu() for part in parts])
+    return results, stream.final
+
+
+class _Stream:
+    """The activations on their way through a student, taken no further than somebody asks.
+
+    Blocks in which nothing is solved, or which an earlier run has finished, are only walked, and
+    only when a block behind them, or the head, has yet to be solved.
+    """
+
+    def __init__(self, student: Student, context: Context) -> None:
+        self._student, self._context = student, context
+        self._reached = 0
+
+    @cached_property
+    def walk(self) -> Walk:
+        """Built when it is first needed: a run with nothing left to solve never does."""
+        return Walk(self._student, device=self._context.device, dtype=self._context.dtype)
+
+    @cached_property
+    def _parts(self) -> Sequence[Tensor]:
+        return _activations(self.walk, self._context)
+
+    def before(self, index: int) -> Sequence[Tensor]:
+        """The activations that enter block `index`; whoever runs it leaves its outputs there."""
+        parts = self._parts
+        for behind in range(self._reached, index):
+            self._context.tell("catch up", behind, index)
+            with self.walk.filled(behind) as module:
+                for part in parts:
+                    part.copy_(self.walk.call(behind, module, part))
+        self._reached = index
+        return parts
+
+    def passed(self, index: int) -> None:
+        """Take note that the activations have passed a block."""
+        self._reached = index + 1
+
+    def final(self) -> Tensor:
+        """The normed final hidden states [B, T, D]."""
+        parts = self.before(len(self._student.anatomy.blocks))
+        return torch.cat([self.walk.finish(part).cpu() for part in parts])
 
 
 @dataclass(frozen=True)
@@ -137,9 +184,9 @@ class _Block:
         return rounded, records
 
     def weight(self, linear: Linear) -> Tensor:
-        """What is to be rounded: [O, I] float32."""
+        """What is to be rounded: [O, I], in the dtype in which it is stored."""
         stored = self.stored[linear.name + ".weight"].to(self.parts[0].device)
-        return (stored.T if linear.transposed else stored).float().contiguous()
+        return stored.T if linear.transposed else stored
 
     def total(self, group: Sequence[Linear]) -> Tensor:
         """A Hessian to be summed."""
@@ -194,7 +241,7 @@ def _sharing(block: Block, wanted: Callable[[Linear], bool]) -> list[list[Linear
 def _activations(walk: Walk, context: Context) -> Sequence[Tensor]:
     """The inputs of block 0, cut into forwards: views of one tensor."""
     batch, seq_len = context.ids.shape
-    rows = max(1, context.batch_tokens // seq_len)
+    rows = max(1, context.limits.batch_tokens // seq_len)
     shape = (batch, seq_len, walk.embed(context.ids[:1]).shape[-1])
     hidden = context.room(shape, dtype=context.dtype, device=context.device)
     parts: Sequence[Tensor] = hidden.split(rows)

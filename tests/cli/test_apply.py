@@ -75,12 +75,12 @@ def test_interrupt_is_130_and_says_what_is_left(run, pipeline, tmp_path):
     pipeline.fails = KeyboardInterrupt()
     code, out, err = run("apply", "quickstart", "--out", "small")
     assert (code, out) == (130, "")
-    assert err.endswith("Interrupted. Nothing was left on disk.\n")
+    assert err.endswith("Cut short. Nothing was left on disk.\n")
     (tmp_path / "small.partial").mkdir()
     assert run("apply", "quickstart", "--out", "small")[2].endswith(
         left_behind(Path("small")) + "\n"
     )
-    assert "small.partial holds the unfinished run" in left_behind(Path("small"))
+    assert "small.partial holds what is finished" in left_behind(Path("small"))
 
 
 def test_a_device_that_is_not_there_is_a_wrong_request(run, pipeline, monkeypatch):

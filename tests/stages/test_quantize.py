@@ -5,7 +5,9 @@ import torch
 from conftest import CONFIGS
 
 from compress.errors import SolveError
+from compress.journal import Journal
 from compress.recipe.schema import Quantize
+from compress.results import Limits
 from compress.stages import quantize
 from compress.stages.context import Context
 from compress.student import Student
@@ -18,9 +20,9 @@ IDS = torch.randint(0, 256, (8, 32), generator=torch.Generator().manual_seed(0))
 
 def run(folder, scratch, ids=IDS, *, batch_tokens=64, resident_bytes=1 << 30, **fields):
     scratch.mkdir(exist_ok=True)
-    student = Student(open_folder(folder), scratch)
+    student = Student(open_folder(folder), scratch, Journal(scratch / "journal.jsonl", {}))
     context = Context(
-        ids, "cpu", torch.float32, scratch, batch_tokens=batch_tokens, resident_bytes=resident_bytes
+        ids, "cpu", torch.float32, scratch, limits=Limits(batch_tokens, resident_bytes)
     )
     spec = Quantize(**{"group_size": 32, **fields})
     return student, quantize.run(student, spec, context)
@@ -148,7 +150,9 @@ class _Broken:
 
 
 def test_a_linear_that_cannot_be_solved_fails_the_run_by_name(tiny_llama, tmp_path):
-    student = Student(_Broken(open_folder(tiny_llama)), tmp_path)
+    student = Student(
+        _Broken(open_folder(tiny_llama)), tmp_path, Journal(tmp_path / "journal.jsonl", {})
+    )
     context = Context(IDS, "cpu", torch.float32, tmp_path)
     with pytest.raises(SolveError, match=r"layers\.1\.\S+v_proj.*weights hold NaN.*keep_dense"):
         quantize.run(student, Quantize(group_size=32), context)

@@ -1,0 +1,105 @@
+"""Where a run computes, and the facts about it that belong to the run's identity or its record."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import platform
+import resource
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from compress import __version__
+from compress.errors import RequestError
+
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device, and the dtype in which blocks run on it."""
+
+    device: str
+    dtype: torch.dtype
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What of the machine decides the bits of a result."""
+        return {
+            "device": self.device,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "processor": torch.backends.cpu.get_cpu_capability(),
+            "versions": versions(),
+            "code": code_sha256(),
+        }
+
+
+def prepare(
+    device: str, *, dtype: str, seed: int, threads: int | None, locked_device: str | None = None
+) -> Machine:
+    """Set this process up to compute: threads, seed.
+
+    Args:
+        device: cpu or cuda.
+        dtype: of the teacher, as a recipe names it.
+        seed: of everything random.
+        threads: of the processor; torch's choice by default.
+        locked_device: where a lock was made.
+
+    Raises:
+        RequestError: the lock was made elsewhere.
+    """
+    if locked_device not in (None, device):
+        raise RequestError(
+            f"the lock was made on {locked_device}, this run would be on {device}, whose sums "
+            f"round otherwise. Say --device {locked_device}, or run the recipe that was locked."
+        )
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    return Machine(device, compute_dtype(device, dtype))
+
+
+def compute_dtype(device: str, teacher_dtype: str) -> torch.dtype:
+    """bfloat16 where the processor multiplies it faster, unless the teacher is to be float32."""
+    fast = device == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast and teacher_dtype != "float32" else torch.float32
+
+
+def versions() -> dict[str, str]:
+    """Versions of compress, Python and the libraries that compute."""
+    found = {name: version(name) for name in _LIBRARIES}
+    return {"compress": __version__, "python": platform.python_version(), **found}
+
+
+def code_sha256() -> str:
+    """sha256 over the source of compress itself: between releases the version says too little."""
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def peak_memory_bytes() -> int:
+    """The high-water mark of this process's resident memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def hardware() -> str:
+    """Processor and threads, for people to read."""
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        processor = names[0] if names else processor
+    return f"{processor}, {torch.get_num_threads()} threads"
+
+
+def today() -> str:
+    """The date, in UTC."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
