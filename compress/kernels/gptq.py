@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from compress.kernels.grid import round_codes
-from compress.kernels.hessian import Inverse
+from compress.kernels.hessian import Factor
 
 
 def gptq(
     weight: Tensor,
-    inverse: Inverse,
+    factor: Factor,
     scale: Tensor,
     zero: Tensor,
     *,
     bits: int,
-    desc_act: bool = True,
     sweeps: int = 1,
     column_block: int = 128,
 ) -> Tensor:
     """Round a weight column by column, spreading each column's error over those not yet rounded.
 
-    Scales are fixed before (static groups), so act order costs nothing in the layout. Then each
-    sweep visits every column once more and gives it the best code while all others stay: it never
-    raises the damped error.
+    Scales are fixed before (static groups), so the order of columns costs nothing in the layout.
+    Then each sweep visits every column once more and gives it the best code while all others stay:
+    it never raises the damped error. Two copies of the weight are held at a time.
 
     Args:
         weight: [O, I], any float; read, never written. Dead columns are taken as zero.
-        inverse: the damped Hessian of its inputs and the inverse of that, [I, I].
+        factor: of the damped inverse Hessian of its inputs, in the order of visit.
         scale: [O, G] float32; column i belongs to group i // (I / G).
         zero: [O, G] float32, whole numbers.
         bits: width of the integer grid, 2 to 8.
-        desc_act: visit columns by falling diagonal of the Hessian.
         sweeps: rounds of coordinate descent afterwards.
         column_block: columns updated at once; changes speed, never the result.
 
@@ -42,51 +42,75 @@ def gptq(
     Source: Frantar et al. 2023, arXiv:2210.17323, Algorithm 1; act order after the authors' code;
         the sweeps after Behdin et al. 2023 (QuantEase), arXiv:2309.01885.
     """
-    W = weight.float().masked_fill(inverse.dead, 0.0).T  # [I, O]
-    size = W.shape[0] // scale.shape[1]
-    S, Z = (t.repeat_interleave(size, 1).T.contiguous() for t in (scale, zero))  # [I, O]
-    order = torch.arange(W.shape[0], device=W.device)
-    if desc_act:
-        order = torch.argsort(inverse.damped.diagonal(), descending=True, stable=True)
-    codes = torch.empty_like(S)
-    codes[order] = _round_in_order(
-        W[order], inverse.factor(order), S[order], Z[order], bits, column_block
-    )
+    rows, columns = weight.shape
+    grid = _Grid(scale.T.contiguous(), zero.T.contiguous(), columns // scale.shape[1], bits)
+    codes = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
+    _round_in_order(codes, _living(weight, factor)[factor.order], factor, grid, column_block)
     for _ in range(sweeps):
-        _sweep(codes, W, inverse.damped, S, Z, bits=bits, column_block=column_block)
-    return codes.T.byte().contiguous()
+        gradient = factor.damped @ _error(_living(weight, factor), codes, grid)
+        _sweep(codes, gradient, factor.damped, grid, column_block)
+    return codes.T.contiguous()
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The scales and zeros [G, O] of a matrix whose columns are rows here; `size` share one."""
+
+    scale: Tensor
+    zero: Tensor
+    size: int
+    bits: int
+
+    def of(self, column: int) -> tuple[Tensor, Tensor]:
+        """Scale and zero of one column, [O] each."""
+        return self.scale[column // self.size], self.zero[column // self.size]
+
+
+def _living(weight: Tensor, factor: Factor) -> Tensor:
+    """A copy of the weight with dead columns zero, turned: [I, O]."""
+    return weight.float().masked_fill(factor.dead, 0.0).T
 
 
 def _round_in_order(
-    rest: Tensor, U: Tensor, S: Tensor, Z: Tensor, bits: int, column_block: int
-) -> Tensor:
-    """Algorithm 1 on [I, O], so that each step touches memory in order; writes `rest`."""
-    columns = rest.shape[0]
-    Q = torch.empty_like(rest)
+    codes: Tensor, rest: Tensor, factor: Factor, grid: _Grid, column_block: int
+) -> None:
+    """Algorithm 1 on [I, O], so that each step touches memory in order; writes `codes`, `rest`."""
+    U, order, columns = factor.upper, factor.order.tolist(), rest.shape[0]
     for start in range(0, columns, column_block):
         stop = min(start + column_block, columns)
         block, errors = rest[start:stop], torch.empty_like(rest[start:stop])
         for j, c in enumerate(range(start, stop)):
-            Q[c] = round_codes(block[j], S[c], Z[c], bits)
-            errors[j] = (block[j] - (Q[c] - Z[c]) * S[c]) / U[c, c]
+            scale, zero = grid.of(order[c])
+            best = round_codes(block[j], scale, zero, grid.bits)
+            codes[order[c]] = best
+            errors[j] = (block[j] - (best - zero) * scale) / U[c, c]
             block[j + 1 :].addr_(U[c, c + 1 : stop], errors[j], alpha=-1)
         rest[stop:].addmm_(U[start:stop, stop:].T, errors, alpha=-1)
-    return Q
 
 
-def _sweep(
-    codes: Tensor, W: Tensor, H: Tensor, S: Tensor, Z: Tensor, *, bits: int, column_block: int
-) -> None:
-    """Give each column its best codes while all others stay, one by one; writes codes [I, O]."""
-    gradient = H @ (W - (codes - Z) * S)  # [I, O], half the gradient of the error
+def _error(W: Tensor, codes: Tensor, grid: _Grid) -> Tensor:
+    """W [I, O] less what its codes stand for; W becomes it."""
+    for start in range(0, W.shape[0], grid.size):
+        scale, zero = grid.of(start)
+        W[start : start + grid.size] -= (codes[start : start + grid.size] - zero) * scale
+    return W
+
+
+def _sweep(codes: Tensor, gradient: Tensor, H: Tensor, grid: _Grid, column_block: int) -> None:
+    """Give each column its best codes while all others stay, one by one; writes codes [I, O].
+
+    `gradient` [I, O] is half that of the error, H times it; written too.
+    """
     curvature = H.diagonal()
-    for start in range(0, W.shape[0], column_block):
-        stop = min(start + column_block, W.shape[0])
+    for start in range(0, len(codes), column_block):
+        stop = min(start + column_block, len(codes))
         block, moved = gradient[start:stop].clone(), torch.empty_like(gradient[start:stop])
         for j, c in enumerate(range(start, stop)):
-            wanted = (codes[c] - Z[c]) * S[c] + block[j] / curvature[c]
-            best = round_codes(wanted, S[c], Z[c], bits)
-            moved[j] = (codes[c] - best) * S[c]
+            scale, zero = grid.of(c)
+            here = codes[c].float()
+            wanted = (here - zero) * scale + block[j] / curvature[c]
+            best = round_codes(wanted, scale, zero, grid.bits)
+            moved[j] = (here - best) * scale
             codes[c] = best
             block.addr_(H[start:stop, c], moved[j])
         gradient.addmm_(H[:, start:stop], moved)

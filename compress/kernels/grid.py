@@ -36,8 +36,9 @@ class Rounded:
     def dequantize(self) -> Tensor:
         """The weights these codes stand for: [O, I] float32."""
         rows, columns = self.codes.shape
-        codes = self.codes.view(rows, -1, self.group_size).float()
-        return ((codes - self.zero[..., None].float()) * self.scale[..., None]).view(rows, columns)
+        weight = self.codes.view(rows, -1, self.group_size).float()
+        weight.sub_(self.zero[..., None]).mul_(self.scale[..., None])  # one copy, not three
+        return weight.view(rows, columns)
 
 
 def storable(scale: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def storable(scale: Tensor) -> Tensor:
 
 def round_codes(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
     """The nearest codes, as floats, where all arguments broadcast; halves go to even."""
-    return torch.round(weight / scale + zero).clamp_(0, 2**bits - 1)
+    return (weight / scale).add_(zero).round_().clamp_(0, 2**bits - 1)
 
 
 def fit(

@@ -44,10 +44,21 @@ def mean(total: Tensor, tokens: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Inverse:
-    """The damped inverse of a Hessian, in the forms that solvers ask for.
+class Factor:
+    """What GPTQ asks of a Hessian: the upper Cholesky factor of its damped inverse."""
 
-    Those are [I, I]; `damped` is what was inverted.
+    damped: Tensor  # [I, I]
+    upper: Tensor  # [I, I], rows and columns in `order`
+    order: Tensor  # [I], in which columns are visited
+    dead: Tensor  # [I] bool: inputs that were always zero
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """A damped Hessian and its inverse, [I, I] both.
+
+    `damped` is the Hessian that was given, its diagonal raised: with a large I, copies are what a
+    solver's peak is made of.
     """
 
     damped: Tensor
@@ -60,17 +71,21 @@ class Inverse:
         """[I]: how the error grows when one weight moves and all others make up for it."""
         return 1 / self.inverse.diagonal()
 
-    def factor(self, order: Tensor) -> Tensor:
-        """The upper Cholesky factor [I, I] of the inverse, its columns visited in `order`."""
-        upper: Tensor = torch.linalg.cholesky(self.inverse[order[:, None], order], upper=True)
-        return upper
+    def factor(self, *, desc_act: bool) -> Factor:
+        """Factor the inverse, columns visited as they come or by falling diagonal of the damped."""
+        order = torch.arange(len(self.dead), device=self.dead.device)
+        if desc_act:
+            order = torch.argsort(self.damped.diagonal(), descending=True, stable=True)
+        upper = self.inverse.T[order[:, None], order].T  # by columns, as LAPACK writes: in place
+        torch.linalg.cholesky(upper, upper=True, out=upper)
+        return Factor(self.damped, upper, order, self.dead)
 
 
 def invert(hessian: Tensor, damp_percent: float) -> Inverse:
     """Damp a Hessian, raising the damping tenfold until it can be inverted.
 
     Args:
-        hessian: [I, I] float32, mean of x xᵀ, undamped; read only.
+        hessian: [I, I] float32, mean of x xᵀ; written: its diagonal is damped, also on an error.
         damp_percent: fraction of mean(diag) added to the diagonal; 0.01 is 1 %.
 
     Raises:
@@ -85,17 +100,23 @@ def invert(hessian: Tensor, damp_percent: float) -> Inverse:
     average = diagonal.mean()
     damp = damp_percent
     while damp <= max(1.0, damp_percent):
-        damped = hessian.clone()
-        damped.diagonal().copy_(diagonal + damp * average)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            if not torch.linalg.cholesky_ex(inverse).info:
-                return Inverse(damped, inverse, damp, dead)
+        hessian.diagonal().copy_(diagonal + damp * average)
+        if (inverse := _inverse(hessian)) is not None:
+            return Inverse(hessian, inverse, damp, dead)
         damp = max(damp * 10, 1e-4)
     raise SolveError(
         f"its hessian is not positive definite, with damp_percent raised from {damp_percent} to 1.0"
     )
+
+
+def _inverse(damped: Tensor) -> Tensor | None:
+    """The inverse [I, I], None where it or the matrix is not positive definite in float32."""
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        return None
+    inverse: Tensor = torch.cholesky_inverse(lower)
+    del lower  # [I, I], before the next one is made
+    return None if torch.linalg.cholesky_ex(inverse).info else inverse
 
 
 def output_errors(weight: Tensor, rounded: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,11 +124,15 @@ def output_errors(weight: Tensor, rounded: Tensor, hessian: Tensor) -> tuple[Ten
 
     Args:
         weight: W, [O, I] float32.
-        rounded: Q, [O, I] float32.
+        rounded: Q, [O, I] float32; written: it becomes Q - W.
         hessian: [I, I] float32.
 
     Returns:
         Two [O].
     """
-    difference = weight - rounded
-    return ((difference @ hessian) * difference).sum(1), ((weight @ hessian) * weight).sum(1)
+    return _quadratic(rounded.sub_(weight), hessian), _quadratic(weight, hessian)
+
+
+def _quadratic(rows: Tensor, hessian: Tensor) -> Tensor:
+    """For each row x of [O, I], x H xᵀ."""
+    return (rows @ hessian).mul_(rows).sum(1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -13,12 +13,9 @@ from compress.anatomy import Linear
 from compress.errors import SolveError
 from compress.kernels.gptq import gptq
 from compress.kernels.grid import Rounded, fit, round_to_nearest
-from compress.kernels.hessian import Inverse, invert, output_errors
+from compress.kernels.hessian import Factor, invert, output_errors
 from compress.recipe.scheme import Scheme
-from compress.results import LinearResult
-
-# Rows solved at once: bounds the memory of a head, which is far taller than any other linear.
-_ROWS = 16384
+from compress.results import Limits, LinearResult
 
 
 @dataclass(frozen=True)
@@ -27,27 +24,34 @@ class Rounder:
 
     schemes: Mapping[str, Scheme]
     on_unsolvable: str
+    rows: int = Limits().solve_rows  # of a stack, solved at once
 
     def __call__(
-        self, linears: Sequence[Linear], weights: Mapping[str, Tensor], hessian: Tensor
+        self, linears: Sequence[Linear], weights: Mapping[str, Tensor], hessian: Tensor | None
     ) -> tuple[dict[str, Rounded], list[LinearResult]]:
         """Round linears that share an input; see `blockwise.Solve`.
+
+        Args:
+            linears: in any order; neighbours of one scheme are solved together.
+            weights: [O, I] by name, any float, mapped maybe: a few rows at a time become float32.
+            hessian: [I, I] float32, damped for a while and given back; None where no scheme needs
+                one, and errors are those of the weights themselves.
 
         Raises:
             SolveError: one cannot be solved and the recipe does not say to keep it dense.
         """
         rounded: dict[str, Rounded] = {}
         results: list[LinearResult] = []
-        broken = [x for x in linears if not torch.isfinite(weights[x.name]).all()]
+        broken = [x for x in linears if not _finite(weights[x.name], self.rows)]
         for linear in broken:
             error = SolveError("its weights hold NaN or infinite values")
             results.append(self._unsolved(linear, self.schemes[linear.name], error))
         sound = [linear for linear in linears if linear not in broken]
         for scheme, same in groupby(sound, key=lambda linear: self.schemes[linear.name]):
             members = list(same)
-            stacked = torch.cat([weights[linear.name] for linear in members])
+            stack = [weights[linear.name] for linear in members]
             try:
-                solution = _round(stacked, hessian, scheme)
+                solution = _round(stack, hessian, scheme, self.rows)
             except SolveError as error:
                 results += [self._unsolved(linear, scheme, error) for linear in members]
                 continue
@@ -75,18 +79,19 @@ class _Solution:
     rounded: Rounded
     error: Tensor
     energy: Tensor
-    inverse: Inverse | None
+    damp_percent: float | None = None
+    dead_columns: int = 0
 
     def split(self, linears: Sequence[Linear]) -> list[_Solution]:
         """The rows of each linear of the stack."""
         r, sizes = self.rounded, [linear.out_features for linear in linears]
         columns = (r.codes, r.scale, r.zero, self.error, self.energy)
         return [
-            _Solution(
-                Rounded(codes, scale, zero, r.bits, r.group_size, r.sym),
-                error,
-                energy,
-                self.inverse,
+            replace(
+                self,
+                rounded=replace(r, codes=codes, scale=scale, zero=zero),
+                error=error,
+                energy=energy,
             )
             for codes, scale, zero, error, energy in zip(
                 *(t.split(sizes) for t in columns), strict=True
@@ -100,51 +105,93 @@ class _Solution:
             linear.name, linear.block, linear.role, scheme.method, "solved",
             scheme.bits, scheme.group_size,
             relative_error=float(self.error.sum()) / energy if energy else 0.0,
-            damp_percent=self.inverse.damp_percent if self.inverse else None,
-            dead_columns=int(self.inverse.dead.sum()) if self.inverse else 0,
+            damp_percent=self.damp_percent,
+            dead_columns=self.dead_columns,
         )  # fmt: skip
 
 
-def _round(weight: Tensor, hessian: Tensor, scheme: Scheme) -> _Solution:
-    """Round a weight [O, I] by slices of rows: given the Hessian [I, I], rows are independent."""
-    inverse = invert(hessian, scheme.damp_percent) if scheme.needs_hessian else None
-    parts = [_round_rows(rows, hessian, inverse, scheme) for rows in weight.split(_ROWS)]
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0].rounded
-    codes, scale, zero = (
-        torch.cat([getattr(part.rounded, name) for part in parts])
-        for name in ("codes", "scale", "zero")
-    )
-    whole = Rounded(codes, scale, zero, first.bits, first.group_size, first.sym)
-    error, energy = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("error", "energy")
-    )
-    return _Solution(whole, error, energy, inverse)
+def _round(stack: Sequence[Tensor], hessian: Tensor | None, scheme: Scheme, rows: int) -> _Solution:
+    """Round matrices [O, I] by slices of rows: given the Hessian [I, I], rows are independent."""
+    damp_percent, dead = None, 0
+    if hessian is None or not scheme.needs_hessian:
+        parts = [_rounded(part, None, None, scheme) for part in _slices(stack, rows)]
+    else:
+        parts, damp_percent, dead = _solved(stack, hessian, scheme, rows)
+    errors = [
+        _errors(weight, part, hessian)
+        for weight, part in zip(_slices(stack, rows), parts, strict=True)
+    ]
+    error, energy = (torch.cat(column) for column in zip(*errors, strict=True))
+    return _Solution(_joined(parts), error, energy, damp_percent, dead)
 
 
-def _round_rows(
-    weight: Tensor, hessian: Tensor, inverse: Inverse | None, scheme: Scheme
-) -> _Solution:
-    importance = inverse.curvature if inverse else None
+def _solved(
+    stack: Sequence[Tensor], hessian: Tensor, scheme: Scheme, rows: int
+) -> tuple[list[Rounded], float, int]:
+    """The slices solved, what damping it took, and how many columns were dead."""
+    undamped = hessian.diagonal().clone()
+    try:
+        inverse = invert(hessian, scheme.damp_percent)
+        importance, damp_percent = inverse.curvature, inverse.damp_percent
+        dead = int(inverse.dead.sum())
+        factor = inverse.factor(desc_act=scheme.desc_act) if scheme.method == "gptq" else None
+        del inverse  # [I, I]: beside the Hessian only its factor stays
+        solved = [_rounded(part, importance, factor, scheme) for part in _slices(stack, rows)]
+    finally:
+        hessian.diagonal().copy_(undamped)
+    return solved, damp_percent, dead
+
+
+def _rounded(
+    weight: Tensor, importance: Tensor | None, factor: Factor | None, scheme: Scheme
+) -> Rounded:
     scale, zero = fit(
         weight, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym,
         search=scheme.scale_search, importance=importance,
     )  # fmt: skip
-    if scheme.method == "gptq" and inverse is not None:
-        codes = gptq(
-            weight,
-            inverse,
-            scale,
-            zero,
-            bits=scheme.bits,
-            desc_act=scheme.desc_act,
-            sweeps=scheme.sweeps,
-        )
-        rounded = Rounded(
-            codes, scale, zero.byte(), scheme.bits, weight.shape[1] // scale.shape[1], scheme.sym
-        )
-    else:
-        rounded = round_to_nearest(weight, scale, zero, bits=scheme.bits, sym=scheme.sym)
-    error, energy = output_errors(weight, rounded.dequantize(), hessian)
-    return _Solution(rounded, error, energy, inverse)
+    if factor is None:
+        return round_to_nearest(weight, scale, zero, bits=scheme.bits, sym=scheme.sym)
+    codes = gptq(weight, factor, scale, zero, bits=scheme.bits, sweeps=scheme.sweeps)
+    size = weight.shape[1] // scale.shape[1]
+    return Rounded(codes, scale, zero.byte(), scheme.bits, size, scheme.sym)
+
+
+def _errors(weight: Tensor, rounded: Rounded, hessian: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What `output_errors` says, or the squares of the weights where no inputs were seen."""
+    if hessian is not None:
+        return output_errors(weight, rounded.dequantize(), hessian)
+    return rounded.dequantize().sub_(weight).square_().sum(1), weight.square().sum(1)
+
+
+def _slices(stack: Sequence[Tensor], rows: int) -> Iterator[Tensor]:
+    """The rows of several matrices one after another, cut: each [at most `rows`, I] float32."""
+    cut: list[Tensor] = []
+    for matrix in stack:
+        start = 0
+        while start < len(matrix):
+            room = rows - sum(map(len, cut))
+            cut.append(matrix[start : start + room])
+            start += room
+            if sum(map(len, cut)) == rows:
+                yield _stacked(cut)
+                cut = []
+    if cut:
+        yield _stacked(cut)
+
+
+def _stacked(cut: Sequence[Tensor]) -> Tensor:
+    whole = cut[0] if len(cut) == 1 else torch.cat(list(cut))
+    return whole.float().contiguous()
+
+
+def _joined(parts: Sequence[Rounded]) -> Rounded:
+    if len(parts) == 1:
+        return parts[0]
+    codes, scale, zero = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scale", "zero")
+    )
+    return replace(parts[0], codes=codes, scale=scale, zero=zero)
+
+
+def _finite(matrix: Tensor, rows: int) -> bool:
+    return all(bool(torch.isfinite(part).all()) for part in matrix.split(rows))

@@ -22,12 +22,13 @@ def problem():
 
 
 def solve(weight, hessian, *, bits=4, group_size=32, sym=True, **options):
-    inverse = invert(hessian, 0.01)
+    inverse = invert(hessian.clone(), 0.01)
     scale, zero = fit(
         weight, bits=bits, group_size=group_size, sym=sym, search="hessian",
         importance=inverse.curvature,
     )  # fmt: skip
-    codes = gptq(weight, inverse, scale, zero, bits=bits, **options)
+    factor = inverse.factor(desc_act=True)
+    codes = gptq(weight, factor, scale, zero, bits=bits, **options)
     return Rounded(codes, scale, zero.byte(), bits, COLUMNS // scale.shape[1], sym), inverse, zero
 
 

@@ -35,14 +35,24 @@ def test_bfloat16_products_leave_no_setting_behind():
 
 def test_the_inverse_is_that_of_the_damped_hessian_and_its_factor_is_reordered_with_it():
     matrix = hessian([INPUTS])
-    inverse = invert(matrix, 0.01)
+    inverse = invert(matrix.clone(), 0.01)
     damped = matrix.double() + 0.01 * matrix.diagonal().mean() * torch.eye(640)
     exact = torch.linalg.inv(damped)
     assert (inverse.inverse - exact).norm() / exact.norm() < 1e-3
-    order = torch.randperm(640, generator=torch.Generator().manual_seed(3))
-    upper = inverse.factor(order)
-    assert torch.allclose(upper.T @ upper, inverse.inverse[order][:, order], atol=1e-5)
-    assert torch.equal(upper, upper.triu())
+    for desc_act in (False, True):
+        factor = inverse.factor(desc_act=desc_act)
+        order, upper = factor.order, factor.upper
+        assert torch.equal(upper, upper.triu())
+        assert torch.allclose(upper.T @ upper, inverse.inverse[order][:, order], atol=1e-5)
+        falling = matrix.diagonal()[order].diff().max() <= 0
+        assert falling if desc_act else torch.equal(order, torch.arange(640))
+
+
+def test_inverting_writes_the_diagonal_alone():
+    matrix = hessian([INPUTS])
+    damped = invert(matrix.clone(), 0.01).damped
+    assert torch.all(damped.diagonal() > matrix.diagonal())
+    assert torch.equal(damped.fill_diagonal_(0), matrix.fill_diagonal_(0))
 
 
 def test_damping_is_raised_when_it_does_not_suffice_and_says_so():
