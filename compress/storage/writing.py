@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 R = TypeVar("R")
+_HELD_BYTES = 256 * 1024**2  # of a shard in the making; what comes after waits in mapped files
 
 
 def write_file(
@@ -109,20 +111,32 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def reserve(path: Path, nbytes: int) -> None:
-    """Make a file of `nbytes` that really has its room on disk, so that mapping it cannot fail.
+def mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """An empty tensor in a file without a name: its pages can leave memory, and it goes with it.
+
+    Args:
+        path: where the file is made, to be unlinked at once.
+        shape: of the tensor.
+        dtype: of the tensor.
 
     Raises:
-        StorageError: the disk is full.
+        StorageError: the disk is full. Its room is taken now, so that no write can fail later.
     """
+    import torch
+
+    count = math.prod(shape)
     try:
         with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, nbytes)
+            os.posix_fallocate(file.fileno(), 0, max(1, count * dtype.itemsize))
+        tensor = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(*shape)
+        path.unlink()
     except OSError as error:
+        path.unlink(missing_ok=True)
         raise StorageError(
-            f"{path}: no room for {nbytes:,} bytes of activations ({error.strerror}). Free some "
+            f"{path}: no room for {count * dtype.itemsize:,} bytes ({error.strerror}). Free some "
             "space, choose another --out, or calibrate on fewer samples."
         ) from error
+    return tensor
 
 
 def sync_folder(folder: Path) -> None:
@@ -138,6 +152,7 @@ class ShardWriter:
     """Write named tensors into shards of at most `max_bytes`, then one index.
 
     Each shard is durable when it is full. A tensor larger than `max_bytes` has a shard to itself.
+    However large a shard, little of it is held in memory.
     """
 
     def __init__(self, folder: Path, max_bytes: int = 2 * 1024**3) -> None:
@@ -153,6 +168,8 @@ class ShardWriter:
         nbytes = tensor.numel() * tensor.element_size()
         if self._pending and self._pending_bytes + nbytes > self._max:
             self._flush()
+        if self._pending_bytes + nbytes > _HELD_BYTES:
+            tensor = mapped(self._folder / "shard.tmp", tensor.shape, tensor.dtype).copy_(tensor)
         self._pending[name] = tensor
         self._pending_bytes += nbytes
         self._total += nbytes
