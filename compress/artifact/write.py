@@ -74,7 +74,7 @@ def write(
     for path in tokenizer_files:
         copy_file(path, folder / path.name)
     write_text(
-        folder / "config.json", _config_text(config, FORMATS[format].config(anatomy, schemes))
+        folder / "config.json", config_text(config, FORMATS[format].config(anatomy, schemes))
     )
 
 
@@ -123,7 +123,8 @@ def _dtype(config: Mapping[str, Any]) -> torch.dtype:
     return names.get(str(config.get("dtype", config.get("torch_dtype"))), torch.bfloat16)
 
 
-def _config_text(config: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> str:
+def config_text(config: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> str:
+    """The ``config.json`` of an artifact: the teacher's, with what its format says of itself."""
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     if quantization is not None:
         plain["quantization_config"] = quantization

@@ -1,4 +1,4 @@
-"""A recipe held against a model's anatomy, from headers alone; says what cannot work.
+"""A recipe held against a model, from headers alone: what cannot work.
 
 The recipe's own checks (`compress.recipe`) know no model; here widths, names and ties are known.
 """
@@ -6,36 +6,67 @@ The recipe's own checks (`compress.recipe`) know no model; here widths, names an
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
-from compress.anatomy import Anatomy, Linear
+from compress.anatomy import Anatomy, Linear, longest_window
 from compress.errors import RecipeError
+from compress.plan.sizes import quantized
 from compress.recipe.mistakes import dotted
 from compress.recipe.patterns import HEAD, matches
 from compress.recipe.schema import Quantize, Recipe
-from compress.recipe.scheme import Scheme, head_scheme, override_for, scheme_for
+from compress.recipe.scheme import Scheme, override_for, scheme_for
 from compress.recipe.source import Loc, Places
+from compress.recipe.suite import Suite
 
-_GROUP_SIZES = (32, 64, 128)
+GROUP_SIZES = (32, 64, 128)
 Found = Iterator[tuple[Loc, str]]
 
 
-def check(recipe: Recipe, anatomy: Anatomy, places: Places | None = None) -> None:
+def check(
+    recipe: Recipe,
+    anatomy: Anatomy,
+    places: Places | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    suite: Suite | None = None,
+) -> None:
     """Check that a recipe can be carried out on a model, and its artifact hold the outcome.
 
     Args:
         recipe: as loaded.
         anatomy: of the teacher.
         places: where the recipe's parts were written (`load.locate`), so that mistakes name lines.
+        config: the teacher's; with it, windows are held against the positions that it has.
+        suite: by which the student will be judged.
 
     Raises:
         RecipeError: every mistake found.
     """
     places = places or Places("recipe")
-    found = sorted(_mistakes(recipe, anatomy), key=lambda mistake: places.order(mistake[0]))
+    mistakes = [*_mistakes(recipe, anatomy), *_too_long(recipe, config or {}, suite)]
+    found = sorted(mistakes, key=lambda mistake: places.order(mistake[0]))
     if found:
         raise RecipeError([f"{places.label(loc)}  {dotted(loc)}: {text}" for loc, text in found])
+
+
+def _too_long(recipe: Recipe, config: Mapping[str, Any], suite: Suite | None) -> Found:
+    longest = longest_window(config)
+    asked: list[tuple[Loc, str, int]] = []
+    if recipe.needs_calibration:
+        asked.append((("calibration", "seq_len"), "", recipe.calibration.seq_len))
+    if suite is not None:
+        texts = {"perplexity": suite.perplexity, "divergence": suite.divergence}
+        asked += [
+            (("evaluate", "suite"), f"{name}: ", text.seq_len) for name, text in texts.items()
+        ]
+    for loc, what, tokens in asked:
+        if longest is not None and tokens > longest:
+            yield (
+                loc,
+                f"{what}{tokens} tokens, and the teacher has {longest} positions. Ask for fewer.",
+            )
 
 
 def _mistakes(recipe: Recipe, anatomy: Anatomy) -> Found:
@@ -43,7 +74,7 @@ def _mistakes(recipe: Recipe, anatomy: Anatomy) -> Found:
     for index, stage in enumerate(recipe.stages):
         loc: Loc = ("stages", index, "quantize")
         quantize = stage.quantize
-        schemes = _schemes(quantize, anatomy)
+        schemes = quantized(quantize, anatomy)
         yield from _unmatched(loc, quantize, anatomy)
         yield from _undivided(loc, quantize, schemes)
         yield from _twice(loc, schemes, taken)
@@ -52,13 +83,6 @@ def _mistakes(recipe: Recipe, anatomy: Anatomy) -> Found:
         if recipe.artifact.format == "compressed-tensors":
             yield from _not_exportable(loc, quantize, anatomy, schemes)
         taken.update(dict.fromkeys((linear.name for linear in schemes), index))
-
-
-def _schemes(quantize: Quantize, anatomy: Anatomy) -> dict[Linear, Scheme]:
-    """The linears that a stage quantizes, the head among them."""
-    found = {linear: scheme_for(quantize, linear.name) for linear in anatomy.linears}
-    found[anatomy.head] = head_scheme(quantize)
-    return {linear: scheme for linear, scheme in found.items() if scheme}
 
 
 def _unmatched(loc: Loc, quantize: Quantize, anatomy: Anatomy) -> Found:
@@ -103,7 +127,7 @@ def _undivided(loc: Loc, quantize: Quantize, schemes: dict[Linear, Scheme]) -> F
         size = schemes[linears[0]].group_size
         widths = [linear.in_features for linear in linears]
         if failing := [x for x in linears if size != -1 and x.in_features % size]:
-            working = [s for s in _GROUP_SIZES if not any(width % s for width in widths)]
+            working = [s for s in GROUP_SIZES if not any(width % s for width in widths)]
             sizes = f"Use {' or '.join(map(str, working))}, or -1" if working else "Use -1"
             found = f"{size} does not divide in_features {_widths(failing)}"
             yield field, f"{found}. {sizes} for one scale per row."

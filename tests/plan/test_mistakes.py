@@ -3,37 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from anatomies import gpt2, llama
 
 from compress import plan
-from compress.anatomy import read
 from compress.errors import RecipeError
 from compress.recipe.load import load, locate
-
-
-def llama(width=576, hidden=1536, blocks=30, tied=True):
-    """The anatomy of SmolLM2-135M, or of a sibling."""
-    tensors = {"model.embed_tokens.weight": (49152, width), "model.norm.weight": (width,)}
-    kv = width // 3
-    for i in range(blocks):
-        block = f"model.layers.{i}"
-        for name, rows in (("q", width), ("k", kv), ("v", kv), ("o", width)):
-            tensors[f"{block}.self_attn.{name}_proj.weight"] = (rows, width)
-        tensors[f"{block}.mlp.gate_proj.weight"] = tensors[f"{block}.mlp.up_proj.weight"] = (
-            hidden, width,
-        )  # fmt: skip
-        tensors[f"{block}.mlp.down_proj.weight"] = (width, hidden)
-    if not tied:
-        tensors["lm_head.weight"] = (49152, width)
-    config = {"model_type": "llama", "num_hidden_layers": blocks, "hidden_size": width}
-    return read(config, tensors)
-
-
-def gpt2():
-    tensors = {"transformer.wte.weight": (100, 64)}
-    for name, shape in (("attn.c_attn", (64, 192)), ("attn.c_proj", (64, 64)),
-                        ("mlp.c_fc", (64, 256)), ("mlp.c_proj", (256, 64))):  # fmt: skip
-        tensors[f"transformer.h.0.{name}.weight"] = shape
-    return read({"model_type": "gpt2", "n_layer": 1, "n_embd": 64}, tensors)
 
 
 def mistakes(*sets: str, anatomy=None) -> list[str]:

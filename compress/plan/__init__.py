@@ -1,0 +1,15 @@
+"""A recipe held against a model before anything is read but headers: mistakes, sizes, memory, time.
+
+mistakes.py    what cannot work: `check`
+sizes.py       the artifact to the byte, and the disk that making it takes
+footprint.py   what each step of a run holds in memory
+memory.py      the limits that keep it within a budget
+pace.py        how long, told by the runs that have finished here
+consumers.py   who will open the artifact, and why not
+overview.py    all of it as one `Plan`: `make`
+"""
+
+from compress.plan.mistakes import check
+from compress.plan.overview import Plan, make
+
+__all__ = ["Plan", "check", "make"]

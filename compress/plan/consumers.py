@@ -1,0 +1,122 @@
+"""Who will open an artifact, and why not: told from shapes and schemes, before it is made.
+
+What is said of others' software was read in their sources (vLLM's mixed-precision kernels, the
+`compressed-tensors` package) or measured; docs/serving.md says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compress.anatomy import Anatomy
+from compress.artifact.formats import FORMATS
+from compress.artifact.formats.matrix import Matrix
+
+# Of `runtime.model` and `runtime.rope`, which need torch; a test holds them equal.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+ROTATIONS = ("default", "linear", "llama3")
+_EXPORT = "compressed-tensors"  # what engines other than ours open
+_CPU_MULTIPLE = 32  # of every width, for vLLM's W4A16 product on a CPU
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """One program that may open the artifact.
+
+    loads: whether it will; where it will not, `reasons` says why, where it will, on what terms.
+    """
+
+    name: str
+    loads: bool
+    reasons: tuple[str, ...] = ()
+
+
+def consumers(
+    anatomy: Anatomy, config: Mapping[str, Any], matrices: Mapping[str, Matrix], format: str
+) -> tuple[Consumer, ...]:
+    """Ask every consumer.
+
+    Args:
+        anatomy: of the teacher.
+        config: its ``config.json``.
+        matrices: what will be quantized, by module name.
+        format: of the artifact.
+    """
+    closed = tuple(_unopened(anatomy, matrices, format))
+    told = {
+        "compress": tuple(_ours(anatomy, config)),
+        "transformers": closed or tuple(_transformers(matrices)),
+        "vLLM on CUDA": closed or tuple(_vllm_cuda(matrices)),
+        "vLLM on a CPU": closed or tuple(_vllm_cpu(anatomy, matrices)),
+        "llama.cpp": ("opens GGUF files only, which are not written yet",),
+    }
+    asymmetric = not all(matrix.scheme.sym for matrix in matrices.values())
+    told_to = ", told to with CompressedTensorsConfig(dequantize=True)" if asymmetric else ""
+    terms = {
+        "transformers": f"with the compressed-tensors package{told_to}; it expands the weights",
+        "vLLM on CUDA": "by its sources; not tried here",
+        "vLLM on a CPU": "vllm-cpu 0.32 on x86 opened such a folder",
+    }
+    return tuple(
+        Consumer(name, not reasons, reasons or tuple(filter(None, [terms.get(name)])))
+        for name, reasons in told.items()
+    )
+
+
+def _ours(anatomy: Anatomy, config: Mapping[str, Any]) -> Iterator[str]:
+    if anatomy.model_type not in FAMILIES:
+        yield f"runs {', '.join(FAMILIES)}, not {anatomy.model_type}"
+    elif (activation := config.get("hidden_act", "silu")) != "silu":
+        yield f"runs the activation silu, not {activation}"
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ROTATIONS:
+        yield f"runs the rotations {', '.join(ROTATIONS)}, not {kind}"
+
+
+def _unopened(anatomy: Anatomy, matrices: Mapping[str, Matrix], format: str) -> Iterator[str]:
+    """Why nobody but us opens a format, and whether the export would do."""
+    if format in (_EXPORT, "dense"):
+        return
+    yield f"does not know the format {format}"
+    schemes = {name: matrix.scheme for name, matrix in matrices.items()}
+    refused = FORMATS[_EXPORT].refusals(anatomy, schemes)
+    if not refused:
+        yield f"would open artifact.format: {_EXPORT}"
+    for reason in refused[:1]:
+        more = f" (and {len(refused) - 1} more such)" if len(refused) > 1 else ""
+        text = reason.removeprefix(f"artifact.format {_EXPORT}: ").partition(". Use ")[0]
+        yield f"{_EXPORT}, which it opens, cannot hold {text}{more}"
+
+
+def _transformers(matrices: Mapping[str, Matrix]) -> Iterator[str]:
+    schemes = {matrix.scheme for matrix in matrices.values()}
+    if len(schemes) > 1 and not all(scheme.sym for scheme in schemes):
+        yield "an asymmetric grid opens only with dequantize=True, which knows a single scheme"
+
+
+def _vllm_cuda(matrices: Mapping[str, Matrix]) -> Iterator[str]:
+    if odd := [n for n, m in matrices.items() if m.scheme.bits == 8 and not m.scheme.sym]:
+        yield f"its kernels take zero points at 4 bits, not at 8: {_named(odd)}"
+
+
+def _vllm_cpu(anatomy: Anatomy, matrices: Mapping[str, Matrix]) -> Iterator[str]:
+    """What the W4A16 product for CPUs asks of every linear; fused ones count as one."""
+    if wide := [name for name, m in matrices.items() if m.scheme.bits != 4]:
+        yield f"its weight-only product takes 4 bits, not 8: {_named(wide)}"
+    if asymmetric := [name for name, m in matrices.items() if not m.scheme.sym]:
+        yield f"its product knows no asymmetric grid: {_named(asymmetric)}"
+    rows: dict[tuple[int | None, str], int] = {}
+    for linear in (*anatomy.linears, anatomy.head):
+        if linear.name in matrices:
+            fused = (linear.block, linear.fused or linear.name)
+            rows[fused] = rows.get(fused, 0) + linear.out_features
+    widths = {m.columns for m in matrices.values()} | set(rows.values())
+    if odd := sorted(width for width in widths if width % _CPU_MULTIPLE):
+        yield f"its product needs widths that {_CPU_MULTIPLE} divides, not {odd[0]}"
+
+
+def _named(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

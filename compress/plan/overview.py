@@ -1,0 +1,145 @@
+"""Everything that can be said of a run before it begins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.plan import memory, pace, sizes
+from compress.plan.consumers import Consumer, consumers
+from compress.plan.footprint import Job
+from compress.plan.mistakes import GROUP_SIZES, check
+from compress.plan.sizes import Size
+from compress.recipe.schema import Recipe
+from compress.recipe.scheme import Scheme
+from compress.recipe.source import Places
+from compress.recipe.suite import suite_of
+from compress.results import Limits
+from compress.teacher.headers import Headers
+
+
+@dataclass(frozen=True)
+class Row:
+    """Linears of one kind that are treated alike."""
+
+    linears: str  # the last part of their names
+    count: int
+    shape: tuple[int, int]  # O, I
+    scheme: str  # "dense", or method, bits, group size and grid
+    bits_per_weight: float
+    group_sizes: tuple[int, ...]  # that divide I
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would make, take and cost. Names of numbers are those of ``results.json``."""
+
+    recipe: str
+    teacher: str
+    model_type: str
+    blocks: int
+    weights: int
+    tied: bool
+    size: Size
+    linears: tuple[Row, ...]
+    peak_memory_bytes: int  # anonymous
+    memory_bytes: Mapping[str, int]  # by step
+    limits: Limits
+    left_out: tuple[str, ...]  # steps that a memory budget leaves no room for
+    disk_bytes: Mapping[str, int]  # by what takes it
+    seconds: float | None
+    seconds_by_step: Mapping[str, float]
+    seconds_note: str
+    consumers: tuple[Consumer, ...]
+    notes: tuple[str, ...]
+
+
+def make(
+    recipe: Recipe,
+    headers: Headers,
+    *,
+    cache: Path,
+    budget_bytes: int | None = None,
+    threads: int | None = None,
+    places: Places | None = None,
+) -> Plan:
+    """Say what a run on this machine's processor would make, take and cost.
+
+    Args:
+        recipe: as loaded.
+        headers: of its teacher.
+        cache: where past runs are noted.
+        budget_bytes: of anonymous memory; see `memory.within`.
+        threads: that will compute; those of the last run by default.
+        places: where the recipe's parts were written.
+
+    Raises:
+        RecipeError: every mistake found.
+        RequestError: the budget cannot be kept.
+    """
+    suite, anatomy = suite_of(recipe), headers.anatomy
+    check(recipe, anatomy, places, config=headers.config, suite=suite)
+    job = Job(recipe, headers, suite, memory.computes_in(recipe.teacher.dtype))
+    bounded = memory.within(job, budget_bytes)
+    steps = memory.predict(job, bounded.limits, bounded.left_out)
+    time = pace.estimate(cache, job, threads=threads)
+    found = sizes.matrices(anatomy, sizes.schemes(recipe, anatomy))
+    return Plan(
+        recipe.resolved.recipe or "recipe",
+        headers.name,
+        anatomy.model_type,
+        len(anatomy.blocks),
+        anatomy.weights + job.ends,
+        anatomy.tied,
+        sizes.size(recipe, headers),
+        tuple(_rows(recipe, headers)),
+        max(steps.values()),
+        steps,
+        bounded.limits,
+        bounded.left_out,
+        sizes.disk(recipe, headers, memory.spilled_bytes(job, bounded.limits)),
+        time.seconds,
+        time.steps,
+        time.note,
+        consumers(anatomy, headers.config, found, recipe.artifact.format),
+        tuple(_notes(headers)),
+    )
+
+
+def _rows(recipe: Recipe, headers: Headers) -> Iterator[Row]:
+    """One row for each kind of linear and scheme, in the order of the model."""
+    anatomy = headers.anatomy
+    schemes = sizes.schemes(recipe, anatomy)
+    alike = Counter(
+        (linear.name.rpartition(".")[2], (linear.out_features, linear.in_features),
+         schemes.get(linear))
+        for linear in (*anatomy.linears, anatomy.head)
+    )  # fmt: skip
+    dense = 16 if recipe.teacher.dtype != "float32" else 32
+    for (name, shape, scheme), count in alike.items():
+        fitting = tuple(size for size in GROUP_SIZES if shape[1] % size == 0)
+        bits = _stored_bits(scheme, shape[1]) if scheme else dense
+        yield Row(name, count, shape, _said(scheme), bits, fitting)
+
+
+def _said(scheme: Scheme | None) -> str:
+    if scheme is None:
+        return "dense"
+    groups = "one group a row" if scheme.group_size == -1 else f"groups of {scheme.group_size}"
+    grid = "symmetric" if scheme.sym else "asymmetric"
+    return f"{scheme.method}, {scheme.bits} bits, {groups}, {grid}"
+
+
+def _stored_bits(scheme: Scheme, columns: int) -> float:
+    """Bits a weight with its part of a scale of 16 bits, and of a zero."""
+    size = columns if scheme.group_size == -1 else scheme.group_size
+    return scheme.bits + (16 + (0 if scheme.sym else scheme.bits)) / size
+
+
+def _notes(headers: Headers) -> Iterator[str]:
+    if headers.note:
+        yield headers.note
+    if headers.anatomy.tied:
+        yield "head and embedding are one matrix: a quantized head is a quantized embedding too"

@@ -1,0 +1,177 @@
+"""How long a run will take on this machine: told by runs that have finished here, or not at all.
+
+Each step's work is counted in operations; a step's pace is the work of past runs over their
+seconds. Steps whose work is not counted are taken to last as long as they did.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compress import storage
+from compress.errors import StorageError
+from compress.plan.footprint import Job
+from compress.plan.sizes import quantized
+
+log = logging.getLogger("compress")
+FILE = "pace.json"
+_KEPT = 20  # runs; older ones are forgotten
+_TOO_SHORT = 1.0  # seconds; such a step found its result in a cache
+_SLOW = 4.0  # a float32 product against a bfloat16 one (216 and 873 GFLOP/s on two cores of Zen 5)
+_TRIED = 2 * 48 * 60  # operations of a scale search per weight: grids tried, each many passes
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: how much there was to do, and how long each step took."""
+
+    processor: str
+    device: str
+    threads: int
+    date: str
+    work: Mapping[str, float]  # operations by step
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long a run will take; None where nothing here tells."""
+
+    seconds: float | None
+    steps: Mapping[str, float]
+    note: str
+
+
+def remember(
+    folder: Path, job: Job, seconds: Mapping[str, float], *, device: str, threads: int
+) -> None:
+    """Note how long a finished run took, for the estimates of later ones.
+
+    Args:
+        folder: the cache; a file of it is rewritten.
+        job: what was done.
+        seconds: by step, as in ``measured.json``; its total is left out.
+        device: cpu or cuda.
+        threads: of the processor.
+    """
+    taken = {step: value for step, value in seconds.items() if step != "total"}
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    run = Run(processor(), device, threads, today, work(job), taken)
+    runs = [*_read(folder), run][-_KEPT:]
+    try:
+        storage.make_folder(folder)
+        text = json.dumps({"runs": [asdict(one) for one in runs]}, indent=1)
+        storage.write_text(folder / FILE, text + "\n")
+    except StorageError as error:  # the run is finished, whatever becomes of this note
+        log.warning("%s The next plan will not know how long this run took.", error)
+
+
+def estimate(
+    folder: Path, job: Job, *, device: str = "cpu", threads: int | None = None
+) -> Estimate:
+    """How long a run will take, from the runs of this processor on this device.
+
+    Args:
+        folder: the cache.
+        job: what is to be done.
+        device: cpu or cuda.
+        threads: of the processor; those of the last run by default.
+    """
+    runs = [r for r in _read(folder) if (r.processor, r.device) == (processor(), device)]
+    if runs and threads is None:
+        threads = runs[-1].threads
+    runs = [run for run in runs if run.threads == threads]
+    ahead = work(job)
+    steps = dict(_steps(runs, ahead))
+    if any(step not in steps for step, amount in ahead.items() if amount):
+        return Estimate(None, steps, "unknown: no run on this machine yet")
+    note = f"from {len(runs)} run{'s' if len(runs) > 1 else ''} here with {threads} threads"
+    return Estimate(sum(steps.values()), steps, f"{note}, the last on {runs[-1].date}")
+
+
+def work(job: Job) -> dict[str, float]:
+    """Operations of each step that has many, in bfloat16 products; slower ones count for more."""
+    anatomy, recipe = job.anatomy, job.recipe
+    tokens, weights = float(job.tokens), float(anatomy.weights)
+    written = recipe.calibration.set == "self"
+    read = (
+        sum(t.windows * t.seq_len for t in (job.suite.perplexity, job.suite.divergence))
+        if (job.suite)
+        else 0
+    )
+    return {
+        "calibrate": 2 * tokens * (weights + anatomy.head.weights) if written else 0.0,
+        "compress": sum(_stage_work(job, index) for index in range(len(recipe.stages))),
+        "evaluate": 2 * 2 * _SLOW * read * (weights + anatomy.head.weights),
+    }
+
+
+def _stage_work(job: Job, index: int) -> float:
+    """Forwards, Hessians, searches and solvers of one stage."""
+    spec, tokens = job.recipe.stages[index].quantize, float(job.tokens)
+    operations = 0.0
+    seen: set[tuple[int | None, str]] = set()
+    for linear, scheme in quantized(spec, job.anatomy).items():
+        rows, columns = linear.out_features, linear.in_features
+        searched = scheme.scale_search != "none"
+        operations += _TRIED * linear.weights if searched else 0
+        if scheme.method == "gptq":
+            operations += _SLOW * 2 * rows * columns**2 * (1 + 2 * scheme.sweeps)
+        if scheme.needs_hessian and (linear.block, linear.shares) not in seen:
+            seen.add((linear.block, linear.shares))
+            operations += tokens * columns**2 + _SLOW * 3 * columns**3
+    forwards = 1 if spec.true_sequential else 2
+    return operations + (2 * forwards * tokens * job.anatomy.weights if seen else 0)
+
+
+def _steps(runs: list[Run], ahead: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    """Seconds of every step that past runs tell of."""
+    for step in dict.fromkeys(step for run in runs for step in run.seconds):
+        told = [run for run in runs if run.seconds.get(step, 0) >= _TOO_SHORT]
+        if not told:
+            continue
+        taken = sum(run.seconds[step] for run in told)
+        if step not in ahead:
+            yield step, taken / len(told)
+        elif amount := sum(run.work.get(step, 0) for run in told):
+            yield step, ahead[step] * taken / amount
+
+
+def _read(folder: Path) -> list[Run]:
+    """Past runs, the oldest first; none where the file is missing or not what was written."""
+    path = folder / FILE
+    if not path.is_file():
+        return []
+    try:
+        return [_run(fields) for fields in storage.read_json(path)["runs"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s: not what was written there (%s); it is begun anew.", path, error)
+        return []
+
+
+def _run(fields: Mapping[str, Any]) -> Run:
+    numbers = {
+        name: {str(step): float(value) for step, value in fields[name].items()}
+        for name in ("work", "seconds")
+    }
+    texts = {name: str(fields[name]) for name in ("processor", "device", "date")}
+    return Run(threads=int(fields["threads"]), **texts, **numbers)  # type: ignore[arg-type]
+
+
+def processor() -> str:
+    """The processor's name and how many of its cores this process may use."""
+    name = platform.processor() or platform.machine()
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else name
+    return f"{name}, {os.cpu_count()} cores"

@@ -1,0 +1,198 @@
+"""What an artifact will take, to the byte, and the disk that making it takes: from headers alone.
+
+Formats say themselves what they store of a matrix (`Format.stored`), so nothing here can disagree
+with what is written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+from compress.anatomy import Anatomy, Linear
+from compress.artifact.formats import FORMATS
+from compress.artifact.formats.matrix import Matrix
+from compress.artifact.formats.matrix import Scheme as Stored
+from compress.artifact.layout import PARTS, part_of
+from compress.artifact.write import config_text
+from compress.recipe.schema import Quantize, Recipe
+from compress.recipe.scheme import Scheme, head_scheme, scheme_for
+from compress.results import SizePart
+from compress.storage import ITEM_BITS, SINGLE
+from compress.teacher.headers import DTYPES, Headers
+
+Tensor = tuple[str, str, tuple[int, ...]]  # name, dtype as safetensors spells it, shape
+# In which safetensors lays tensors into a file: by falling order here, then by name.
+_ORDER = (
+    "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32",
+    "F64", "I64", "U64",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """An artifact before it is made. Bits count all stored bytes: codes, scales, zeros."""
+
+    size_bytes: int  # of all files that a loader needs
+    before_bytes: int
+    bits_per_weight: float  # of the block linears
+    bits_per_weight_with_head: float  # of the block linears and the head, tied or not
+    parts: tuple[SizePart, ...]
+    shards: int
+
+
+def quantized(quantize: Quantize, anatomy: Anatomy) -> dict[Linear, Scheme]:
+    """The linears that a stage quantizes, the head among them."""
+    found = {linear: scheme_for(quantize, linear.name) for linear in anatomy.linears}
+    found[anatomy.head] = head_scheme(quantize)
+    return {linear: scheme for linear, scheme in found.items() if scheme}
+
+
+def schemes(recipe: Recipe, anatomy: Anatomy) -> dict[Linear, Scheme]:
+    """What all stages together make of each linear, in the order of the model."""
+    found: dict[Linear, Scheme] = {}
+    for stage in recipe.stages:
+        found |= quantized(stage.quantize, anatomy)
+    return {linear: found[linear] for linear in (*anatomy.linears, anatomy.head) if linear in found}
+
+
+def matrices(anatomy: Anatomy, found: Mapping[Linear, Scheme]) -> dict[str, Matrix]:
+    """The quantized matrices of an artifact by module name: a tied head goes by its embedding's."""
+    return {
+        anatomy.embedding if linear == anatomy.head and anatomy.tied else linear.name: Matrix(
+            Stored(
+                scheme.bits,
+                linear.in_features if scheme.group_size == -1 else scheme.group_size,
+                scheme.sym,
+            ),
+            linear.out_features,
+            linear.in_features,
+        )
+        for linear, scheme in found.items()
+    }
+
+
+def size(recipe: Recipe, headers: Headers) -> Size:
+    """The artifact that a recipe makes of a teacher; group sizes divide, see `mistakes.check`."""
+    before, headers = headers, headers.cast(recipe.teacher.dtype)
+    anatomy = headers.anatomy
+    found = matrices(anatomy, schemes(recipe, anatomy))
+    tensors = list(_tensors(headers, found, recipe.artifact.format))
+    after, weights = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+    for name, dtype, shape in tensors:
+        after[part_of(anatomy, name)] += nbytes(dtype, shape)
+    for name, shape in anatomy.tensors.items():
+        weights[part_of(anatomy, name)] += math.prod(shape)
+    shards = list(_shards(tensors, recipe.artifact.max_shard_bytes))
+    files = sum(map(_file_bytes, shards)) + _index_bytes(shards)
+    form = FORMATS[recipe.artifact.format]
+    written = {name: found[name].scheme for name in _order(anatomy) if name in found}
+    files += len(config_text(headers.config, form.config(anatomy, written)).encode())
+    files += sum(headers.files.values())
+    after["other files"] = files - sum(after.values())
+    was = _before(before)
+    parts = tuple(SizePart(part, weights[part], was[part], after[part]) for part in PARTS)  # type: ignore[arg-type]
+    head = after["embedding" if anatomy.tied else "head"]
+    return Size(
+        files,
+        sum(was.values()),
+        8 * after["block linears"] / anatomy.weights,
+        8 * (after["block linears"] + head) / (anatomy.weights + anatomy.head.weights),
+        parts,
+        len(shards),
+    )
+
+
+def disk(recipe: Recipe, headers: Headers, spilled_bytes: int) -> dict[str, int]:
+    """Bytes that a run takes on disk at most, by what takes them.
+
+    Args:
+        recipe: as loaded.
+        headers: of its teacher.
+        spilled_bytes: activations that do not fit memory, see `memory.spilled_bytes`.
+    """
+    anatomy = headers.anatomy
+    found = matrices(anatomy, schemes(recipe, anatomy))
+    committed = sum(4 * math.prod(m.code_words) + 5 * m.rows * m.groups for m in found.values())
+    return {
+        "download": headers.download_bytes,
+        "dequantized teacher": headers.converted_bytes,
+        "artifact": size(recipe, headers).size_bytes,
+        "finished blocks": committed,  # in OUT.partial, until the artifact is whole
+        "activations": spilled_bytes,
+    }
+
+
+def nbytes(dtype: str, shape: Iterable[int]) -> int:
+    """Bytes of a tensor."""
+    return math.prod(shape) * ITEM_BITS[dtype] // 8
+
+
+def _order(anatomy: Anatomy) -> Iterator[str]:
+    """Modules and tensors in the order in which a student hands them over."""
+    blocks = (anatomy.inside(block.index) for block in anatomy.blocks)
+    for name in chain(anatomy.outside(), *blocks):
+        yield name.removesuffix(".weight")
+
+
+def _tensors(headers: Headers, found: Mapping[str, Matrix], format: str) -> Iterator[Tensor]:
+    """Every tensor of the artifact, in the order in which it is written."""
+    anatomy, form = headers.anatomy, FORMATS[format]
+    computed = DTYPES.get(str(headers.config.get("dtype", headers.config.get("torch_dtype"))))
+    for module in _order(anatomy):
+        if module not in found:
+            name = module if module in anatomy.tensors else f"{module}.weight"
+            yield name, headers.dtypes[name], anatomy.tensors[name]
+            continue
+        for name, (dtypes, shape) in form.stored(module, found[module]).items():
+            yield name, dtypes[0] if len(dtypes) == 1 else computed or "BF16", shape
+
+
+def _before(headers: Headers) -> dict[str, int]:
+    parts = dict.fromkeys(PARTS, 0)
+    for name in headers.anatomy.tensors:
+        parts[part_of(headers.anatomy, name)] += headers.nbytes(name)
+    parts["other files"] = headers.config_bytes + sum(headers.files.values())
+    return parts
+
+
+def _shards(tensors: Iterable[Tensor], max_bytes: int) -> Iterator[list[Tensor]]:
+    """Tensors by file, filled as `storage.ShardWriter` fills them."""
+    pending: list[Tensor] = []
+    filled = 0
+    for tensor in tensors:
+        taken = nbytes(*tensor[1:])
+        if pending and filled + taken > max_bytes:
+            yield pending
+            pending, filled = [], 0
+        pending.append(tensor)
+        filled += taken
+    yield pending
+
+
+def _file_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of a safetensors file: a length, a JSON header filled up to whole words, the data."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape in sorted(tensors, key=lambda t: (-_ORDER.index(t[1]), t[0])):
+        begin, end = end, end + nbytes(dtype, shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+    return 8 + -(-len(text.encode()) // 8) * 8 + end
+
+
+def _index_bytes(shards: list[list[Tensor]]) -> int:
+    """Bytes of the index that several shards need."""
+    if len(shards) == 1:
+        return 0
+    files = {
+        name: SINGLE.replace(".", f"-{number:05d}-of-{len(shards):05d}.")
+        for number, shard in enumerate(shards, 1)
+        for name, *_ in shard
+    }
+    total = sum(nbytes(dtype, shape) for shard in shards for _, dtype, shape in shard)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+    return len(json.dumps(index, indent=2)) + 1

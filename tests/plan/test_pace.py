@@ -1,0 +1,82 @@
+import json
+
+import pytest
+from anatomies import headers, job, llama
+
+from compress.plan import pace
+from compress.plan.footprint import Job
+from compress.recipe.load import load
+
+SECONDS = {"teacher": 3.0, "compress": 100.0, "evaluate": 50.0, "time": 4.0, "total": 157.0}
+
+
+@pytest.fixture(autouse=True)
+def _this_processor(monkeypatch):
+    monkeypatch.setattr(pace, "processor", lambda: "a processor, 2 cores")
+
+
+def small(*sets):
+    return job("calibration.samples=8", *sets, width=512, hidden=1024, blocks=4, suite="smoke")
+
+
+def test_without_a_run_nothing_is_claimed(tmp_path):
+    found = pace.estimate(tmp_path, small())
+    assert found.seconds is None
+    assert found.note == "unknown: no run on this machine yet"
+
+
+def test_the_same_run_again_takes_as_long(tmp_path):
+    pace.remember(tmp_path, small(), SECONDS, device="cpu", threads=2)
+    found = pace.estimate(tmp_path, small())
+    assert found.seconds == pytest.approx(157)
+    assert "from 1 run here with 2 threads" in found.note
+
+
+def test_twice_the_work_takes_twice_the_time(tmp_path):
+    pace.remember(tmp_path, small(), SECONDS, device="cpu", threads=2)
+    twice = job("calibration.samples=8", width=512, hidden=1024, blocks=8, suite="smoke")
+    assert pace.estimate(tmp_path, twice).steps["compress"] == pytest.approx(200)
+
+
+def test_runs_elsewhere_or_with_other_threads_tell_nothing(tmp_path, monkeypatch):
+    pace.remember(tmp_path, small(), SECONDS, device="cpu", threads=2)
+    assert pace.estimate(tmp_path, small(), threads=1).seconds is None
+    assert pace.estimate(tmp_path, small(), device="cuda").seconds is None
+    monkeypatch.setattr(pace, "processor", lambda: "another")
+    assert pace.estimate(tmp_path, small()).seconds is None
+
+
+def test_a_step_that_found_its_result_in_a_cache_teaches_nothing(tmp_path):
+    pace.remember(tmp_path, small(), SECONDS, device="cpu", threads=2)
+    pace.remember(tmp_path, small(), {**SECONDS, "evaluate": 0.2}, device="cpu", threads=2)
+    assert pace.estimate(tmp_path, small()).steps["evaluate"] == pytest.approx(50)
+
+
+def test_a_step_never_taken_leaves_the_time_unknown(tmp_path):
+    pace.remember(tmp_path, small(), SECONDS, device="cpu", threads=2)
+    assert pace.estimate(tmp_path, small("calibration.set=self")).seconds is None
+
+
+def test_only_the_last_runs_are_kept_and_a_broken_file_is_begun_anew(tmp_path, caplog):
+    for _ in range(30):
+        pace.remember(tmp_path, small(), SECONDS, device="cpu", threads=2)
+    assert len(json.loads((tmp_path / pace.FILE).read_text())["runs"]) == 20
+    (tmp_path / pace.FILE).write_text('{"runs": [{}]}')
+    assert pace.estimate(tmp_path, small()).seconds is None
+    assert "it is begun anew" in caplog.text
+
+
+def test_a_full_disk_does_not_fail_a_finished_run(tmp_path, caplog):
+    (tmp_path / "cache").write_text("a file, no folder")
+    pace.remember(tmp_path / "cache", small(), SECONDS, device="cpu", threads=2)
+    assert "will not know how long" in caplog.text
+
+
+def test_work_follows_tokens_and_solvers():
+    gptq = pace.work(small())["compress"]
+    assert pace.work(small("quantize={method: rtn}"))["compress"] < gptq
+    assert pace.work(small("quantize.sweeps=4"))["compress"] > gptq
+    assert pace.work(small("quantize.true_sequential=false"))["compress"] > gptq
+    recipe = load("w4g64-rtn", ["evaluate.suite=none"])
+    plain = Job(recipe, headers(llama(512, 1024, 4)), None, 2)
+    assert pace.work(plain)["evaluate"] == 0
