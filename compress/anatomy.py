@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from compress.errors import ModelError
@@ -68,6 +69,13 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
+_SIZE_KEYS = (
+    "hidden_size", "n_embd", "num_hidden_layers", "n_layer",
+    "intermediate_size", "ffn_dim", "n_inner", "vocab_size",
+    "num_attention_heads", "n_head", "num_key_value_heads", "head_dim",
+    "max_position_embeddings", "n_positions",
+)  # fmt: skip
+_MAX_SIZE = 2**31
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,11 @@ class Anatomy:
         """All block linears, in order."""
         return tuple(linear for block in self.blocks for linear in block.linears)
 
+    @cached_property
+    def linear_names(self) -> frozenset[str]:
+        """Names of the block linears."""
+        return frozenset(linear.name for linear in self.linears)
+
     @property
     def weights(self) -> int:
         """Weights in the block linears."""
@@ -149,6 +162,7 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Anatomy:
         ModelError: the architecture is unknown, a mixture of experts, or its tensors are not those
             of its family.
     """
+    _check_sizes(config)
     family = _family(config, tensors)
     blocks = _blocks(family, config, tensors)
     embedding = tensors.get(family.embedding + ".weight")
@@ -177,8 +191,20 @@ def parallel_residual(config: Mapping[str, Any]) -> bool:
     return bool(config.get("use_parallel_residual", config.get("model_type") == "gpt_neox"))
 
 
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    """Whole numbers of a reasonable size, before anything is computed from them."""
+    for key in (*_SIZE_KEYS, *_EXPERT_KEYS):
+        value, least = config.get(key), 0 if key in _EXPERT_KEYS else 1
+        if value is not None and not (type(value) is int and least <= value <= _MAX_SIZE):
+            found = str(value)[:40]
+            raise ModelError(
+                f"config.json: {key} is {found!r}; it must be a whole number from {least} to "
+                f"{_MAX_SIZE:,}. Fetch the config again."
+            )
+
+
 def _family(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Family:
-    kind = str(config.get("model_type", "<none>"))
+    kind = str(config.get("model_type", "<none>"))[:40]
     experts = next((key for key in _EXPERT_KEYS if (config.get(key) or 0) > 1), None)
     if experts or any(".experts." in name for name in tensors):
         found = f"{experts}={config[experts]}" if experts else "tensors named …experts…"
@@ -196,11 +222,11 @@ def _family(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Family:
 def _blocks(
     family: Family, config: Mapping[str, Any], tensors: Mapping[str, Shape]
 ) -> tuple[Block, ...]:
-    pattern = re.compile(re.escape(family.block).replace(r"\{i\}", r"(\d+)") + r"\.")
+    pattern = re.compile(re.escape(family.block).replace(r"\{i\}", r"([0-9]{1,6})") + r"\.")
     found = {int(match[1]) for name in tensors if (match := pattern.match(name))}
-    expected = int(config.get("num_hidden_layers", config.get("n_layer", len(found))))
-    if found != set(range(expected)):
-        missing = sorted(set(range(expected)) - found)[:5]
+    expected = int(config.get("num_hidden_layers") or config.get("n_layer") or len(found))
+    if len(found) != expected or found != set(range(expected)):
+        missing = sorted(set(range(min(expected, len(found) + 5))) - found)[:5]
         raise ModelError(
             f"checkpoint: config.json promises {expected} blocks, the tensors hold {len(found)}"
             + (f" (missing: {', '.join(map(str, missing))} …)." if missing else ".")

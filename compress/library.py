@@ -68,13 +68,19 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def _existing(kind: Kind, argument: str) -> Path:
-    path = Path(argument).expanduser()
-    if path.is_file():
-        return path
-    found = "a folder, not a file" if path.is_dir() else "no such file"
+    try:
+        path = Path(argument).expanduser()
+        if path.is_file():
+            return path
+        found = "a folder, not a file" if path.is_dir() else "no such file"
+    except (OSError, RuntimeError) as error:  # too long a name; no such user behind a ~
+        reason = getattr(error, "strerror", None) or "no such user"
+        raise LookupError(f"{_told(argument)}: no such file ({reason}).") from error
     stem = path.stem if path.stem in names(kind) else None
     remedy = f"For the shipped {_NOUNS[kind]} write {stem}." if stem else "Check the path."
-    raise LookupError(f"{argument}: {found} (relative paths start at {Path.cwd()}). {remedy}")
+    raise LookupError(
+        f"{_told(argument)}: {found} (relative paths start at {Path.cwd()}). {remedy}"
+    )
 
 
 def _shipped(kind: Kind, argument: str) -> Path:
@@ -84,7 +90,14 @@ def _shipped(kind: Kind, argument: str) -> Path:
     guess = nearest(argument, known)
     hint = f" Did you mean {guess}?" if guess else ""
     raise LookupError(
-        f"{argument!r}: no shipped {_NOUNS[kind]} of this name.{hint} "
+        f"{_told(argument)!r}: no shipped {_NOUNS[kind]} of this name.{hint} "
         f"Shipped: {', '.join(known) or 'none'}. "
-        f"A path ends in {', '.join(_SUFFIXES[:-1])} or holds a separator, as in ./{argument}."
+        f"A path ends in {', '.join(_SUFFIXES[:-1])} or holds a separator, as in "
+        f"./{_told(argument)}."
     )
+
+
+def _told(argument: str) -> str:
+    """An argument as a message shows it: a recipe may hold anything."""
+    short = argument[:100]
+    return short if short.isprintable() else repr(short)

@@ -16,7 +16,7 @@ RANKS = [
     {"recipe", "kernels", "anatomy", "storage", "machine", "chat"},
     {"surgery", "artifact"},
     {"teacher", "calibrate", "journal", "student", "runtime"},
-    {"stages", "evaluate", "report", "verify", "plan"},
+    {"stages", "evaluate", "report", "verify", "plan", "diff"},
     {"pipeline"},
     {"sweep", "compare", "auto"},
     {"cli"},
@@ -35,6 +35,7 @@ DOORS = {
     "transformers": {"surgery", "verify"}, "greenlet": {"surgery"},
     "vllm": {"verify"},  # a consumer, as transformers is: each in a process of its own
     "pydantic": {"recipe"}, "yaml": {"recipe", "evaluate"},  # lm-eval's tasks are YAML
+    "model_signing": {"artifact"}, "cryptography": {"artifact"},
     "safetensors": {"storage"}, "gguf": {"storage"},
 }  # fmt: skip
 TENSORS = {"torch", "numpy"}

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress import anatomy as anatomies
+from compress import storage
 from compress.anatomy import Anatomy
 from compress.artifact.formats import FORMATS, METHODS
 from compress.artifact.formats.matrix import Matrix, check_stored
 from compress.artifact.whole import flaws
-from compress.errors import ArtifactError, ModelError
+from compress.errors import ArtifactError, ModelError, shown
 from compress.storage import Checkpoint
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ class Artifact:
         """Stored bytes by part, as `results.SizePart` names them; they add up to `size_bytes`."""
         sizes = dict.fromkeys(PARTS, 0)
         for name, info in self.checkpoint.tensors.items():
-            sizes[self._part(name)] += info.nbytes
+            sizes[part_of(self.anatomy, name)] += info.nbytes
         sizes["other files"] = self.size_bytes - sum(sizes.values())
         return sizes
 
@@ -112,28 +111,26 @@ class Artifact:
         """Weights by part."""
         counts = dict.fromkeys(PARTS, 0)
         for name, shape in self.anatomy.tensors.items():
-            counts[self._part(name)] += math.prod(shape)
+            counts[part_of(self.anatomy, name)] += math.prod(shape)
         return counts
-
-    @cached_property
-    def _linear_names(self) -> frozenset[str]:
-        return frozenset(linear.name for linear in self.anatomy.linears)
-
-    def _part(self, name: str) -> str:
-        module, _, ending = name.rpartition(".")
-        if ending == "bias":
-            return "norms and biases"
-        if module == self.anatomy.head.name:
-            return "head"
-        if module in self._linear_names:
-            return "block linears"
-        matrix = len(self.anatomy.tensors.get(f"{module}.weight", ())) == 2  # positions, too
-        return "embedding" if matrix else "norms and biases"
 
     @property
     def bits_per_weight(self) -> float:
         """All stored bytes of the block linears (codes, scales, zeros) × 8 / their weights."""
         return self.parts_sizes()["block linears"] * 8 / self.anatomy.weights
+
+
+def part_of(anatomy: Anatomy, name: str) -> str:
+    """The part of a model, as `results.SizePart` names it, that a stored tensor belongs to."""
+    module, _, ending = name.rpartition(".")
+    if ending == "bias":
+        return "norms and biases"
+    if module == anatomy.head.name:
+        return "head"
+    if module in anatomy.linear_names:
+        return "block linears"
+    matrix = len(anatomy.tensors.get(f"{module}.weight", ())) == 2  # positions, too
+    return "embedding" if matrix else "norms and biases"
 
 
 def open_artifact(folder: Path) -> Artifact:
@@ -162,7 +159,7 @@ def open_artifact(folder: Path) -> Artifact:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = storage.read_json(path)
     except OSError as error:
         raise ArtifactError(
             f"{path}: cannot be read ({error.strerror}). Give the folder of a finished artifact or "
@@ -178,10 +175,10 @@ def _config(folder: Path) -> dict[str, Any]:
 def _format(folder: Path, quantization: Any) -> str:
     if quantization is None:
         return "dense"
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-    if method not in METHODS:
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if not isinstance(method, str) or method not in METHODS:
         raise ArtifactError(
-            f"{folder / 'config.json'}: quant_method {method!r} is not read here. "
+            f"{folder / 'config.json'}: quant_method {shown(repr(method))} is not read here. "
             f"Read are {', '.join(METHODS)}, and dense folders."
         )
     return METHODS[method]

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compress import storage
 from compress.errors import ArtifactError, ModelError
 from compress.storage import Checkpoint, write_text
 
 NAME = "manifest.json"
 SCHEMA_VERSION = 1
+MAX_BYTES = 64 * 1024**2  # a tensor takes some 150
 # times, memory and looks may differ between two runs that made the same model
-LEFT_OUT = frozenset((NAME, "measured.json", "report.html", "report.md", "verification.json"))
+LEFT_OUT = frozenset(
+    (NAME, "measured.json", "report.html", "report.md", "verification.json", "model.sig")
+)
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def write_manifest(
@@ -24,7 +30,7 @@ def write_manifest(
 
     Args:
         folder: an artifact. Hidden files and subfolders are no part of one.
-        facts: tool versions, fingerprints, seed, commit: plain values, kept as they are.
+        facts: as `provenance.facts` gives them: plain values, kept as they are.
         reference: the student as it was before it was written, by `verify.reference.record`.
 
     Raises:
@@ -47,7 +53,7 @@ def check_manifest(folder: Path) -> list[str]:
     Raises:
         ArtifactError: there is no manifest, or it cannot be read.
     """
-    manifest = _read(folder / NAME)
+    manifest = read_manifest(folder)
     files = _differences("file", manifest["files"], file_hashes(folder))
     try:
         return files + _differences("tensor", manifest["tensors"], tensor_hashes(folder))
@@ -79,14 +85,32 @@ def _tensor_hash(checkpoint: Checkpoint, name: str) -> str:
     return hashlib.sha256(raw.numpy().data).hexdigest()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of `folder`: its ``facts``, and a sha256 for each of ``files`` and ``tensors``.
+
+    Raises:
+        ArtifactError: there is none, or it is not what this version writes.
+    """
+    path = folder / NAME
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        return {"files": dict(manifest["files"]), "tensors": dict(manifest["tensors"])}
+        manifest = storage.read_json(path, MAX_BYTES)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: not a manifest ({error}).") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not a manifest ({error}). Write it again.") from error
+    known = isinstance(manifest, dict) and manifest.get("schema_version") == SCHEMA_VERSION
+    if not known or not all(_are_hashes(manifest.get(key)) for key in ("files", "tensors")):
+        raise ArtifactError(
+            f"{path}: not a manifest of version {SCHEMA_VERSION}: it must give a sha256 for each "
+            "of its files and tensors. Write it again."
+        )
+    return {"facts": {}, **manifest}
+
+
+def _are_hashes(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(text, str) and _SHA256.fullmatch(text) for text in value.values()
+    )
 
 
 def _differences(kind: str, promised: Mapping[str, str], found: Mapping[str, str]) -> list[str]:

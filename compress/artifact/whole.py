@@ -12,6 +12,7 @@ def flaws(anatomy: Anatomy, config: Mapping[str, Any]) -> Iterator[str]:
     """Name every tensor that is missing, extra or mis-shaped; a whole model yields nothing."""
     yield from _uneven_blocks(anatomy)
     yield from _outside(anatomy, config)
+    yield from _sizes(anatomy, config)
     for linear in anatomy.linears:
         yield from _shape(linear, anatomy)
 
@@ -47,6 +48,41 @@ def _outside(anatomy: Anatomy, config: Mapping[str, Any]) -> Iterator[str]:
     if config.get("vocab_size", anatomy.vocab_size) != anatomy.vocab_size:
         rows, promised = anatomy.vocab_size, config["vocab_size"]
         yield f"{anatomy.embedding}.weight: has {rows} rows, config.json promises {promised}"
+
+
+def _sizes(anatomy: Anatomy, config: Mapping[str, Any]) -> Iterator[str]:
+    """What is built from config.json is as wide as it says, so every width is held to a tensor."""
+    heads = config.get("num_attention_heads") or config.get("n_head")
+    head_dim = config.get("head_dim")
+    if heads and not head_dim and anatomy.hidden_size % heads:
+        yield f"config.json: {heads} attention heads do not divide the width {anatomy.hidden_size}"
+        return
+    width = head_dim or (anatomy.hidden_size // heads if heads else 0)
+    groups = config.get("num_key_value_heads") or heads
+    inner = config.get("intermediate_size") or config.get("ffn_dim") or config.get("n_inner")
+    promised = {
+        "q": (heads or 0) * width, "k": (groups or 0) * width, "v": (groups or 0) * width,
+        "gate": inner, "up": inner,
+    }  # fmt: skip
+    for linear in anatomy.linears:
+        rows = promised.get(linear.role)
+        if rows and rows != linear.out_features:
+            yield (
+                f"{linear.name}.weight: has {linear.out_features} rows, config.json promises {rows}"
+            )
+            return
+    yield from _positions(anatomy, config)
+
+
+def _positions(anatomy: Anatomy, config: Mapping[str, Any]) -> Iterator[str]:
+    """Models that learn a vector for each position have as many as they say."""
+    for name, key, more in (
+        ("transformer.wpe.weight", "n_positions", 0),
+        ("model.decoder.embed_positions.weight", "max_position_embeddings", 2),
+    ):
+        rows, promised = anatomy.tensors.get(name, (0,))[0], config.get(key)
+        if rows and promised and rows != promised + more:
+            yield f"{name}: has {rows} rows, config.json promises {promised + more}"
 
 
 def _shape(linear: Linear, anatomy: Anatomy) -> Iterator[str]:

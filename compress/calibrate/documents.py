@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress import storage
 from compress.calibrate.tokens import Document
-from compress.errors import CalibrationError
+from compress.errors import CalibrationError, shown
 from compress.surgery import load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+MAX_TEXT_BYTES = 256 * 1024**2
+MAX_LINE_CHARACTERS = 16 * 1024**2
 
 
 def from_text(path: Path) -> Iterator[Document]:
     """A text file, as one document.
 
     Raises:
-        CalibrationError: it cannot be read, or is not UTF-8.
+        CalibrationError: it cannot be read, is not UTF-8, or is too large to be held.
     """
     try:
-        yield Document(path.read_text(encoding="utf-8-sig"))
+        if (size := path.stat().st_size) > MAX_TEXT_BYTES:
+            raise CalibrationError(
+                f"{path}: {size:,} bytes; {MAX_TEXT_BYTES:,} are read at most, for a text is held "
+                "whole. Cut it, or write it as .jsonl, of which only what is needed is read."
+            )
+        with path.open("rb") as file:  # never past the bound, whatever its size claims to be
+            yield Document(
+                str(file.read(MAX_TEXT_BYTES), "utf-8-sig")
+                .replace("\r\n", "\n")
+                .replace("\r", "\n")
+            )
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
@@ -47,11 +60,16 @@ def from_jsonl(
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _document(
-                        _parse(line, f"{path}:{number}"), field, tokenizer, f"{path}:{number}"
+            lines = iter(lambda: file.readline(MAX_LINE_CHARACTERS + 1), "")
+            for number, line in enumerate(lines, 1):
+                where = f"{path}:{number}"
+                if len(line) > MAX_LINE_CHARACTERS:
+                    raise CalibrationError(
+                        f"{where}: longer than {MAX_LINE_CHARACTERS:,} characters. Give each "
+                        "document a line of its own."
                     )
+                if line.strip():
+                    yield _document(_parse(line, where), field, tokenizer, where)
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
@@ -117,7 +135,7 @@ def render(
 
 def _parse(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
+        return storage.parse_json(line)
     except ValueError as error:
         raise CalibrationError(
             f"{where}: not JSON ({error}). Each line is one record, as in "
@@ -138,7 +156,7 @@ def _document(
         except CalibrationError as error:
             raise CalibrationError(f"{where}: {error}") from error
     wanted = f"field {field!r}" if field else '"text" or "messages"'
-    found = f"keys {', '.join(map(repr, known))}" if known else f"a {type(record).__name__}"
+    found = f"keys {shown(', '.join(map(repr, known)))}" if known else f"a {type(record).__name__}"
     raise CalibrationError(
         f"{where}: holds no {wanted} that is text or a list of messages (found {found}). Each "
         'message has a "role" and a "content". Name the right one with calibration.field.'

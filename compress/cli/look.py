@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from compress import __version__, library
+from compress import __version__, library, storage
 from compress.cli import console
 from compress.cli.apply import Json
 from compress.errors import ArtifactError, RecipeError, RequestError
@@ -209,12 +209,12 @@ def environment() -> dict[str, Any]:
 
 def _read(path: Path, kind: type[T]) -> T:
     try:
-        return from_json(kind, path.read_text(encoding="utf-8"))
+        return from_json(kind, storage.read_text(path))
     except OSError as error:
         raise ArtifactError(
             f"{path}: cannot be read ({error.strerror}). Give the folder of a finished run."
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except ValueError as error:
         raise ArtifactError(
             f"{path}: not what this version writes ({error}). Run the recipe again."
         ) from error

@@ -15,6 +15,7 @@ from compress.library import nearest
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Loc, Mistake, Places
 
+_JUDGED = 500  # mistakes of one recipe; looking for the nearest name takes a while each
 _KINDS = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
     "bool_type": "true or false", "string_type": "text", "tuple_type": "a list",
@@ -36,7 +37,8 @@ def describe(
         places: where each part was written.
         root: the model that was validated.
     """
-    found = [(_Spot(root, _plain(detail["loc"])), detail) for detail in error.errors()]
+    details = error.errors()[:_JUDGED]
+    found = [(_Spot(root, _plain(detail["loc"])), detail) for detail in details]
     misspelt = {spot.meant() for spot, detail in found if detail["type"] == "extra_forbidden"}
     return [
         (places.order(spot.loc), f"{places.label(spot.loc)}  {spot.path()}{_said(detail, spot)}")

@@ -22,6 +22,7 @@ Mistake: TypeAlias = tuple[int, str]  # where it sorts, mostly its line; the mes
 
 MAX_BYTES = 1_000_000
 _MAX_DEPTH = 20
+_MAX_KEY = 200  # characters; the longest are patterns of names
 _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 _DECIMAL = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]{1,4})?")
@@ -86,7 +87,8 @@ def read(text: str, name: str) -> Source:
     """
     source = Source(None, Places(name), [])
     try:
-        events = list(yaml.parse(text, Loader=_READER))
+        # One event at a time: all those of a megabyte of brackets would take a gigabyte.
+        _read_document(yaml.parse(text, Loader=_READER), source)
     except yaml.MarkedYAMLError as error:
         raise RecipeError([_syntax(error, name)]) from error
     except yaml.reader.ReaderError as error:
@@ -94,13 +96,6 @@ def read(text: str, name: str) -> Source:
         raise RecipeError(
             [f"{name}:{line}  holds a character that YAML does not allow. Remove it."]
         ) from error
-    documents = [event for event in events if isinstance(event, yaml.DocumentStartEvent)]
-    if len(documents) > 1:
-        at = f"{name}:{_line(documents[1])}"
-        raise RecipeError([f"{at}  a second document. A recipe is one; remove the --- line."])
-    if documents:
-        body = iter(events[2:])
-        source.data = _Builder(source).value(next(body), body, ())
     return source
 
 
@@ -156,6 +151,18 @@ def scalar(text: str) -> Any:
     return float(text) if _DECIMAL.fullmatch(text) else text
 
 
+def _read_document(events: Iterator[Any], source: Source) -> None:
+    """Fill `source` from the events of one document; of none, it stays empty."""
+    next(events)  # the beginning of the stream
+    if not isinstance(next(events), yaml.DocumentStartEvent):
+        return
+    source.data = _Builder(source).value(next(events), events, ())
+    next(events)  # the end of the document
+    if isinstance(following := next(events), yaml.DocumentStartEvent):
+        at = f"{source.places.name}:{_line(following)}"
+        raise RecipeError([f"{at}  a second document. A recipe is one; remove the --- line."])
+
+
 class _Builder:
     """Turns parser events into data, writing places and mistakes into one `Source`."""
 
@@ -201,7 +208,10 @@ class _Builder:
     def _key(self, event: Any, events: Iterator[Any], loc: Loc) -> str:
         if isinstance(event, yaml.ScalarEvent):
             self._refuse_references(event)
-            return str(event.value)
+            key = str(event.value)
+            if len(key) > _MAX_KEY:
+                self._add(event, f"a key of {len(key):,} characters; {_MAX_KEY} are allowed.")
+            return key[:_MAX_KEY]
         if not isinstance(event, yaml.AliasEvent):
             self._add(event, "a list or mapping as a key. Keys are plain words.")
         self.value(event, events, (*loc, "?"))
@@ -209,19 +219,14 @@ class _Builder:
 
     def _refuse_references(self, event: Any) -> None:
         if isinstance(event, yaml.AliasEvent):
-            self._add(
-                event, f"*{event.anchor} is an alias; a recipe is read as it stands. {_QUOTE_STAR}"
-            )
+            name = str(event.anchor)[:_MAX_KEY]
+            self._add(event, f"*{name} is an alias; a recipe is read as it stands. {_QUOTE_STAR}")
         elif event.anchor:
-            self._add(
-                event,
-                f"&{event.anchor} is an anchor; a recipe is read as it stands. Write it out.",
-            )
+            name = str(event.anchor)[:_MAX_KEY]
+            self._add(event, f"&{name} is an anchor; a recipe is read as it stands. Write it out.")
         elif event.tag:
-            self._add(
-                event,
-                f"{event.tag} is a tag; values are text, numbers, true, false and null. Remove it.",
-            )
+            name, kinds = event.tag[:_MAX_KEY], "text, numbers, true, false and null"
+            self._add(event, f"{name} is a tag; values are {kinds}. Remove it.")
 
     def _add(self, event: Any, text: str) -> None:
         self._mistakes.append((_line(event), f"{self._at(event)}  {text}"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compress import storage
 from compress.chat import render
 from compress.errors import ArtifactError, RequestError
-from compress.storage.text import MAX_JSON_BYTES, MAX_TOKENIZER_BYTES
+from compress.storage.text import MAX_TOKENIZER_BYTES
 
 if TYPE_CHECKING:
     import tokenizers
@@ -43,9 +43,11 @@ class Tokenizer:
             raise ArtifactError(
                 f"{folder}: holds no tokenizer.json. Copy the tokenizer of the teacher into it."
             )
-        # A broken file gets a message of ours: tokenizers raises a bare Exception.
-        read_json(path, MAX_TOKENIZER_BYTES)
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        try:
+            text = storage.read_text(path, MAX_TOKENIZER_BYTES)
+            tokenizer = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise ArtifactError(f"{path}: not a tokenizer ({error}). Fetch it again.") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         settings = read_json(folder / "tokenizer_config.json")
@@ -83,16 +85,16 @@ class Tokenizer:
             ) from error
 
 
-def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, {} when there is no such file.
 
     Raises:
-        ArtifactError: the file holds something else, or more than `max_bytes`.
+        ArtifactError: the file holds something else.
     """
     if not path.is_file():
         return {}
     try:
-        found = storage.read_json(path, max_bytes)
+        found = storage.read_json(path)
     except ValueError as error:
         raise ArtifactError(f"{path}: not JSON ({error}). Fetch it again.") from error
     if not isinstance(found, dict):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.errors import ModelError
+from compress.errors import ModelError, shown
 from compress.storage.headers import TensorInfo, read_header
-from compress.storage.text import read_json, shown
+from compress.storage.text import read_json
 
 if TYPE_CHECKING:
     import torch

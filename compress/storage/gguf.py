@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.errors import ModelError
-from compress.storage.text import shown
+from compress.errors import ModelError, shown
 
 MAX_FIELDS = 4_096
 MAX_TENSORS = 65_536

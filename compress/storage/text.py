@@ -10,9 +10,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from compress.errors import shown
+
 MAX_JSON_BYTES = 16 * 1024**2
 MAX_TOKENIZER_BYTES = 64 * 1024**2  # the largest vocabularies of today take half of it
-_SHOWN = 100  # characters of a stranger's word in a message
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
@@ -58,14 +59,6 @@ def parse_json(data: bytes | str) -> Any:
         return json.loads(text, object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def shown(word: object) -> str:
-    """A stranger's word, fit for a message: short, on one line, no control characters."""
-    text = str(word)
-    if len(text) > _SHOWN:
-        text = text[:_SHOWN] + "…"
-    return text if text.isprintable() else repr(text)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

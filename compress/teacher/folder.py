@@ -7,14 +7,13 @@ is copied: tensors are handed out as they lie in the mapped shards.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress import anatomy
+from compress import anatomy, storage
 from compress.anatomy import FAMILIES, Anatomy
 from compress.artifact.whole import flaws
 from compress.errors import ModelError
@@ -101,18 +100,33 @@ def open_folder(folder: Path, *, name: str | None = None) -> Teacher:
         raise ModelError(
             f"{folder}: no such folder. Give a Hugging Face model folder, a .gguf file or a hub id."
         )
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     checkpoint = Checkpoint(folder)
-    stored = canonical_names(config, checkpoint.shapes())
-    shapes = {canonical: checkpoint.tensors[name].shape for canonical, name in stored.items()}
-    picture = anatomy.read(config, shapes)
-    _check_head(folder, config, picture)
-    config = {**config, "tie_word_embeddings": picture.tied}
-    _check_whole(folder, config, picture)
+    config, picture, stored = described(folder, config, checkpoint.shapes())
     return Teacher(
         name or str(folder), folder, fingerprint(folder, checkpoint), config, picture,
         None, None, checkpoint, stored,
     )  # fmt: skip
+
+
+def described(
+    where: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, Any], Anatomy, dict[str, str]]:
+    """What a teacher is, from its config and the shapes of its stored tensors.
+
+    Returns:
+        Its config with `tie_word_embeddings` made explicit, its anatomy under canonical names, and
+        the stored name of each.
+
+    Raises:
+        ModelError: it is unsupported, or not whole.
+    """
+    stored = canonical_names(config, shapes)
+    picture = anatomy.read(config, {canonical: shapes[name] for canonical, name in stored.items()})
+    _check_head(where, config, picture)
+    config = {**config, "tie_word_embeddings": picture.tied}
+    _check_whole(where, config, picture)
+    return config, picture, stored
 
 
 def _check_whole(folder: Path, config: Mapping[str, Any], picture: Anatomy) -> None:
@@ -180,9 +194,14 @@ def file_sha256(path: Path) -> str:
         raise ModelError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the ``config.json`` of a teacher.
+
+    Raises:
+        ModelError: it is missing, broken, of a quantized model, or asks for code of its own.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = storage.read_json(path)
     except FileNotFoundError:
         raise ModelError(
             f"{path}: missing. A teacher is a folder with config.json, safetensors and a tokenizer."

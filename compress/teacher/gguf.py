@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
-from compress.errors import ModelError, StorageError
-from compress.storage import check_gguf, gguf_fields, sync_folder
+from compress.errors import ModelError, StorageError, shown
+from compress.storage import GgufHeader, read_gguf, sync_folder
 from compress.surgery import load
 from compress.teacher.folder import Teacher, open_folder
 
@@ -16,7 +17,12 @@ log = logging.getLogger("compress")
 CONVERTER = 1  # raise it when the dense folder that a GGUF file becomes changes
 # GGUF's names of architectures whose dense models transformers rebuilds from such a file.
 _ARCHITECTURES = ("gemma2", "gemma3", "gpt2", "llama", "mistral", "qwen2", "qwen3")
-_WANTED = ("general.architecture", "expert_count")
+_BLOCK = re.compile(r"blk\.([0-9]{1,6})\.")
+_WIDTHS = (
+    "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count",
+    "attention.head_count_kv", "attention.key_length", "attention.value_length",
+    "rope.dimension_count",
+)  # fmt: skip
 
 
 def dense_folder(cache: Path, source_sha256: str, dtype: str) -> Path:
@@ -48,8 +54,7 @@ def convert(gguf: Path, folder: Path, dtype: str) -> Teacher:
         ModelError: the file is truncated, a mixture of experts, or of another architecture.
         StorageError: the cache cannot be written.
     """
-    check_gguf(gguf)
-    _check_architecture(gguf)
+    checked(gguf)
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -68,10 +73,18 @@ def convert(gguf: Path, folder: Path, dtype: str) -> Teacher:
     return open_folder(folder)
 
 
-def _check_architecture(gguf: Path) -> None:
-    fields = {name: value for name, value in gguf_fields(gguf) if name.endswith(_WANTED)}
-    architecture = fields.get("general.architecture", "<none>")
-    if (fields.get(f"{architecture}.expert_count") or 0) > 1 or str(architecture).endswith("moe"):
+def checked(gguf: Path) -> GgufHeader:
+    """The header of a GGUF file, if `convert` would take it; raises as it does."""
+    header = read_gguf(gguf)
+    _check_architecture(gguf, header)
+    _check_sizes(gguf, header)
+    return header
+
+
+def _check_architecture(gguf: Path, header: GgufHeader) -> None:
+    architecture = shown(header.fields.get("general.architecture", "<none>"))
+    experts = header.fields.get(f"{architecture}.expert_count")
+    if experts not in (None, 0, 1) or architecture.endswith("moe"):
         raise ModelError(
             f"{gguf}: general.architecture {architecture!r} is a mixture of experts. Experts are "
             "not calibrated properly yet, so they are refused. Choose a model with dense "
@@ -83,3 +96,23 @@ def _check_architecture(gguf: Path) -> None:
             f"Supported: {', '.join(_ARCHITECTURES)}. Give the Hugging Face folder of the model "
             "instead."
         )
+
+
+def _check_sizes(gguf: Path, header: GgufHeader) -> None:
+    """Hold what a model is built from against the tensors: what is built is as large as it says."""
+    architecture = header.fields["general.architecture"]
+    blocks = {int(match[1]) for name in header.shapes if (match := _BLOCK.match(name))}
+    promised = header.fields.get(f"{architecture}.block_count")
+    if promised != len(blocks) or blocks != set(range(len(blocks))):
+        raise ModelError(
+            f"{gguf}: block_count is {shown(promised)}, the tensors hold {len(blocks)} blocks. "
+            "Fetch the file again."
+        )
+    widest = max((extent for shape in header.shapes.values() for extent in shape), default=0)
+    for name in _WIDTHS:
+        value = header.fields.get(f"{architecture}.{name}")
+        if value is not None and not (type(value) is int and 1 <= value <= widest):
+            raise ModelError(
+                f"{gguf}: {name} is {shown(value)}; it must be a whole number from 1 to "
+                f"{widest:,}, the largest extent of any tensor. Fetch the file again."
+            )

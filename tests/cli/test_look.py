@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -56,10 +57,7 @@ def test_inspect_reads_a_model_folder(run, tiny_tied, tmp_path):
 
 
 def test_inspect_says_what_made_a_folder(run, tiny_tied, results, tmp_path):
-    folder = tmp_path / "made"
-    folder.mkdir()
-    for path in tiny_tied.iterdir():
-        (folder / path.name).symlink_to(path)
+    folder = shutil.copytree(tiny_tied, tmp_path / "made")
     (folder / "results.json").write_text(to_json(results), encoding="utf-8")
     found = json.loads(run("inspect", folder, "--json")[1])
     assert (found["recipe"], found["calibration"], found["seed"]) == ("quickstart", "self", 0)

@@ -87,7 +87,7 @@ def test_broken_files_are_named(folder):
     with pytest.raises(ArtifactError, match=r"tokenizer_config\.json: holds a list"):
         Tokenizer.open(folder)
     (folder / "tokenizer.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ArtifactError, match=r"tokenizer\.json: not JSON"):
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json: not a tokenizer"):
         Tokenizer.open(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ArtifactError, match=r"holds no tokenizer\.json"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from compress.errors import ModelError
+from compress.storage import GgufHeader
 from compress.teacher import gguf, hub, sources, wheel
 from compress.teacher.folder import file_sha256
 
@@ -93,8 +94,7 @@ def test_a_wheel_is_converted_once(index, tiny_tied, tmp_path, monkeypatch):
         for file in tiny_tied.iterdir():
             (out / file.name).write_bytes(file.read_bytes())
 
-    monkeypatch.setattr(gguf, "check_gguf", lambda path: None)
-    monkeypatch.setattr(gguf, "_check_architecture", lambda path: None)
+    monkeypatch.setattr(gguf, "checked", lambda path: None)
     monkeypatch.setattr("compress.surgery.load.convert_gguf", convert)
     cache = tmp_path / "cache"
     first = sources.fetch("pypi:tiny-teacher==1.0", cache=cache)
@@ -116,8 +116,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
         out.mkdir()
         raise ModelError("no")
 
-    monkeypatch.setattr(gguf, "check_gguf", lambda path: None)
-    monkeypatch.setattr(gguf, "_check_architecture", lambda path: None)
+    monkeypatch.setattr(gguf, "checked", lambda path: None)
     monkeypatch.setattr("compress.surgery.load.convert_gguf", fail)
     path = tmp_path / "model.gguf"
     path.write_bytes(b"x")
@@ -133,11 +132,12 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
         ({"general.architecture": "mamba"}, "'mamba' is not supported in GGUF files"),
         ({"general.architecture": "llama", "llama.expert_count": 8}, "is a mixture of experts"),
         ({"general.architecture": "qwen3moe"}, "is a mixture of experts"),
+        ({"general.architecture": "llama", "llama.expert_count": "8"}, "is a mixture of experts"),
+        ({"general.architecture": 7}, "'7' is not supported in GGUF files"),
     ],
 )
 def test_a_gguf_file_that_is_no_dense_decoder_is_refused(fields, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf, "check_gguf", lambda path: None)
-    monkeypatch.setattr(gguf, "gguf_fields", lambda path: iter(fields.items()))
+    monkeypatch.setattr(gguf, "read_gguf", lambda path: GgufHeader(fields, {}))
     with pytest.raises(ModelError, match=message):
         gguf.convert(tmp_path / "model.gguf", tmp_path / "out", "bfloat16")
 

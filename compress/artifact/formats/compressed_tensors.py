@@ -24,7 +24,7 @@ from compress.artifact.formats.matrix import (
     check_stored,
     disassemble,
 )
-from compress.errors import ArtifactError
+from compress.errors import ArtifactError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -175,8 +175,11 @@ def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[st
             "Only pack-quantized is read."
         )
     groups = quantization.get("config_groups")
-    if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
-        raise ArtifactError("config.json: quantization_config.config_groups is not a table.")
+    if not isinstance(groups, dict) or not all(map(_is_group, groups.values())):
+        raise ArtifactError(
+            "config.json: quantization_config.config_groups is not a table of groups, each with "
+            "targets (names) and weights (a table)."
+        )
     names = [
         n.removesuffix(".weight_packed") for n in checkpoint.tensors if n.endswith(".weight_packed")
     ]
@@ -186,39 +189,66 @@ def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[st
     return {name: _matrix(name, shapes[f"{name}.weight_shape"].tolist(), groups) for name in names}
 
 
+def _is_group(group: Any) -> bool:
+    targets = group.get("targets", []) if isinstance(group, dict) else None
+    named = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
+    return named and isinstance(group.get("weights") or {}, dict)
+
+
 def _matrix(name: str, shape: list[int], groups: Mapping[str, Mapping[str, Any]]) -> Matrix:
     weights = _scheme_for(name, groups)
     sizes = {"channel": shape[1], "group": weights.get("group_size")}
-    size = sizes.get(weights.get("strategy", ""))
+    size, bits = sizes.get(str(weights.get("strategy"))), weights.get("num_bits")
     if (
-        weights.get("num_bits") not in WIDTHS
+        bits not in WIDTHS
+        or type(bits) is not int
         or weights.get("type", "int") != "int"
         or weights.get("actorder") in ("group", "dynamic")
-        or not isinstance(size, int)
+        or type(size) is not int
         or size < 1
         or min(shape) < 1
         or shape[1] % size
     ):
         raise ArtifactError(
-            f"config.json: the scheme of {name} is not one that is read: {dict(weights)} for the "
+            f"config.json: the scheme of {name} is not one that is read: {shown(weights)} for the "
             f"shape {shape}. Read are 4 and 8 bits, type int, strategy channel or group with a "
             "group_size that divides the columns, actorder null, weight or static."
         )
-    return Matrix(Scheme(weights["num_bits"], size, bool(weights.get("symmetric", True))), *shape)
+    return Matrix(Scheme(bits, size, bool(weights.get("symmetric", True))), *shape)
 
 
 def _scheme_for(name: str, groups: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     """The weights of the group that names a module exactly, else by pattern, else by class."""
     kinds: tuple[Callable[[str], bool], ...] = (
         lambda target: target == name,
-        lambda target: target.startswith("re:") and re.match(target[3:], name) is not None,
+        lambda target: target.startswith("re:") and _matches(target[3:], name),
         lambda target: target == "Linear",
     )
     for names_it in kinds:
         for group in groups.values():
-            if any(names_it(str(target)) for target in group.get("targets", ())):
+            if any(names_it(target) for target in group.get("targets", ())):
                 return group.get("weights") or {}
     raise ArtifactError(f"config.json: no group of config_groups targets {name}, which is packed.")
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a pattern of config.json matches a name, for patterns that cannot take for ever.
+
+    A repeated group, or many repetitions, can try every way to cut a name into pieces.
+
+    Raises:
+        ArtifactError: the pattern is no pattern, or not of that tame kind.
+    """
+    tame = len(re.findall(r"(?<!\\)[*+{]", pattern)) <= 3 and not re.search(r"\)[*+?{]", pattern)
+    try:
+        if tame and len(name) <= 200:
+            return re.match(pattern, name) is not None
+    except re.error:
+        pass
+    raise ArtifactError(
+        f"config.json: the target {shown('re:' + pattern)} is not read here: at most three of * "
+        "and +, none behind a group. Name the linears instead."
+    )
 
 
 def stored(name: str, matrix: Matrix) -> Specs:
@@ -237,4 +267,4 @@ def decode(name: str, matrix: Matrix, tensors: Mapping[str, Tensor]) -> Rounded:
     """Rebuild the linear `name` from its stored tensors."""
     zeros = tensors.get(f"{name}.weight_zero_point")
     packed, scales = tensors[f"{name}.weight_packed"], tensors[f"{name}.weight_scale"]
-    return assemble(matrix, packed, scales, zeros)
+    return assemble(name, matrix, packed, scales, zeros)

@@ -83,20 +83,33 @@ def disassemble(name: str, rounded: Rounded) -> tuple[Tensor, Tensor, Tensor | N
     return codes, rounded.scale, None
 
 
-def assemble(matrix: Matrix, codes: Tensor, scales: Tensor, zeros: Tensor | None) -> Rounded:
-    """Undo `disassemble`; scales may have any floating dtype."""
+def assemble(
+    name: str, matrix: Matrix, codes: Tensor, scales: Tensor, zeros: Tensor | None
+) -> Rounded:
+    """Undo `disassemble`; scales may have any floating dtype.
+
+    Raises:
+        ArtifactError: a scale that no grid has: zero, infinite or no number.
+    """
     import torch
 
     from compress.kernels.grid import Rounded
     from compress.kernels.pack import unpack
 
-    scheme = matrix.scheme
+    scheme, scales = matrix.scheme, scales.float()
+    wrong = ~scales.isfinite() | (scales == 0)  # a negative one turns its grid round
+    if bool(wrong.any()):
+        row, group = wrong.nonzero()[0].tolist()
+        raise ArtifactError(
+            f"{name}: {int(wrong.sum()):,} of its scales are zero or not finite; that of row "
+            f"{row}, group {group} is {float(scales[row, group])}. Write the artifact again."
+        )
     if zeros is None:
         zero = torch.full((matrix.rows, matrix.groups), 1 << (scheme.bits - 1), dtype=torch.uint8)
     else:
         zero = unpack(zeros.T, scheme.bits, matrix.rows).T.contiguous()
     return Rounded(
-        unpack(codes, scheme.bits, matrix.columns), scales.float(), zero,
+        unpack(codes, scheme.bits, matrix.columns), scales, zero,
         scheme.bits, scheme.group_size, scheme.sym,
     )  # fmt: skip
 

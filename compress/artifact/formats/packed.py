@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.anatomy import Anatomy, Linear
 from compress.artifact.formats.matrix import Matrix, Scheme, Specs, assemble, disassemble
-from compress.errors import ArtifactError
+from compress.errors import ArtifactError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 METHOD = "compress"
 VERSION = 1
+_MAX_GROUP = 2**24  # columns; no linear is as wide
 SUFFIXES: tuple[str, ...] = (".codes", ".scales", ".zeros")
 
 
@@ -77,6 +78,9 @@ def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[st
             f"version {VERSION}. Use the program that wrote the artifact, or a newer one."
         )
     default, exceptions = quantization.get("default", {}), quantization.get("exceptions", {})
+    inner = exceptions.values() if isinstance(exceptions, dict) else [None]
+    if not all(isinstance(table, dict) for table in (default, *inner)):
+        raise ArtifactError("config.json: quantization_config's schemes are not tables.")
     codes = [name.removesuffix(".codes") for name in checkpoint.tensors if name.endswith(".codes")]
     if lost := sorted(set(exceptions) - set(codes)):
         raise ArtifactError(f"{lost[0]}.codes: missing, though config.json gives it a scheme.")
@@ -99,18 +103,19 @@ def stored(name: str, matrix: Matrix) -> Specs:
 def decode(name: str, matrix: Matrix, tensors: Mapping[str, Tensor]) -> Rounded:
     """Rebuild the matrix `name` from its stored tensors."""
     zeros = tensors.get(f"{name}.zeros")
-    return assemble(matrix, tensors[f"{name}.codes"], tensors[f"{name}.scales"], zeros)
+    return assemble(name, matrix, tensors[f"{name}.codes"], tensors[f"{name}.scales"], zeros)
 
 
 def _matrix(checkpoint: Checkpoint, name: str, fields: Mapping[str, Any]) -> Matrix:
     try:
         scheme = Scheme(**fields)
-        known = scheme.bits in (2, 3, 4, 8) and scheme.group_size > 0
+        sizes = scheme.bits in (2, 3, 4, 8) and 0 < scheme.group_size <= _MAX_GROUP
+        known = sizes and [type(v) for v in vars(scheme).values()] == [int, int, bool]
     except TypeError:
         known = False
     if not known:
         raise ArtifactError(
-            f"config.json: quantization_config gives {name} the scheme {dict(fields)}. It must "
+            f"config.json: quantization_config gives {name} the scheme {shown(fields)}. It must "
             "have bits (2, 3, 4 or 8), group_size (a number of columns) and sym, nothing else."
         )
     scales, codes = checkpoint.tensors.get(f"{name}.scales"), checkpoint.tensors[f"{name}.codes"]

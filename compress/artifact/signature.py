@@ -1,0 +1,107 @@
+"""Who made an artifact: an optional signature over its manifest and every file that it names.
+
+It is a sigstore bundle as the package ``model-signing`` writes it, so that its own command checks
+it too. What `manifest.LEFT_OUT` names may be made anew and is not signed, the manifest apart.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from compress.artifact.manifest import LEFT_OUT
+from compress.artifact.manifest import NAME as MANIFEST
+from compress.errors import ArtifactError, RequestError
+
+NAME = "model.sig"
+
+
+def sign(folder: Path, key: Path, *, password: str | None = None) -> Path:
+    """Sign a finished artifact.
+
+    Args:
+        folder: holds its manifest.
+        key: a private key in PEM, on the curve P-256, P-384 or P-521, as
+            ``openssl ecparam -name prime256v1 -genkey -noout`` makes one.
+        password: of an encrypted key.
+
+    Returns:
+        The signature's file, `NAME` inside `folder`.
+
+    Raises:
+        RequestError: model-signing is not installed, or the key cannot be used.
+        ArtifactError: there is no manifest to sign, or the folder cannot be read or written.
+    """
+    library = _library()
+    if not (folder / MANIFEST).is_file():
+        raise ArtifactError(f"{folder}: holds no {MANIFEST}; only a finished artifact is signed.")
+    try:
+        config = library.signing.Config().use_elliptic_key_signer(
+            private_key=key, password=password
+        )
+    except (OSError, ValueError, TypeError) as error:  # TypeError: a password is missing or extra
+        raise RequestError(
+            f"{key}: not a private key that signs here ({error}). It must be PEM, on the curve "
+            "P-256, P-384 or P-521."
+        ) from error
+    path = folder / NAME
+    try:
+        config.set_hashing_config(_hashing(folder)).sign(folder, path)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder}: cannot be signed ({error}).") from error
+    return path
+
+
+def check_signature(folder: Path, public_key: Path) -> None:
+    """Check that every signed file is as it was when the owner of a key signed it.
+
+    Args:
+        folder: a signed artifact.
+        public_key: the signer's, in PEM.
+
+    Raises:
+        RequestError: model-signing is not installed, or the key cannot be read.
+        ArtifactError: there is no signature, it is of another key, or a file is not as signed.
+    """
+    library = _library()
+    from cryptography.exceptions import InvalidSignature
+
+    path = folder / NAME
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: not signed: it holds no {NAME}. Sign it with --sign KEY.")
+    try:
+        config = library.verifying.Config().use_elliptic_key_verifier(public_key=public_key)
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"{public_key}: not a public key ({error}). Give the signer's, in PEM."
+        ) from error
+    try:
+        config.set_hashing_config(_hashing(folder)).verify(folder, path)
+    except InvalidSignature as error:
+        raise ArtifactError(
+            f"{path}: not made with the key that belongs to {public_key}, or changed since. Get "
+            "the signer's public key and the artifact again."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{folder}: not what was signed with the key of {public_key} ({error}). `compress "
+            "verify` names the files that are not as written."
+        ) from error
+
+
+def _hashing(folder: Path) -> Any:
+    """Which files are signed: all but those that may be made anew, and the signature itself."""
+    names = sorted((LEFT_OUT | {NAME}) - {MANIFEST})
+    config = _library().hashing.Config()
+    return config.set_ignored_paths(paths=[folder / name for name in names], ignore_git_paths=False)
+
+
+def _library() -> ModuleType:
+    try:
+        import model_signing
+    except ImportError as error:
+        raise RequestError(
+            "signatures need the package model-signing. pip install 'compress-llm[signing]'."
+        ) from error
+    return model_signing
