@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from compress.report import numbers
-from compress.results import Divergence, Perplexity, Progress, Side
+from compress.report import verdict as gates
+from compress.results import Divergence, Perplexity, Progress, Side, Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +33,7 @@ PACE_INTERVAL_SECONDS = 1.0  # the shortest that tells
 _CONTROL = {
     code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
 }
+_TINTS = {gates.PASSED: "green", gates.MISSED: "bold red"}
 PIPE_WIDTH = 120  # columns of a table that no terminal limits
 
 
@@ -195,6 +197,21 @@ def summary_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def gate_table(verdict: Verdict) -> Table:
+    """The verdict in the first line, then every gate: what is demanded, what was found."""
+    from rich.text import Text
+
+    words = gates.gate_table(verdict)
+    table = _table(words.header[0])
+    for name in words.header[1:]:
+        table.add_column(name, overflow="fold")
+    for row in words.rows:
+        table.add_row(*(Text(cell, _TINTS.get(cell, "")) for cell in row))
+    colour = "bold green" if verdict.outcome == "ACCEPT" else "bold red"
+    table.title = Text.assemble((verdict.outcome, colour), f": {gates.sentence(verdict)}")
+    return table
+
+
 def side_table(side: Side, divergence: Divergence | None) -> Table:
     """One model as evaluated: measure, value, protocol."""
     table = _table("", "value")
@@ -282,7 +299,10 @@ def _table(first: str, *numbers: str) -> Table:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(box=SIMPLE, pad_edge=False, caption_justify="left", caption_style="dim")
+    table = Table(
+        box=SIMPLE, pad_edge=False, title_justify="left", title_style="",
+        caption_justify="left", caption_style="dim",
+    )  # fmt: skip
     table.add_column(first, overflow="fold")
     for name in numbers:
         table.add_column(name, justify="right")

@@ -10,7 +10,7 @@ from compress.report.numbers import NONE
 from compress.report.rows import Table
 from compress.results import GateResult, Round, Verdict
 
-PASSED, MISSED = "✓ passed", "✗ missed"
+PASSED, MISSED, UNKNOWN = "✓ passed", "✗ missed", "not measured"
 _FRACTIONS = (
     "perplexity_increase_max",
     "top1_agreement_min",
@@ -21,32 +21,33 @@ _FRACTIONS = (
 
 def sentence(verdict: Verdict) -> str:
     """How many gates the student passes, and why nothing more was tried."""
-    count, missed = len(verdict.gates), len(verdict.missed)
-    rounds = len(verdict.rounds)
+    count, results = len(verdict.gates), [result(gate) for gate in verdict.gates]
+    missed, unknown, rounds = results.count(MISSED), results.count(UNKNOWN), len(verdict.rounds)
     tried = f" after {rounds} round{'s' if rounds > 1 else ''} of more bits" if rounds else ""
-    if not missed:
+    if not verdict.missed:
         text = f"all {count} gates passed" if count > 1 else "the gate is passed"
     else:
-        text = f"{missed} of {count} gates missed" if count > 1 else "the gate is missed"
+        text = f"{missed} of {count} gate{'s' if count > 1 else ''} missed"
+        text = f"{text}, {unknown} not measured" if unknown else text
     return text + tried + (f"; {verdict.reason}" if verdict.reason else "")
 
 
 def gate_table(verdict: Verdict) -> Table:
     """Every gate: what is demanded, what was found."""
     rows = (
-        (gate.name, PASSED if gate.passed else MISSED, gate.note or NONE, limit(gate), found(gate))
+        (gate.name, result(gate), limit(gate), found(gate), gate.note or NONE)
         for gate in verdict.gates
     )
-    return Table(("gate", "result", "measured on", "limit", "found"), tuple(rows), words=3)
+    return Table(("gate", "result", "limit", "found", "measured on"), tuple(rows), words=5)
 
 
 def round_table(verdict: Verdict) -> Table:
     """Every student that was given up, and what the next one was given more bits for."""
     rows = (
-        (str(number), _missed(given_up), _raised(given_up), numbers.size(given_up.size_bytes))
+        (str(number), _missed(given_up), numbers.size(given_up.size_bytes), _raised(given_up))
         for number, given_up in enumerate(verdict.rounds, 1)
     )
-    return Table(("round", "missed", "more bits for", "size before"), tuple(rows), words=3)
+    return Table(("round", "missed", "size", "more bits for"), tuple(rows), words=4)
 
 
 def told(verdict: Verdict, report: Path) -> str:
@@ -55,6 +56,13 @@ def told(verdict: Verdict, report: Path) -> str:
     lines += [f"  {_line(gate)}" for gate in verdict.missed]
     remedy = "Give the student more bits, or widen what the gates allow."
     return "\n".join([*lines, f"{remedy} The report: {report}   docs/errors.md#gates"])
+
+
+def result(gate: GateResult) -> str:
+    """Whether a gate is passed, in words that need no colour."""
+    if gate.found is None:
+        return UNKNOWN
+    return PASSED if gate.passed else MISSED
 
 
 def limit(gate: GateResult) -> str:
@@ -66,7 +74,7 @@ def limit(gate: GateResult) -> str:
 
 def found(gate: GateResult) -> str:
     """What was found, in the unit of the limit."""
-    return "not measured" if gate.found is None else _value(gate.name, gate.found)
+    return NONE if gate.found is None else _value(gate.name, gate.found)
 
 
 def _value(name: str, value: float) -> str:
@@ -83,7 +91,8 @@ def _value(name: str, value: float) -> str:
 
 def _line(gate: GateResult) -> str:
     note = f" ({gate.note})" if gate.note else ""
-    return f"{gate.name}: found {found(gate)}, the limit is {limit(gate)}{note}"
+    what = UNKNOWN if gate.found is None else f"found {found(gate)}"
+    return f"{gate.name}: {what}, the limit is {limit(gate)}{note}"
 
 
 def _missed(given_up: Round) -> str:

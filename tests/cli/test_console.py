@@ -3,7 +3,7 @@ import io
 import pytest
 
 from compress.cli import console
-from compress.results import Progress
+from compress.results import GateResult, Progress, Verdict
 
 
 @pytest.fixture
@@ -100,3 +100,22 @@ def test_a_terminal_gets_live_bars(monkeypatch, capsys):
         assert isinstance(watch, console.LiveBars)
         watch(Progress("quantize", 1, 30))
     assert capsys.readouterr().out == ""
+
+
+def gates(outcome):
+    missed = GateResult("kl_mean_max", 0.05, 0.09, outcome == "ACCEPT", "20,460 tokens of [text]")
+    return console.gate_table(Verdict(outcome, (missed, GateResult("size_max", 10, 9, True))))
+
+
+def test_gates_are_a_table_that_begins_with_the_verdict(capsys):
+    console.show(gates("REGRESSION"))
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == "REGRESSION: 1 of 2 gates missed"
+    assert any("✗ missed" in line and "20,460 tokens of [text]" in line for line in others)
+    assert any(line.split()[:3] == ["size_max", "✓", "passed"] for line in others)
+
+
+def test_the_verdict_is_green_or_red_on_a_terminal():
+    for outcome, colour in (("ACCEPT", "green"), ("REGRESSION", "red"), ("INFEASIBLE", "red")):
+        title = gates(outcome).title
+        assert [span.style for span in title.spans] == [f"bold {colour}"]

@@ -129,6 +129,9 @@ def test_text_stands_out_from_the_page_in_light_and_in_dark(page):
         for name in ("ink", "soft", "accent"):
             assert contrast(colours[name], colours["paper"]) >= 4.5, name
         assert contrast(colours["ink"], colours["mark"]) >= 4.5
+        for name in ("good", "bad"):
+            for behind in ("paper", name + "-wash"):
+                assert contrast(colours[name], colours[behind]) >= 4.5, (name, behind)
 
 
 def contrast(one, other):
