@@ -6,15 +6,18 @@ it too. What `manifest.LEFT_OUT` names may be made anew and is not signed, the m
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from compress.artifact.manifest import LEFT_OUT
+from compress import storage
+from compress.artifact.manifest import LEFT_OUT, MAX_BYTES
 from compress.artifact.manifest import NAME as MANIFEST
 from compress.errors import ArtifactError, RequestError
 
 NAME = "model.sig"
+PASSWORD = "COMPRESS_SIGNING_PASSWORD"
 
 
 def sign(folder: Path, key: Path, *, password: str | None = None) -> Path:
@@ -24,7 +27,7 @@ def sign(folder: Path, key: Path, *, password: str | None = None) -> Path:
         folder: holds its manifest.
         key: a private key in PEM, on the curve P-256, P-384 or P-521, as
             ``openssl ecparam -name prime256v1 -genkey -noout`` makes one.
-        password: of an encrypted key.
+        password: of an encrypted key; what `PASSWORD` holds in the environment by default.
 
     Returns:
         The signature's file, `NAME` inside `folder`.
@@ -36,10 +39,10 @@ def sign(folder: Path, key: Path, *, password: str | None = None) -> Path:
     library = _library()
     if not (folder / MANIFEST).is_file():
         raise ArtifactError(f"{folder}: holds no {MANIFEST}; only a finished artifact is signed.")
+    password = password or os.environ.get(PASSWORD)
+    secret = password.encode() if password else None
     try:
-        config = library.signing.Config().use_elliptic_key_signer(
-            private_key=key, password=password
-        )
+        config = library.signing.Config().use_elliptic_key_signer(private_key=key, password=secret)
     except (OSError, ValueError, TypeError) as error:  # TypeError: a password is missing or extra
         raise RequestError(
             f"{key}: not a private key that signs here ({error}). It must be PEM, on the curve "
@@ -77,6 +80,7 @@ def check_signature(folder: Path, public_key: Path) -> None:
             f"{public_key}: not a public key ({error}). Give the signer's, in PEM."
         ) from error
     try:
+        storage.read_json(path, MAX_BYTES)  # bounded; the library reads whatever is there
         config.set_hashing_config(_hashing(folder)).verify(folder, path)
     except InvalidSignature as error:
         raise ArtifactError(
@@ -102,6 +106,7 @@ def _library() -> ModuleType:
         import model_signing
     except ImportError as error:
         raise RequestError(
-            "signatures need the package model-signing. pip install 'compress-llm[signing]'."
+            f"signatures need the package model-signing ({error}). pip install "
+            "'compress-llm[signing]'."
         ) from error
     return model_signing

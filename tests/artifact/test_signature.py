@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from compress.artifact.manifest import check_manifest, write_manifest
-from compress.artifact.signature import NAME, check_signature, sign
+from compress.artifact.signature import NAME, PASSWORD, check_signature, sign
 from compress.errors import ArtifactError, RequestError
 
 pytest.importorskip("model_signing")
@@ -86,7 +86,7 @@ def test_a_broken_or_absent_signature_is_refused(signed):
         check_signature(folder, public)
 
 
-def test_what_is_no_key_is_refused(signed, tmp_path):
+def test_what_is_no_key_is_refused(signed, tmp_path, monkeypatch):
     folder, _ = signed
     (tmp_path / "key.pem").write_text("no key")
     with pytest.raises(RequestError, match=r"key\.pem: not a private key that signs here"):
@@ -99,6 +99,8 @@ def test_what_is_no_key_is_refused(signed, tmp_path):
     with pytest.raises(RequestError, match="not a private key that signs here"):
         sign(folder, private)
     sign(folder, private, password="secret")
+    monkeypatch.setenv(PASSWORD, "secret")
+    sign(folder, private)
 
 
 def test_only_finished_artifacts_are_signed(signed, tmp_path):
