@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from compress.errors import GateMissed
-from compress.recipe.gates import WIDTHS, LinearGate
+from compress.evaluate.escalate import Attempt, until_accepted
+from compress.evaluate.text import Reading, divergence
+from compress.recipe.gates import WIDTHS, Gates, LinearGate
 from compress.recipe.schema import Quantize
-from compress.results import Limits
+from compress.results import Limits, Provenance, Results, Side, StageResult
 from compress.stages import quantize
 from compress.stages.context import Context
 from compress.student import Student
+from compress.surgery.walk import hidden_states
 from compress.teacher.folder import open_folder
 
 IDS = torch.randint(0, 256, (8, 32), generator=torch.Generator().manual_seed(0))
@@ -168,3 +171,34 @@ def test_a_walk_can_begin_with_more_bits_than_asked_for_and_says_so(tiny_llama, 
     assert student.rounded(down).bits == 8
     others = records.keys() - {down, "lm_head"}
     assert all(records[name].escalated_from is None for name in others)
+
+
+def reading(weights):
+    hidden = hidden_states(weights, IDS, device="cpu", dtype=torch.float32)
+    return Reading(weights, hidden, IDS, "random")
+
+
+def test_more_bits_for_the_worst_linears_bring_a_student_within_its_limit(tiny_llama, tmp_path):
+    teacher = open_folder(tiny_llama)
+    before = reading(teacher)
+
+    def make(attempt):
+        student, linears = run(
+            tiny_llama, tmp_path / str(attempt.number), raised=attempt.raised, bits=2
+        )
+        return Results(
+            Provenance("mine", "", "teacher", "", "self", "", 0, 0, 1, "cpu"),
+            Side(1, 16.0, None), Side(1, 2.0, None),
+            divergence(before, reading(student)),
+            (StageResult("quantize", "gptq", tuple(linears)),), (),
+        )  # fmt: skip
+
+    first = make(Attempt()).divergence.kl_mean
+    gates = Gates(kl_mean_max=first * 0.6, on_violation="escalate", rounds_max=16)
+    results = until_accepted(make, gates, anatomy=teacher.anatomy, widths=WIDTHS["packed"])
+    assert results.verdict.outcome == "ACCEPT"
+    assert results.verdict.rounds
+    assert results.divergence.kl_mean <= first * 0.6
+    given = {raised.name for round_ in results.verdict.rounds for raised in round_.raised}
+    assert {r.name for r in results.linears if r.escalated_from == 2} == given
+    assert set(results.fallbacks) == {r for r in results.linears if r.name in given}
