@@ -50,34 +50,38 @@ class Gated:
         rounded, records = self.rounder(linears, weights, hessian)
         found = {record.name: record for record in records}
         for group in fused(linears):
-            taken = (
-                {x.name: rounded.pop(x.name) for x in group if x.name in rounded},
-                [found[x.name] for x in group],
-            )
-            codes, settled = self._settle(group, weights, hessian, taken)
-            rounded |= codes
-            found |= {record.name: self._told(record) for record in settled}
-        return rounded, list(found.values())
+            self._settle(group, weights, hessian, rounded, found)
+        return rounded, [self._told(record) for record in found.values()]
 
     def _settle(
         self,
         group: Sequence[Linear],
         weights: Mapping[str, Tensor],
         hessian: Tensor | None,
-        solution: Solution,
-    ) -> Solution:
-        """Solve a fused group again, one width further each time, until all of it passes."""
+        rounded: dict[str, Rounded],
+        found: dict[str, LinearResult],
+    ) -> None:
+        """Solve a fused group again, one width further each time, until all of it passes.
+
+        `rounded` and `found` hold what it has become, before and after.
+        """
         gate, why = self.gate, ""
-        while gate and (worst := _worst(solution[1], gate.error_max)):
+        names = [linear.name for linear in group]
+        while gate and (worst := _worst([found[name] for name in names], gate.error_max)):
             told = f"{worst.name} showed {_error(worst)}, above linear_error_max {gate.error_max:g}"
-            if gate.on_violation == "keep_dense":
-                return {}, [_dense(record, told) for record in solution[1]]
-            bits = wider(worst.bits or 0, gate.widths)
-            if gate.on_violation == "fail" or bits is None:
-                raise GateMissed(_missed(worst, gate), solution[1])
+            bits = wider(worst.bits or 0, gate.widths) if gate.on_violation == "escalate" else None
+            if bits is None and gate.on_violation != "keep_dense":
+                raise GateMissed(_missed(worst, gate), [found[name] for name in names])
+            for name in names:
+                rounded.pop(name, None)  # before the next is made
+            if bits is None:
+                found |= {name: _dense(found[name], told) for name in names}
+                return
+            codes, records = self._widened(group, bits)(group, weights, hessian)
+            rounded |= codes
+            found |= {record.name: record for record in records}
             why = why or told
-            solution = self._widened(group, bits)(group, weights, hessian)
-        return solution[0], [dataclasses.replace(r, note=r.note or why) for r in solution[1]]
+        found |= {n: dataclasses.replace(found[n], note=found[n].note or why) for n in names}
 
     def _widened(self, group: Sequence[Linear], bits: int) -> Rounder:
         """The rounder that gives a group at least so many bits."""
