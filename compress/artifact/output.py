@@ -38,8 +38,8 @@ def in_the_making(out: Path, *, fresh: bool = False) -> Iterator[Path]:
     partial, rejected = beside(out, "partial"), beside(out, "rejected")
     _refuse_finished(out, rejected)
     with _mine(partial):
+        _tidy(partial, fresh=fresh)
         try:
-            _tidy(partial, fresh=fresh)
             yield partial
         except GateMissed:
             _rename(partial, rejected)
