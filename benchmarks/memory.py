@@ -112,11 +112,16 @@ def large(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """GPTQ of the first blocks, and RTN of all, of a checkpoint of Llama-7B's shape."""
     teacher = given.out / "teacher"
     synthetic.write(teacher, synthetic.arguments([str(teacher), "--blocks", str(given.blocks)]))
-    first = "|".join(map(str, range(given.solved)))
-    some = f"{GPTQ}, targets: ['re:model\\.layers\\.({first})\\.']"
-    for name, quantize in (("gptq of the first", some), ("rtn of all", RTN)):
+    cases = (("gptq of the first", some_blocks(given.solved)), ("rtn of all", RTN))
+    for name, quantize in cases:
         folder = name.replace(" ", "-")
         yield _case(given, teacher, folder, quantize, given.max_memory)
+
+
+def some_blocks(count: int) -> str:
+    """GPTQ of the first blocks alone."""
+    first = "|".join(map(str, range(count)))
+    return f"{GPTQ}, targets: ['re:model\\.layers\\.({first})\\.']"
 
 
 def _case(

@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def _write_shard(path: Path, tensors: Shapes, pool: np.ndarray) -> None:
             if len(shape) == 1:
                 file.write(np.full(shape, 0x3F80, np.uint16).tobytes())  # norms: 1.0
                 continue
-            start = int.from_bytes(name.encode()[-8:], "little") * 7_919 % POOL
+            start = zlib.crc32(name.encode()) % POOL
             left = math.prod(shape)
             while left:
                 piece = pool[start : start + left]

@@ -14,7 +14,10 @@ import pytest
 from compress import library
 from compress.recipe.load import load
 from compress.recipe.resolve import canonical_json
+from compress.recipe.scheme import scheme_for
 from compress.recipe.suite import load_suite
+from compress.surgery.load import tokenizer
+from compress.teacher.folder import open_folder
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -25,7 +28,7 @@ def bench(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.syspath_prepend(str(BENCHMARKS / "readers"))
     names = ("measure", "summary", "texts", "quantize", "decode", "stored")
-    names += ("applied", "ablate", "catalogue")
+    names += ("applied", "ablate", "catalogue", "synthetic", "memory")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield importlib.import_module
@@ -350,3 +353,56 @@ def test_the_catalogue_is_filled_in_again_to_the_same_table(bench, apply_, tmp_p
     lines = len(page.read_text("utf-8").splitlines())
     assert bench("catalogue").main(words) == 0
     assert len(page.read_text("utf-8").splitlines()) == lines
+
+
+SHAPE = (
+    "--blocks",
+    "3",
+    "--hidden",
+    "64",
+    "--intermediate",
+    "96",
+    "--heads",
+    "4",
+    "--vocab",
+    "320",
+)
+
+
+def test_a_synthetic_checkpoint_is_a_whole_teacher_in_shards(bench, tmp_path):
+    synthetic = bench("synthetic")
+    folder = tmp_path / "teacher"
+    given = synthetic.arguments([str(folder), *SHAPE, "--kv-heads", "2"])
+    synthetic.write(folder, given, shard_bytes=60_000)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    teacher = open_folder(folder)
+    assert (len(teacher.anatomy.blocks), teacher.anatomy.tied) == (3, False)
+    weight = teacher.block(2)["model.layers.2.mlp.down_proj.weight"].float()
+    assert 0.015 < weight.std() < 0.025
+    assert not weight.equal(teacher.block(1)["model.layers.1.mlp.down_proj.weight"].float())
+    assert tokenizer(folder).encode("any text") != []
+
+
+def test_a_plan_is_held_against_a_run(bench):
+    memory = bench("memory")
+    foretold = {
+        "size": {"size_bytes": 100}, "peak_memory_bytes": 3 * 2**20, "memory_bytes": {},
+        "limits": {},
+    }  # fmt: skip
+    real = {"size_bytes": 100, "anonymous_bytes": 2 * 2**20, "by_step": {}, "seconds": 7.0}
+    rows = [{"name": "smoke", **memory._compared(foretold, real)}]
+    assert memory.table(rows)[-1] == "| smoke | 100 | 100 | 3 | 2 | 1.50 | 7 |"
+
+
+def test_recipes_of_the_memory_benchmark_load_and_solve_the_first_blocks(bench, tmp_path):
+    memory = bench("memory")
+    some = memory.some_blocks(2)
+    for quantize in (memory.GPTQ, memory.RTN, some):
+        text = memory.RECIPE.format(
+            teacher=tmp_path, text=memory.TEXT, samples=4, quantize=quantize
+        )
+        (tmp_path / "x.yaml").write_text(text)
+        recipe = load(str(tmp_path / "x.yaml"))
+    (stage,) = recipe.stages
+    names = [f"model.layers.{index}.mlp.up_proj" for index in (0, 1, 2, 10)]
+    assert [bool(scheme_for(stage.quantize, name)) for name in names] == [True, True, False, False]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compress.errors import ModelError, StorageError
-from compress.storage import Checkpoint, ShardWriter, read_header, write_file, write_text
+from compress.storage import Checkpoint, ShardWriter, mapped, read_header, write_file, write_text
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 
@@ -105,3 +105,27 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 
 def test_a_header_alone_needs_no_torch(shard):
     assert read_header(shard)["b"].nbytes == 8
+
+
+def test_a_shard_in_the_making_waits_in_files_that_have_no_name(tmp_path, monkeypatch):
+    tensors = {**TENSORS, "c": torch.arange(9, dtype=torch.int32), "d": torch.zeros(0)}
+    for folder, held in ((tmp_path / "few", 20), (tmp_path / "all", 1 << 20)):
+        monkeypatch.setattr("compress.storage.writing._HELD_BYTES", held)
+        folder.mkdir()
+        writer = ShardWriter(folder)
+        for name, tensor in tensors.items():
+            writer.add(name, tensor)
+        assert not list(folder.iterdir())
+        writer.close()
+    first, second = (next(folder.iterdir()) for folder in (tmp_path / "few", tmp_path / "all"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_mapped_tensor_on_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(StorageError, match="no room for 64 bytes"):
+        mapped(tmp_path / "x.bin", (4, 4), torch.float32)
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -132,8 +133,8 @@ def readers(found: Plan) -> Table:
     return table
 
 
-def _each(sizes: dict[str, int] | object) -> str:
-    return ", ".join(f"{name} {numbers.size(size)}" for name, size in dict(sizes).items())  # type: ignore[call-overload]
+def _each(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {numbers.size(size)}" for name, size in sizes.items())
 
 
 def _table(first: str, *right: str, last: str = "scheme") -> Table:

@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import groupby
 
 from compress.anatomy import Anatomy, Block, Linear, parallel_residual
+from compress.artifact.formats.matrix import Matrix
 from compress.plan import sizes
 from compress.recipe.schema import Quantize, Recipe
 from compress.recipe.scheme import Scheme, scheme_for
@@ -21,14 +22,17 @@ from compress.results import Limits
 from compress.teacher.headers import DTYPES, Headers
 
 MIB = 1024**2
-# Anonymous memory of the process itself, measured with torch 2.13 and transformers 5.23 on a CPU.
-LIBRARIES = 330 * MIB  # everything that a run imports, its tokenizer, its threads
-JUDGING = 240 * MIB  # lm-eval and what it imports, added when the suite has tasks
+# Measured with torch 2.13 and transformers 5.23 on a CPU; see docs/plan.md.
+LIBRARIES = 310 * MIB  # everything that a run imports, its tokenizer, its threads
+JUDGING = 85 * MIB  # lm-eval and what it imports, from the first task on
+HEAP = 60 * MIB  # small pieces that were freed, and that the C library keeps
 CONVERTER = 300 * MIB  # the process that dequantizes a GGUF file; 6 bytes a weight come on top
 _HELD_SHARD = 256 * MIB  # storage.writing: what waits of a shard
 _SLICE = 3.4  # float32 copies of the rows being solved: docs of kernels.gptq, and the codes
 _TASK_TOKENS = 30_000  # of all that the shipped tasks ask
-_LOGITS_TOKENS, _LOGITS_COPIES = 512, 7  # evaluate.text
+_WALK_TOKENS = 4096  # surgery.walk: of one forward, when text is read
+_LOGITS_TOKENS, _LOGITS_COPIES = 512, 10  # evaluate.text: what comparing two models holds at a time
+_LOGITS_IN_HEAP = 17  # the same where a copy is smaller than what the C library keeps: 32 MiB
 _WRITER_BATCH = 32  # calibrate.selfgen
 
 
@@ -85,7 +89,7 @@ def write_text(job: Job) -> int:
 
 
 def _cache(job: Job, batch: int, tokens: int) -> int:
-    """Keys and values of a whole model, bfloat16."""
+    """Keys and values of a whole model, two bytes each."""
     return 2 * 2 * batch * tokens * sum(_width(b, "k", "qkv") for b in job.anatomy.blocks)
 
 
@@ -237,46 +241,78 @@ def _codes(linear: Linear, scheme: Scheme) -> int:
 
 def write(job: Job) -> int:
     """One matrix unpacked and packed again, and what waits of a shard."""
-    matrices = sizes.matrices(job.anatomy, sizes.schemes(job.recipe, job.anatomy)).values()
+    matrices = _matrices(job)
     largest = max(matrix.rows * matrix.columns for matrix in matrices)
     written = sum(m.rows * m.columns * m.scheme.bits // 8 for m in matrices)
-    return LIBRARIES + 3 * largest + min(written, _HELD_SHARD)
-
-
-def _judging(job: Job) -> int:
-    suite = job.suite
-    return LIBRARIES + (JUDGING if suite and (suite.tasks or suite.lm_eval_tasks) else 0)
+    return LIBRARIES + HEAP + 3 * largest + min(written, _HELD_SHARD)
 
 
 def evaluate(job: Job) -> int:
-    """Text read in float32, block by block; logits of a few hundred tokens at a time."""
+    """Text that teacher and student read, their logits compared, and tasks."""
     if job.suite is None:
         return 0
-    anatomy, texts = job.anatomy, {job.suite.perplexity, job.suite.divergence}
-    states = 4 * anatomy.hidden_size * sum(text.windows * text.seq_len for text in texts)
-    block = max(sum(linear.weights for linear in b.linears) for b in anatomy.blocks)
+    found = LIBRARIES + max(_read(job, job.suite), _compare(job, job.suite))
+    tasks = bool(job.suite.tasks or job.suite.lm_eval_tasks)
+    return max(found, LIBRARIES + JUDGING + _ask(job)) if tasks else found
+
+
+def _states(job: Job, suite: Suite) -> int:
+    """Final hidden states of all text, float32."""
+    texts = {suite.perplexity, suite.divergence}
+    return 4 * job.anatomy.hidden_size * sum(text.windows * text.seq_len for text in texts)
+
+
+def _read(job: Job, suite: Suite) -> int:
+    """Text read in float32, block by block, once the embedding has been let go."""
+    anatomy, states = job.anatomy, _states(job, suite)
+    tokens = min(_WALK_TOKENS, states // (4 * anatomy.hidden_size))
     inner = max(linear.in_features for linear in anatomy.linears)
-    reading = 2 * states + 4 * block + 4 * 4096 * inner * 3
-    heads = 2 * 4 * anatomy.head.weights
-    scoring = states + heads + 4 * _LOGITS_COPIES * _LOGITS_TOKENS * anatomy.vocab_size
-    asked = 2 * _TASK_TOKENS * anatomy.hidden_size * job.item_bytes
-    return _judging(job) + max(reading, scoring, asked + (4 + job.item_bytes) * block)
+    embedding = 0 if job.recipe.teacher.dtype == "float32" else 4 * anatomy.head.weights
+    return max(embedding + states, 2 * states + 4 * _block(job) + 3 * 4 * tokens * inner)
+
+
+def _compare(job: Job, suite: Suite) -> int:
+    """Logits of a piece of a window by both heads, float32."""
+    heads = 0 if job.recipe.teacher.dtype == "float32" else 2 * 4 * job.anatomy.head.weights
+    piece = 4 * min(_LOGITS_TOKENS, suite.divergence.seq_len) * job.anatomy.vocab_size
+    copies = _LOGITS_COPIES if piece >= 32 * MIB else _LOGITS_IN_HEAP
+    return _states(job, suite) + heads + copies * piece
+
+
+def _ask(job: Job) -> int:
+    """All requests at once, block by block; a block is expanded, then cast."""
+    requests = 2 * _TASK_TOKENS * job.anatomy.hidden_size * job.item_bytes
+    return requests + (4 + job.item_bytes) * _block(job)
+
+
+def _block(job: Job) -> int:
+    """Weights of the largest block."""
+    return max(sum(linear.weights for linear in block.linears) for block in job.anatomy.blocks)
 
 
 def samples(job: Job) -> int:
-    """The student whole, expanded."""
-    if job.suite is None or job.suite.samples is None or not job.suite.samples.prompts:
+    """The student whole, expanded, then cast."""
+    suite = job.suite
+    if suite is None or suite.samples is None or not suite.samples.prompts:
         return 0
-    matrices = sizes.matrices(job.anatomy, sizes.schemes(job.recipe, job.anatomy)).values()
-    expanded = (4 + job.item_bytes) * sum(m.rows * m.columns for m in matrices)
-    prompts = len(job.suite.samples.prompts)
-    return _judging(job) + expanded + _cache(job, prompts, job.suite.samples.max_new_tokens + 64)
+    whole = sum(matrix.rows * matrix.columns for matrix in _matrices(job))
+    dense = job.anatomy.weights + job.ends - whole
+    expanded = (4 + job.item_bytes) * whole + job.copied_bytes * dense
+    tokens = suite.samples.max_new_tokens + 64  # and the prompt, with its template
+    cache = _cache(job, len(suite.samples.prompts), tokens)
+    return LIBRARIES + (JUDGING if suite.tasks else 0) + expanded + cache
 
 
 def time(job: Job) -> int:
     """The student in our runtime: its codes twice, in two layouts, and what is dense."""
-    matrices = sizes.matrices(job.anatomy, sizes.schemes(job.recipe, job.anatomy)).values()
+    matrices = _matrices(job)
     codes = sum(m.rows * m.columns * (1 if m.scheme.bits <= 4 else 2) for m in matrices)
     scales = sum(6 * m.rows * m.groups for m in matrices)
     expanding = 5 * max(m.rows * m.columns for m in matrices)
-    return _judging(job) + codes + scales + expanding
+    judged = JUDGING if job.suite and job.suite.tasks else 0
+    return LIBRARIES + HEAP + judged + codes + scales + expanding
+
+
+def _matrices(job: Job) -> list[Matrix]:
+    """What will be quantized."""
+    return list(sizes.matrices(job.anatomy, sizes.schemes(job.recipe, job.anatomy)).values())
