@@ -1,10 +1,12 @@
 """The page in a real browser: headless Chromium, light and dark, wide and narrow."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from compress.report import html
+from compress.results import GateResult, Raised, Round, Verdict
 
 pytestmark = pytest.mark.slow
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -113,3 +115,37 @@ def test_the_printed_page_is_light_and_shows_the_recipe(look):
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.locator("details pre").bounding_box()["height"] > 100
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_verdict_is_seen_first_in_its_colour_and_fits(
+    browser, results, tmp_path, width, scheme
+):
+    note = "worst: model.layers.29.self_attn.o_proj, 12 given more bits, 3 kept dense"
+    gates = (
+        GateResult("linear_error_max", 0.1, 0.0712, True, note),
+        GateResult("kl_mean_max", 0.05, 0.0931, False, "20,460 tokens of heldout"),
+    )
+    raised = tuple(Raised(f"model.layers.{i}.mlp.down_proj", 3, 4) for i in range(9))
+    rounds = (Round(gates, 80_000_000, raised, 0),) * 2
+    why = "size_max 100 MB leaves no room for more bits"
+    path = tmp_path / "report.html"
+    judged = replace(results, verdict=Verdict("INFEASIBLE", gates, rounds, why))
+    path.write_text(html.render(judged, None), encoding="utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.goto(path.as_uri())
+    outcome = page.locator(".outcome")
+    assert outcome.inner_text().startswith("INFEASIBLE")
+    assert outcome.bounding_box()["y"] < page.locator(".verdict").bounding_box()["y"]
+    assert page.locator("h2").first.inner_text() == "Gates"
+    colours = [
+        page.locator(f".gates .{kind}").first.evaluate("e => getComputedStyle(e).color")
+        for kind in ("good", "bad")
+    ]
+    assert len(set(colours)) == 2
+    tables = page.locator(".plain").evaluate_all(
+        "found => found.map(t => t.parentElement.scrollWidth - t.parentElement.clientWidth)"
+    )
+    assert tables[:2] == [0, 0]  # gates and rounds need no scrolling
+    page.close()
