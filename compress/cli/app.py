@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from compress import __version__
-from compress.cli import apply, console, look, serve, verify
+from compress.cli import apply, console, diff, look, plan, serve, verify
 from compress.errors import CompressError
 
 DEBUG = "COMPRESS_DEBUG"
@@ -32,11 +32,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(plan.plan)
 app.command()(apply.apply)
 app.command()(apply.evaluate)
 app.command()(serve.generate)
 app.command()(look.inspect)
 app.command()(verify.verify)
+app.command()(diff.diff)
 app.command()(look.report)
 app.add_typer(look.recipes)
 app.command()(look.env)

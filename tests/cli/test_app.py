@@ -12,6 +12,7 @@ from compress.cli.app import app
 FLAGS = {
     "": {"--debug", "--version"},
     "apply": {"RECIPE", "--out", "--set", "--device", "--threads", "--json", "--quiet"},
+    "plan": {"RECIPE", "--set", "--max-memory", "--threads", "--json"},
     "evaluate": {"ARTIFACT|TEACHER", "--suite", "--device", "--threads", "--json", "--quiet"},
     "generate": {
         "ARTIFACT", "PROMPT", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed",
@@ -19,6 +20,7 @@ FLAGS = {
     },
     "inspect": {"ARTIFACT", "--json"},
     "verify": {"ARTIFACT", "--no-consumers", "--vllm-python", "--json", "--quiet"},
+    "diff": {"A", "B", "--rehash", "--json"},
     "report": {"DIR"},
     "env": {"--json"},
     "recipes": set(),
