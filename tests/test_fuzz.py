@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -195,20 +196,29 @@ def test_records(value):
         manifest.read_manifest(Path(folder))
 
 
+IDENTITY = {"seed": 0}
+
+
+@functools.cache
+def journal() -> bytes:
+    """A journal of three units, as it lies on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "journal"
+        written = Journal(path, IDENTITY)
+        for number in range(3):
+            written.add(f"unit {number}", {"number": number})
+        return path.read_bytes()
+
+
 @QUICK
 @given(st.data())
 def test_journals(data):
     """Of a damaged journal what is read is a beginning of what was written, or nothing is."""
-    identity = {"seed": 0}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(RequestError):
         path = Path(folder) / "journal"
-        journal = Journal(path, identity)
-        for number in range(3):
-            journal.add(f"unit {number}", {"number": number})
-        path.write_bytes(data.draw(damaged(path.read_bytes())))
-        with contextlib.suppress(RequestError):
-            found = Journal(path, identity)
-            assert found.finished == tuple(f"unit {n}" for n in range(len(found.finished)))
-            assert [found.get(unit) for unit in found.finished] == [
-                {"number": number} for number in range(len(found.finished))
-            ]
+        path.write_bytes(data.draw(damaged(journal())))
+        found = Journal(path, IDENTITY)
+        assert found.finished == tuple(f"unit {n}" for n in range(len(found.finished)))
+        assert [found.get(unit) for unit in found.finished] == [
+            {"number": number} for number in range(len(found.finished))
+        ]

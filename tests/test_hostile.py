@@ -53,3 +53,18 @@ def test_what_is_allowed_stays_allowed(tiny_llama, tmp_path):
     wanted = open_folder(tiny_llama).fingerprint
     assert open_folder(snapshot).fingerprint == wanted
     assert open_folder(tmp_path / "link").fingerprint == wanted
+
+
+def test_a_config_cannot_name_code(tiny_llama):
+    """transformers would fetch an attention that is named like a repository, and run it."""
+    import json
+
+    import torch
+
+    from compress.surgery.walk import empty_model
+
+    config = json.loads((tiny_llama / "config.json").read_text())
+    names = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+    plain = empty_model(config, torch.float32)
+    spoilt = empty_model({**config, **dict.fromkeys(names, "owner/evil")}, torch.float32)
+    assert spoilt.config._attn_implementation == plain.config._attn_implementation

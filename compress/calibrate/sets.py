@@ -132,11 +132,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     from compress.recipe import source
 
     try:
-        found = source.read(path.read_text(encoding="utf-8"), str(path))
+        found = source.read(source.text_of(path), str(path))
     except RecipeError as error:
         raise CalibrationError("\n".join(error.mistakes)) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{path}: cannot be read as text ({error}).") from error
     if found.mistakes:
         raise CalibrationError("\n".join(text for _, text in found.mistakes))
     if not isinstance(found.data, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress import machine
+from compress import machine, storage
 from compress.artifact.layout import open_artifact
 from compress.evaluate import sizes
 from compress.evaluate.judge import Judge, Judgement
@@ -74,5 +74,8 @@ def judge_for(folder: Path, suite: Suite, here: Machine, watch: Watch) -> Judge:
 
 
 def _is_quantized(folder: Path) -> bool:
-    path = folder / "config.json"
-    return path.is_file() and "quantization_config" in path.read_text(encoding="utf-8")
+    try:
+        config = storage.read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return False  # as a teacher it is refused with the reason
+    return isinstance(config, dict) and "quantization_config" in config

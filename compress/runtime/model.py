@@ -107,8 +107,14 @@ class Model:
         anatomy = stored.anatomy
         self.dtype = dtype
         self.vocab_size = anatomy.vocab_size
-        self.settings = read_settings(stored.config, anatomy)
-        self._frequencies = rope.frequencies(stored.config, self.settings.head_dim)
+        try:
+            self.settings = read_settings(stored.config, anatomy)
+            self._frequencies = rope.frequencies(stored.config, self.settings.head_dim)
+        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+            raise ModelError(
+                f"config.json: a value is of a kind that cannot be computed with ({error}). Fetch "
+                "the config again."
+            ) from error
         read = _Reader(stored, self.settings, dtype)
         self.blocks = tuple(read.block(block) for block in anatomy.blocks)
         self.norm = read.norm(anatomy.final_norm)

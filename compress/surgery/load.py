@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from compress.chat import render
 from compress.errors import CalibrationError, ModelError, RunError, StorageError
+from compress.storage.text import MAX_TOKENIZER_BYTES
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
     from compress.surgery.walk import Weights
+
+_TEXTS = (".json", ".txt", ".model", ".jinja")
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -31,6 +34,12 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    for path in folder.glob("*"):
+        if path.suffix in _TEXTS and path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise ModelError(
+                f"{path}: larger than {MAX_TOKENIZER_BYTES:,} bytes, so it is no tokenizer's. "
+                "Fetch it again."
+            )
     try:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False

@@ -15,10 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from compress.anatomy import Anatomy
+from compress.errors import ModelError, shown
 from compress.results import Progress
 from compress.surgery import attention
 
 Watch = Callable[[Progress], None] | None
+_NOT_DESCRIBED = (
+    "quantization_config", "dtype", "torch_dtype", "attn_implementation", "experts_implementation",
+    "auto_map",
+)  # fmt: skip
 
 
 class Weights(Protocol):
@@ -158,25 +163,39 @@ class Walk:
                 del module.forward
 
 
-def empty_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """Build a transformers causal model whose parameters hold no data; its tables are computed."""
+def _described_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    # Private names and implementations (which can name code on the hub) are not a config's to set.
+    fields = {k: v for k, v in config.items() if k not in _NOT_DESCRIBED and not k.startswith("_")}
+    # torch's fused attention cannot cap scores, as Gemma 2 wants it
+    capped = config.get("attn_logit_softcapping")
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**fields),
+            dtype=dtype,
+            attn_implementation="eager" if capped else attention.register(),
+            trust_remote_code=False,
+        )
+
+
+def empty_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """Build a transformers causal model whose parameters hold no data; its tables are computed.
+
+    Raises:
+        ModelError: transformers cannot make one of this config.
+    """
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    fields = {
-        k: v for k, v in config.items() if k not in ("quantization_config", "dtype", "torch_dtype")
-    }
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**fields),
-            dtype=dtype,
-            # torch's fused attention cannot cap scores, as Gemma 2 wants it
-            attn_implementation="eager"
-            if config.get("attn_logit_softcapping")
-            else attention.register(),
-            trust_remote_code=False,
-        )
+    try:
+        model = _described_model(config, dtype)
+    except Exception as error:  # a config may make its classes raise anything
+        reason = shown(f"{type(error).__name__}: {error}")
+        raise ModelError(
+            f"config.json: transformers cannot build what it describes ({reason}). Fetch the "
+            "config again."
+        ) from error
     for module in model.modules():
         lost = {k: v for k, v in module._buffers.items() if v is not None and v.is_meta}
         if lost:
