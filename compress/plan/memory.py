@@ -41,7 +41,7 @@ def predict(job: Job, limits: Limits, left_out: Sequence[str] = ()) -> dict[str,
 
 
 def within(job: Job, budget_bytes: int | None) -> Bounded:
-    """Find the limits that keep a run within a budget, the fastest first.
+    """Find the limits that keep a run within a budget, the fastest first; a lock keeps its own.
 
     Args:
         job: the run.
@@ -50,15 +50,17 @@ def within(job: Job, budget_bytes: int | None) -> Bounded:
     Raises:
         RequestError: no limits do; it says what takes how much, and the least that would do.
     """
+    locked = job.recipe.resolved.limits
+    choices = [Limits(**locked)] if locked else list(_ladder())
     if budget_bytes is None:
-        return Bounded(Limits())
+        return Bounded(choices[0])
     room = int(budget_bytes / _MARGIN)
-    for limits in _ladder():
+    for limits in choices:
         steps = predict(job, limits)
         large = tuple(name for name in ("samples", "time") if steps.get(name, 0) > room)
         if max(predict(job, limits, large).values()) <= room:
             return Bounded(limits, large)
-    tightest = predict(job, limits, ("samples", "time"))
+    tightest = predict(job, choices[-1], ("samples", "time"))
     raise RequestError(_cannot(job, budget_bytes, tightest, room))
 
 
@@ -112,7 +114,7 @@ def _cannot(job: Job, budget: int, steps: dict[str, int], room: int) -> str:
     return "\n".join(
         [
             f"--max-memory {budget / MIB:,.0f} MiB cannot be kept: even with the tightest limits "
-            "these steps take more:",
+            f"{'of the lock ' if job.recipe.resolved.limits else ''}these steps take more:",
             *told,
             f"Allow {least:,} MiB, or {'; '.join(advice)}.",
         ]

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from anatomies import job
 
@@ -42,6 +44,19 @@ def test_a_budget_tightens_limits_until_it_is_kept():
     assert loose.limits == Limits()
     assert tight.limits != Limits()
     assert max(memory.predict(wanted, tight.limits, tight.left_out).values()) <= 2400 * MIB
+
+
+def test_a_lock_keeps_its_limits():
+    locked = job("calibration.samples=16")
+    limits = {"batch_tokens": 512, "resident_bytes": 0, "solve_rows": 1024}
+    resolved = locked.recipe.resolved.model_copy(update={"limits": limits})
+    locked = dataclasses.replace(
+        locked, recipe=locked.recipe.model_copy(update={"resolved": resolved})
+    )
+    assert memory.within(locked, None).limits == Limits(**limits)
+    assert memory.within(locked, 64 * GIB).limits == Limits(**limits)
+    with pytest.raises(RequestError, match="the tightest limits of the lock"):
+        memory.within(locked, GIB // 2)
 
 
 def test_steps_that_hold_the_student_whole_are_left_out_where_they_do_not_fit():
