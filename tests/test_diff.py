@@ -145,7 +145,7 @@ def test_the_command_says_it_first_and_exits_with_it(two, capsys):
     put(two[1], dataclasses.replace(found(), after=None), lock=LOCK.replace("bits: 4", "bits: 8"))
     assert run(["diff", *paths]) == 1
     out = capsys.readouterr().out
-    assert out.startswith("Different: 1 files, 1 recipe fields.")
+    assert out.startswith("Different: 1 file, 1 recipe field.")
     assert "stages[0].quantize.bits" in out
     assert run(["diff", *paths, "--json"]) == 1
     told = json.loads(capsys.readouterr().out)

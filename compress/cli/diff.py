@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DIFFERENT = 1
 _LISTED = 8  # names of tensors told one by one
 _WIDTH = 60  # characters of one value
+_HASH = 12  # characters of a sha256
 
 
 def diff(
@@ -45,11 +46,13 @@ def verdict(found: Difference) -> str:
         return "Identical: weights, config, tokenizer and lock are the same bytes."
     tensors = found.tensors
     counts = {
-        "files": len(found.files),
-        "recipe fields": len(found.recipe),
-        "tensors": len(tensors.missing) + len(tensors.extra) + len(tensors.changed),
+        "file": len(found.files),
+        "recipe field": len(found.recipe),
+        "tensor": len(tensors.missing) + len(tensors.extra) + len(tensors.changed),
     }
-    told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    told = ", ".join(
+        f"{count:,} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count
+    )
     return f"Different: {told}."
 
 
@@ -59,7 +62,7 @@ def _tell(found: Difference) -> None:
     if by_manifest:
         console.emit("As their manifests have it; --rehash reads the files themselves.")
     sections: dict[str, list[tuple[str, ...]]] = {
-        "file": [(one.name, _short(one.first), _short(one.second)) for one in found.files],
+        "file": [(one.name, one.first[:_HASH], one.second[:_HASH]) for one in found.files],
         "recipe": [(one.name, _short(one.first), _short(one.second)) for one in found.recipe],
         "tensor": list(_tensor_rows(found.tensors)),
         "metric": [_metric_row(one) for one in found.metrics if one.difference != 0],
