@@ -64,7 +64,7 @@ def load(
 def of_recipe(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, generate: Generate
 ) -> Windows | None:
-    """The windows that a recipe asks for, None when no stage looks at any; a lock's promise is held.
+    """The windows of a recipe, None when no stage looks at any; a lock's promise is held.
 
     Raises:
         CalibrationError: as `load`, or the text is not the one that was locked.
