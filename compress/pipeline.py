@@ -3,57 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 
-from compress import machine, plan, storage
-from compress.artifact import manifest, output, write
+from compress import machine, storage
+from compress.artifact import manifest, output, provenance, signature, write
 from compress.artifact.layout import open_artifact
-from compress.calibrate import sets
-from compress.calibrate.selfgen import Author
-from compress.calibrate.tokens import Windows
+from compress.errors import GateMissed, VerificationFailed
 from compress.evaluate import sizes, speed
-from compress.evaluate.judge import Asked, Judge, Judgement, Reads, Said
-from compress.evaluate.model import evaluate, judge_for
-from compress.journal import Journal
-from compress.machine import Machine
-from compress.recipe import resolve
+from compress.evaluate.escalate import Attempt, until_accepted
+from compress.evaluate.judge import Asked, Judgement, Reads, Said
+from compress.evaluate.model import evaluate
+from compress.plan import footprint, memory, pace
+from compress.plan.memory import Bounded
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Places
-from compress.recipe.suite import Suite, suite_of
+from compress.recipe.suite import suite_of
 from compress.report import markdown, pages
-from compress.results import (
-    Measured,
-    Progress,
-    Provenance,
-    Results,
-    StageResult,
-    from_json,
-    to_json,
-)
+from compress.results import Limits, Measured, Results, StageResult, to_json
+from compress.run import Run, find_journal, find_judge, find_teacher, find_windows, set_up
 from compress.stages.context import Context
 from compress.stages.table import STAGES
 from compress.student import Student
 from compress.surgery import load
 from compress.surgery.walk import Watch
-from compress.teacher import sources
-from compress.teacher.folder import Teacher
+from compress.teacher import headers, sources
+from compress.verify import reference
+from compress.verify.consumers import CONSUMERS
+from compress.verify.run import verify
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    T = TypeVar("T", bound=DataclassInstance)
-else:
-    T = TypeVar("T")
-__all__ = ["Outcome", "apply", "compress_only", "evaluate", "write_records"]
+__all__ = ["Outcome", "apply", "compress_only", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -76,39 +61,14 @@ class _Clock:
     def step(self, name: str) -> Iterator[None]:
         begun = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - begun, 3)
+        spent = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+        self.seconds[name] = round(spent, 3)
 
     def stop(self) -> dict[str, float]:
         return {**self.seconds, "total": round(time.perf_counter() - self._begun, 3)}
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What a run works with, once everything that can be wrong has been looked at."""
-
-    recipe: Recipe
-    folder: Path
-    here: Machine
-    teacher: Teacher
-    windows: Windows | None
-    judge: Judge | None
-    journal: Journal
-    watch: Watch
-
-    def tell(self, progress: Progress) -> None:
-        if self.watch:
-            self.watch(progress)
-
-    def once(self, unit: str, kind: type[T], make: Callable[[], T]) -> T:
-        """What a unit of the journal found, now or in the run that was cut short."""
-        if (kept := self.journal.get(unit)) is not None:
-            return from_json(kind, json.dumps(kept))
-        made = make()
-        self.journal.add(unit, dataclasses.asdict(made))
-        return made
-
-
-def apply(
+def apply(  # noqa: PLR0913 - the options of a command
     recipe: Recipe,
     *,
     out: Path,
@@ -117,8 +77,10 @@ def apply(
     watch: Watch = None,
     places: Places | None = None,
     fresh: bool = False,
+    max_memory_bytes: int | None = None,
+    sign: Path | None = None,
 ) -> Outcome:
-    """Carry out a recipe: from its teacher to a finished, judged artifact.
+    """Carry out a recipe: from its teacher to a finished, judged, verified artifact.
 
     Work lives in ``OUT.partial``, with a journal of what is finished, and gets its name when it is
     whole. A run that was cut short goes on where it stopped, to the same bytes; one that had
@@ -132,42 +94,51 @@ def apply(
         watch: told of progress.
         places: where the recipe's parts were written, so that late mistakes can name their lines.
         fresh: forget what an earlier run has begun.
+        max_memory_bytes: anonymous memory to keep within; part of the run's identity.
+        sign: a private key with which to sign the artifact; needs the extra `signing`.
 
     Raises:
         RequestError: the recipe cannot be carried out, `out` is there already, or what is
             unfinished there is another run's.
         RunError: it could, and something failed.
+        GateMissed: the student was judged not good enough; it lies in ``OUT.rejected``.
     """
-    clock, suite = _Clock(), suite_of(recipe)
-    with output.in_the_making(out, fresh=fresh) as partial:
-        here = _machine(recipe, device, threads)
-        run = _prepare(recipe, partial, here, suite, watch, places, clock)
+    clock = _Clock()
+    if sign is not None:
+        signature.check_key(sign)
+    with output.in_the_making(out, fresh=fresh) as folder:
+        run = _prepare(recipe, folder, device, threads, watch, places, max_memory_bytes, clock)
         resumed = len(run.journal.finished)
-        with clock.step("compress"):
-            stages = _compress(run)
-        locked = _lock(run)
-        storage.write_text(partial / "recipe.lock.yaml", locked)
-        with clock.step("evaluate"):
-            results = _judged(run, stages, locked)
-        with clock.step("time"):
-            timings = speed.timings(partial)
-        measured = Measured(
-            clock.stop(),
-            machine.peak_memory_bytes(),
-            machine.hardware(),
-            machine.today(),
-            timings.decode_tokens_per_second if timings else None,
-            timings.prefill_tokens_per_second if timings else None,
-            resumed,
+        storage.write_text(folder / "recipe.lock.yaml", run.lock)
+        results = until_accepted(
+            partial(_attempt, run, clock),
+            recipe.evaluate.gates,
+            anatomy=run.teacher.anatomy,
+            widths=recipe.widths,
         )
-        write_records(partial, results, measured)
-        facts = {"teacher": run.teacher.name, "teacher_fingerprint": run.teacher.fingerprint}
-        manifest.write_manifest(partial, {**facts, "versions": machine.versions()})
+        accepted = results.verdict is None or not results.verdict.missed
+        _record(run, results)
+        if accepted:
+            with clock.step("verify"):
+                _verify(run)
+        measured = _measured(run, results, clock, resumed)
+        storage.write_text(folder / "measured.json", to_json(measured))
+        pages.write(folder, results, measured)
+        if not accepted:
+            raise GateMissed(missed(results, output.beside(out, "rejected")))
+        if sign is not None:
+            signature.sign(folder, sign)
+        _remember(run, measured)
     return Outcome(out, results, measured)
 
 
 def compress_only(
-    recipe: Recipe, *, out: Path, device: str = "cpu", threads: int | None = None
+    recipe: Recipe,
+    *,
+    out: Path,
+    device: str = "cpu",
+    threads: int | None = None,
+    max_memory_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Carry out a recipe without judging the student, and time what is compared with other tools.
 
@@ -176,91 +147,123 @@ def compress_only(
         ``calibration_fingerprint``, None when no stage looks at any.
     """
     clock = _Clock()
-    with output.in_the_making(out) as partial:
-        here = _machine(recipe, device, threads)
-        run = _prepare(recipe, partial, here, None, None, None, clock)
+    unjudged = recipe.model_copy(
+        update={"evaluate": recipe.evaluate.model_copy(update={"suite": "none", "gates": None})}
+    )
+    with output.in_the_making(out) as folder:
+        run = _prepare(unjudged, folder, device, threads, None, None, max_memory_bytes, clock)
         with clock.step("compress"):
-            _compress(run)
+            student = Student(run.teacher, folder / output.WORK, run.journal)
+            _stages(run, student, Attempt())
+            _write(run, student)
     fingerprint = run.windows.fingerprint if run.windows else None
     return {"seconds": clock.seconds["compress"], "calibration_fingerprint": fingerprint}
 
 
-def write_records(folder: Path, results: Results, measured: Measured) -> None:
-    """Write results, times, both reports and the model card."""
-    storage.write_text(folder / "results.json", to_json(results))
-    storage.write_text(folder / "measured.json", to_json(measured))
-    pages.write(folder, results, measured)
-    storage.write_text(folder / "README.md", markdown.model_card(results, None))
-
-
-def _machine(recipe: Recipe, device: str, threads: int | None) -> Machine:
-    locked = recipe.resolved
-    return machine.prepare(
-        device,
-        dtype=recipe.teacher.dtype,
-        seed=recipe.seed,
-        threads=threads or locked.threads,
-        locked_device=locked.device,
-    )
+def missed(results: Results, rejected: Path) -> str:
+    """Every gate that a student missed, and where it lies."""
+    verdict = results.verdict
+    lines = [
+        f"{gate.name}: found {gate.found}, the limit is {gate.limit}. {gate.note}".rstrip()
+        for gate in (verdict.missed if verdict else ())
+    ]
+    why = f" ({verdict.reason})" if verdict and verdict.reason else ""
+    outcome = verdict.outcome if verdict else "REGRESSION"
+    tail = f"{outcome}{why}: {rejected} holds the student and its report.   docs/errors.md#gates"
+    return "\n".join([*lines, tail])
 
 
 def _prepare(
-    recipe: Recipe,
-    folder: Path,
-    here: Machine,
-    suite: Suite | None,
-    watch: Watch,
-    places: Places | None,
-    clock: _Clock,
-) -> _Run:  # fmt: skip
+    recipe: Recipe, folder: Path, device: str, threads: int | None, watch: Watch,
+    places: Places | None, max_memory_bytes: int | None, clock: _Clock,
+) -> Run:  # fmt: skip
     """Look at everything that can be wrong before any long work; take up what is unfinished."""
+    suite, here = suite_of(recipe), set_up(recipe, device, threads)
     with clock.step("teacher"):
-        teacher = sources.of_recipe(recipe, watch=watch)
-    plan.check(recipe, teacher.anatomy, places, config=teacher.config, suite=suite)
-    judge = None if suite is None else judge_for(teacher.folder, suite, here, watch)
-    if judge:
-        judge.read_texts()
-        judge.check_tasks()
+        teacher = find_teacher(recipe, suite, watch, places)
+    bounded = memory.within(_job(recipe, here), max_memory_bytes) if max_memory_bytes else _FREE
+    judge = find_judge(teacher, suite, here, watch)
     with clock.step("calibrate"):
-        windows = _windows(recipe, teacher, here, watch)
-    identity = {
-        "recipe": resolve.explicit(recipe),
-        "teacher": teacher.fingerprint,
-        "calibration": windows.fingerprint if windows else None,
-        "machine": here.identity,
-    }
-    journal = Journal(folder / output.JOURNAL, identity)
-    run = _Run(recipe, folder, here, teacher, windows, judge, journal, watch)
+        windows = find_windows(recipe, teacher, here, watch)
+    journal = find_journal(folder, recipe, teacher, windows, here, bounded.limits)
+    run = Run(recipe, folder, here, bounded, teacher, windows, judge, journal, watch)
     if found := journal.finished:
-        run.tell(Progress("resume", len(found), len(found), "unit", f"behind {found[-1]}"))
+        run.tell("resume", len(found), len(found), "unit", f"behind {found[-1]}")
     return run
 
 
-def _windows(recipe: Recipe, teacher: Teacher, here: Machine, watch: Watch) -> Windows | None:
-    tokenizer = load.tokenizer(teacher.folder)
-    cache = sources.cache_folder() / "written"
-    author = Author(teacher, tokenizer, teacher.fingerprint, cache, here.device, watch)
-    return sets.of_recipe(recipe, tokenizer, author)
+_FREE = Bounded(Limits())
 
 
-def _compress(run: _Run) -> tuple[StageResult, ...]:
-    """Run the stages, then write the artifact."""
-    scratch = run.folder / output.WORK
-    ids = run.windows.ids if run.windows else torch.empty(0, 1, dtype=torch.long)
-    context = Context(ids, run.here.device, run.here.dtype, scratch, run.watch)
-    student = Student(run.teacher, scratch, run.journal)
+def _job(recipe: Recipe, here: machine.Machine) -> footprint.Job:
+    wanted = recipe.teacher
+    found = headers.read(
+        wanted.model, revision=wanted.revision, sha256=wanted.sha256, dtype=wanted.dtype
+    )
+    return footprint.Job(recipe, found, suite_of(recipe), here.dtype.itemsize)
+
+
+def _attempt(run: Run, clock: _Clock, attempt: Attempt) -> Results:
+    """Make one student and judge it."""
+    student = Student(
+        run.teacher, run.folder / output.WORK, run.journal, firsts=attempt.first_blocks
+    )
+    with clock.step("compress"):
+        try:
+            stages = _stages(run, student, attempt)
+        except GateMissed as gate:
+            return _ended(run, student, gate)
+        told = reference.record(student, load.tokenizer(run.teacher.folder))
+        run.journal.add(_of(attempt.number, "reference"), told)
+        _write(run, student)
+    with clock.step("evaluate"):
+        return _judged(run, stages, attempt)
+
+
+def _of(attempt: int, unit: str) -> str:
+    """A unit of the journal that belongs to one attempt."""
+    return f"attempt-{attempt}/{unit}"
+
+
+def _record(run: Run, results: Results) -> None:
+    """Write what decided the student and what it is worth, and the hashes of all of it."""
+    storage.write_text(run.folder / "results.json", to_json(results))
+    storage.write_text(run.folder / "README.md", markdown.model_card(results, None))
+    if results.after is None:
+        return  # a gate ended the walk: there are no weights
+    facts = provenance.facts(
+        results,
+        teacher_revision=run.teacher.revision,
+        teacher_source_sha256=run.teacher.source_sha256,
+        commit=provenance.checkout_commit(),
+    )
+    rounds = len(results.verdict.rounds) if results.verdict else 0
+    manifest.write_manifest(run.folder, facts, run.journal.get(_of(rounds, "reference")))
+
+
+def _stages(run: Run, student: Student, attempt: Attempt) -> tuple[StageResult, ...]:
+    context = Context(
+        run.windows.ids if run.windows else torch.empty(0, 1, dtype=torch.long),
+        run.here.device,
+        run.here.dtype,
+        run.folder / output.WORK,
+        run.watch,
+        run.bounded.limits,
+        run.recipe.linear_gate,
+        attempt.raised,
+    )
     results = []
     for index, stage in enumerate(run.recipe.stages):
         (name,) = stage.model_fields_set
         student.enter(index)
         results.append(STAGES[name](student, getattr(stage, name), context))
-    if run.journal.get("write") is None:
-        _write(run, student)
     return tuple(results)
 
 
-def _write(run: _Run, student: Student) -> None:
-    run.tell(Progress("write", 0, 1, unit="artifact"))
+def _write(run: Run, student: Student) -> None:
+    run.tell("write", 0, 1, "artifact")
+    # what a killed process or an attempt before this one wrote counts as whole no more
+    (run.folder / "config.json").unlink(missing_ok=True)
     write.write(
         run.folder,
         student.parts(),
@@ -270,25 +273,34 @@ def _write(run: _Run, student: Student) -> None:
         format=run.recipe.artifact.format,
         max_shard_bytes=run.recipe.artifact.max_shard_bytes,
     )
-    run.journal.add("write", {}, [path for path in run.folder.iterdir() if path.is_file()])
-    run.tell(Progress("write", 1, 1, unit="artifact"))
+    run.tell("write", 1, 1, "artifact")
 
 
-def _judged(run: _Run, stages: tuple[StageResult, ...], locked: str) -> Results:
+def _ended(run: Run, student: Student, gate: GateMissed) -> Results:
+    """What is known of a student whose walk a gate has ended."""
+    before = sizes.side_before(run.teacher, sizes.parts_before(run.teacher), None)
+    linears = (*student.results(), *gate.linears)
+    stages = (StageResult("quantize", run.recipe.stages[0].quantize.method, linears),)
+    return Results(run.provenance, before, None, None, stages, ())
+
+
+def _judged(run: Run, stages: tuple[StageResult, ...], attempt: Attempt) -> Results:
     """Judge what was written, as read back from disk."""
-    artifact, provenance = open_artifact(run.folder), _provenance(run, locked)
-    parts = sizes.parts_before(run.teacher)
+    artifact, teacher = open_artifact(run.folder), run.teacher
+    parts = sizes.parts_before(teacher)
     by_part = sizes.by_part(parts, artifact)
-    if run.judge is None:
-        before = sizes.side_before(run.teacher, parts, None)
-        after = sizes.side_after(artifact, None)
-        return Results(provenance, before, after, None, stages, by_part)
-    read = run.once("evaluate/texts", Reads, partial(run.judge.read, run.teacher, artifact))
-    asked = run.once("evaluate/tasks", Asked, partial(run.judge.ask, run.teacher, artifact))
-    said = run.once("evaluate/samples", Said, partial(run.judge.say, run.teacher, artifact))
+    if (judge := run.judge) is None:
+        before, after = sizes.side_before(teacher, parts, None), sizes.side_after(artifact, None)
+        return Results(run.provenance, before, after, None, stages, by_part)
+    number = attempt.number
+    read = run.once(_of(number, "texts"), Reads, partial(judge.read, teacher, artifact))
+    asked = run.once(_of(number, "tasks"), Asked, partial(judge.ask, teacher, artifact))
+    said = Said(())
+    if "samples" not in run.bounded.left_out:
+        said = run.once(_of(number, "samples"), Said, partial(judge.say, teacher, artifact))
     return Results(
-        provenance,
-        sizes.side_before(run.teacher, parts, Judgement(read.before, asked.before)),
+        run.provenance,
+        sizes.side_before(teacher, parts, Judgement(read.before, asked.before)),
         sizes.side_after(artifact, Judgement(read.after, asked.after)),
         read.divergence,
         stages,
@@ -297,35 +309,39 @@ def _judged(run: _Run, stages: tuple[StageResult, ...], locked: str) -> Results:
     )
 
 
-def _lock(run: _Run) -> str:
-    windows = run.windows
-    return resolve.lock(
-        run.recipe,
-        {
-            "teacher_revision": run.teacher.revision,
-            "teacher_sha256": run.teacher.source_sha256,
-            "calibration_revision": windows.revision if windows else None,
-            "teacher_fingerprint": run.teacher.fingerprint,
-            "calibration_fingerprint": windows.fingerprint if windows else None,
-            "threads": torch.get_num_threads(),
-            "device": run.here.device,
-            "versions": machine.versions(),
-        },
+def _measured(run: Run, results: Results, clock: _Clock, resumed: int) -> Measured:
+    with clock.step("time"):
+        there = results.after is not None and "time" not in run.bounded.left_out
+        timings = speed.timings(run.folder) if there else None
+    return Measured(
+        clock.stop(),
+        machine.peak_memory_bytes(),
+        machine.hardware(),
+        machine.today(),
+        timings.decode_tokens_per_second if timings else None,
+        timings.prefill_tokens_per_second if timings else None,
+        resumed,
     )
 
 
-def _provenance(run: _Run, locked: str) -> Provenance:
-    recipe, windows = run.recipe, run.windows
-    return Provenance(
-        recipe=recipe.resolved.recipe or "recipe",
-        recipe_text=locked,
-        teacher=run.teacher.name,
-        teacher_fingerprint=run.teacher.fingerprint,
-        calibration=recipe.calibration.set if windows else "none",
-        calibration_fingerprint=windows.fingerprint if windows else "",
-        calibration_tokens=windows.ids.numel() if windows else 0,
-        seed=recipe.seed,
-        threads=torch.get_num_threads(),
-        device=run.here.device,
-        versions=machine.versions(),
-    )
+def _verify(run: Run) -> None:
+    """Hold what was written against the student, with a reader of its own and in every consumer."""
+    whole = "time" not in run.bounded.left_out  # consumers hold an artifact whole
+    found = verify(run.folder, consumers=CONSUMERS if whole else (), watch=run.watch)
+    if not found.passed:
+        failed = [f"{one.name}: {one.detail}" for one in found.failures]
+        raise VerificationFailed(
+            "\n".join([*failed, f"{run.folder} holds the artifact and its verification.json."])
+        )
+
+
+def _remember(run: Run, measured: Measured) -> None:
+    """Note how long it took, for the plans of later runs; one that was cut short tells nothing."""
+    if not measured.resumed_units:
+        pace.remember(
+            sources.cache_folder(),
+            _job(run.recipe, run.here),
+            measured.seconds,
+            device=run.here.device,
+            threads=torch.get_num_threads(),
+        )

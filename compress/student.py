@@ -36,9 +36,16 @@ class Ledger(Protocol):
 class Student:
     """Weights that start as the teacher's and are replaced block by block."""
 
-    def __init__(self, teacher: Weights, folder: Path, ledger: Ledger) -> None:
-        """Keep committed blocks in `folder`, which exists, and record them in `ledger`."""
+    def __init__(
+        self, teacher: Weights, folder: Path, ledger: Ledger, *, firsts: Sequence[int] = ()
+    ) -> None:
+        """Keep committed blocks in `folder`, which exists, and record them in `ledger`.
+
+        A student that missed a gate is made again, with more bits: `firsts` holds, for each time
+        that this happened, the first block that changed. Those before it are taken over.
+        """
         self._teacher, self._folder, self._ledger = teacher, folder, ledger
+        self._firsts = tuple(firsts)
         self._stage = 0
         self._records: dict[int, Mapping[str, Any]] = {}
 
@@ -51,11 +58,24 @@ class Student:
 
         None where that is yet to be done.
         """
-        record = self._ledger.get(self._key(unit))
+        record = self._recorded(unit)
         if record is None:
             return None
         self._records[unit] = record
-        return [LinearResult(**fields) for fields in record["results"]]
+        return _results(record)
+
+    def _recorded(self, unit: int) -> Mapping[str, Any] | None:
+        """The record of the newest attempt that made a unit as it has to be now."""
+        for attempt in range(len(self._firsts), -1, -1):
+            if (record := self._ledger.get(self._key(unit, attempt))) is not None:
+                return record
+            if attempt and (unit == HEAD or unit >= self._firsts[attempt - 1]):
+                return None
+        return None
+
+    def results(self) -> list[LinearResult]:
+        """What has become of the linears of all units that are finished by now."""
+        return [result for record in self._records.values() for result in _results(record)]
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -148,5 +168,11 @@ class Student:
         codes = unpack(words, scheme["bits"], scheme["columns"])
         return Rounded(codes, scale, zero, scheme["bits"], scheme["group_size"], scheme["sym"])
 
-    def _key(self, unit: int) -> str:
-        return f"stage-{self._stage}/{'head' if unit == HEAD else f'block-{unit:05d}'}"
+    def _key(self, unit: int, attempt: int | None = None) -> str:
+        number = len(self._firsts) if attempt is None else attempt
+        again = f"attempt-{number}/" if number else ""
+        return f"{again}stage-{self._stage}/{'head' if unit == HEAD else f'block-{unit:05d}'}"
+
+
+def _results(record: Mapping[str, Any]) -> list[LinearResult]:
+    return [LinearResult(**fields) for fields in record["results"]]

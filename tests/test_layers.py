@@ -17,6 +17,7 @@ RANKS = [
     {"surgery", "artifact"},
     {"teacher", "calibrate", "journal", "student", "runtime"},
     {"stages", "evaluate", "report", "verify", "plan", "diff"},
+    {"run"},
     {"pipeline"},
     {"sweep", "compare", "auto"},
     {"cli"},

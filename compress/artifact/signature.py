@@ -36,24 +36,37 @@ def sign(folder: Path, key: Path, *, password: str | None = None) -> Path:
         RequestError: model-signing is not installed, or the key cannot be used.
         ArtifactError: there is no manifest to sign, or the folder cannot be read or written.
     """
-    library = _library()
+    config = _signer(key, password)
     if not (folder / MANIFEST).is_file():
         raise ArtifactError(f"{folder}: holds no {MANIFEST}; only a finished artifact is signed.")
-    password = password or os.environ.get(PASSWORD)
-    secret = password.encode() if password else None
-    try:
-        config = library.signing.Config().use_elliptic_key_signer(private_key=key, password=secret)
-    except (OSError, ValueError, TypeError) as error:  # TypeError: a password is missing or extra
-        raise RequestError(
-            f"{key}: not a private key that signs here ({error}). It must be PEM, on the curve "
-            "P-256, P-384 or P-521."
-        ) from error
     path = folder / NAME
     try:
         config.set_hashing_config(_hashing(folder)).sign(folder, path)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder}: cannot be signed ({error}).") from error
     return path
+
+
+def check_key(key: Path, *, password: str | None = None) -> None:
+    """Find out before any long work whether a key will sign.
+
+    Raises:
+        RequestError: as for `sign`.
+    """
+    _signer(key, password)
+
+
+def _signer(key: Path, password: str | None) -> Any:
+    password = password or os.environ.get(PASSWORD)
+    secret = password.encode() if password else None
+    config = _library().signing.Config()
+    try:
+        return config.use_elliptic_key_signer(private_key=key, password=secret)
+    except (OSError, ValueError, TypeError) as error:  # TypeError: a password is missing or extra
+        raise RequestError(
+            f"{key}: not a private key that signs here ({error}). It must be PEM, on the curve "
+            "P-256, P-384 or P-521."
+        ) from error
 
 
 def check_signature(folder: Path, public_key: Path) -> None:

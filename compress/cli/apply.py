@@ -52,6 +52,20 @@ def apply(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what an unfinished run has left at --out.")
     ] = False,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory",
+            metavar="SIZE",
+            help="Anonymous memory to keep within, such as 4GiB; refused at once if it cannot be.",
+        ),
+    ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            "--sign", metavar="KEY", help="Sign the artifact with this private key (PEM)."
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -59,6 +73,7 @@ def apply(
 
     Cut short, the same command goes on where it stopped.
     """
+    from compress.plan.memory import parse_bytes
     from compress.recipe.load import locate
 
     located = locate(recipe, sets or ())
@@ -75,6 +90,8 @@ def apply(
                 watch=watch,
                 places=located.places,
                 fresh=fresh,
+                max_memory_bytes=parse_bytes(max_memory) if max_memory else None,
+                sign=sign,
             )
     except (KeyboardInterrupt, RunError):
         console.say(left_behind(folder))

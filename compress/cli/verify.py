@@ -11,7 +11,6 @@ import typer
 
 from compress.cli import console
 from compress.cli.apply import Json, Quiet
-from compress.errors import VerificationFailed
 
 if TYPE_CHECKING:
     from compress.results import Consumer, Verification
@@ -33,13 +32,22 @@ def verify(
             help="The Python of the environment that holds vLLM.",
         ),
     ] = None,
+    signature: Annotated[
+        Path | None,
+        typer.Option(
+            "--signature", metavar="KEY", help="The signer's public key (PEM), to check too."
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Read an artifact by the written format, hold it against its student, load it everywhere."""
+    from compress.artifact.signature import check_signature
     from compress.verify import run
     from compress.verify.consumers import CONSUMERS
 
+    if signature is not None:
+        check_signature(folder, signature)
     consumers = () if no_consumers else CONSUMERS
     with console.watching(quiet=quiet) as watch:
         found = run.verify(folder, consumers=consumers, vllm_python=vllm_python, watch=watch)
@@ -47,12 +55,7 @@ def verify(
         console.emit_json({**dataclasses.asdict(found), "passed": found.passed})
     elif not quiet:
         console.show(console.outcome_table(lines(found)))
-    if not found.passed:
-        names = ", ".join(dict.fromkeys(failure.name for failure in found.failures))
-        raise VerificationFailed(
-            f"{folder}: not what it should be: {names}. Nothing of it was changed; make it again, "
-            "or fetch it again.   docs/errors.md#verify"
-        )
+    run.check_passed(folder, found)
 
 
 def lines(found: Verification) -> Iterator[tuple[str, str, str]]:

@@ -25,6 +25,7 @@ class Attempt:
     number: int = 0  # 0: as the recipe asks
     raised: Mapping[str, int] = field(default_factory=dict)  # linear name → bits to begin with
     first_block: int = 0  # where anything changes; the number of blocks where only the head does
+    first_blocks: tuple[int, ...] = ()  # of all attempts but the first, this one's last
 
 
 def until_accepted(
@@ -110,7 +111,8 @@ def following(attempt: Attempt, raises: Sequence[Raised], anatomy: Anatomy) -> A
     of_block = {linear.name: linear.block for linear in anatomy.linears}
     touched = [block for name in wide if (block := of_block.get(name)) is not None]
     first = min(touched, default=len(anatomy.blocks))
-    return Attempt(attempt.number + 1, {**attempt.raised, **wide}, first)
+    firsts = (*attempt.first_blocks, first)
+    return Attempt(attempt.number + 1, {**attempt.raised, **wide}, first, firsts)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ class Forwards:
             return self._parts  # attention has been added to what entered: nobody reads it again
         rows = [part.shape[0] * part.shape[1] for part in self._parts]
         held = self._room((sum(rows), x.shape[-1]), dtype=x.dtype, device=x.device)
-        return held.split(rows)
+        places: Sequence[Tensor] = held.split(rows)
+        return places
 
     @torch.inference_mode()
     def finish(self) -> None:

@@ -11,7 +11,10 @@ from compress.cli.app import app
 
 FLAGS = {
     "": {"--debug", "--version"},
-    "apply": {"RECIPE", "--out", "--set", "--device", "--threads", "--json", "--quiet"},
+    "apply": {
+        "RECIPE", "--out", "--set", "--device", "--threads", "--fresh", "--max-memory", "--sign",
+        "--json", "--quiet",
+    },
     "plan": {"RECIPE", "--set", "--max-memory", "--threads", "--json"},
     "evaluate": {"ARTIFACT|TEACHER", "--suite", "--device", "--threads", "--json", "--quiet"},
     "generate": {
@@ -19,7 +22,9 @@ FLAGS = {
         "--raw", "--threads",
     },
     "inspect": {"ARTIFACT", "--json"},
-    "verify": {"ARTIFACT", "--no-consumers", "--vllm-python", "--json", "--quiet"},
+    "verify": {
+        "ARTIFACT", "--no-consumers", "--vllm-python", "--signature", "--json", "--quiet",
+    },
     "diff": {"A", "B", "--rehash", "--json"},
     "report": {"DIR"},
     "env": {"--json"},

@@ -1,0 +1,185 @@
+"""One run: what it works with once everything that can be wrong has been looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from compress import machine, plan
+from compress.artifact import output
+from compress.calibrate import sets
+from compress.calibrate.selfgen import Author
+from compress.calibrate.tokens import Windows
+from compress.evaluate.judge import Judge
+from compress.evaluate.model import judge_for
+from compress.journal import Journal
+from compress.machine import Machine
+from compress.plan.memory import Bounded
+from compress.recipe import resolve
+from compress.recipe.schema import Recipe
+from compress.recipe.source import Places
+from compress.recipe.suite import Suite
+from compress.results import Limits, Progress, Provenance, from_json
+from compress.surgery import load
+from compress.surgery.walk import Watch
+from compress.teacher import finite, sources
+from compress.teacher.folder import Teacher
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    T = TypeVar("T", bound=DataclassInstance)
+else:
+    T = TypeVar("T")
+log = logging.getLogger("compress")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe, its teacher and text, the machine, and what has been finished of it already."""
+
+    recipe: Recipe
+    folder: Path
+    here: Machine
+    bounded: Bounded
+    teacher: Teacher
+    windows: Windows | None
+    judge: Judge | None
+    journal: Journal
+    watch: Watch
+
+    def tell(self, step: str, done: int, total: int, unit: str, detail: str = "") -> None:
+        """Report progress to whoever watches."""
+        if self.watch:
+            self.watch(Progress(step, done, total, unit, detail))
+
+    def once(self, unit: str, kind: type[T], make: Callable[[], T]) -> T:
+        """What a unit of the journal found, now or in the run that was cut short."""
+        if (kept := self.journal.get(unit)) is not None:
+            return from_json(kind, json.dumps(kept))
+        made = make()
+        self.journal.add(unit, dataclasses.asdict(made))
+        return made
+
+    @cached_property
+    def lock(self) -> str:
+        """The recipe with everything that was found out, as YAML."""
+        windows = self.windows
+        return resolve.lock(
+            self.recipe,
+            {
+                "teacher_revision": self.teacher.revision,
+                "teacher_sha256": self.teacher.source_sha256,
+                "calibration_revision": windows.revision if windows else None,
+                "teacher_fingerprint": self.teacher.fingerprint,
+                "calibration_fingerprint": windows.fingerprint if windows else None,
+                "threads": torch.get_num_threads(),
+                "device": self.here.device,
+                "versions": machine.versions(),
+            },
+        )
+
+    @property
+    def provenance(self) -> Provenance:
+        """What decided the run, for its results."""
+        recipe, windows = self.recipe, self.windows
+        return Provenance(
+            recipe=recipe.resolved.recipe or "recipe",
+            recipe_text=self.lock,
+            teacher=self.teacher.name,
+            teacher_fingerprint=self.teacher.fingerprint,
+            calibration=recipe.calibration.set if windows else "none",
+            calibration_fingerprint=windows.fingerprint if windows else "",
+            calibration_tokens=windows.ids.numel() if windows else 0,
+            seed=recipe.seed,
+            threads=torch.get_num_threads(),
+            device=self.here.device,
+            versions=machine.versions(),
+        )
+
+
+def set_up(recipe: Recipe, device: str, threads: int | None) -> Machine:
+    """Set this process up to compute what a recipe asks for.
+
+    Raises:
+        RequestError: a lock was made on another device.
+    """
+    locked = recipe.resolved
+    here = machine.prepare(
+        device,
+        dtype=recipe.teacher.dtype,
+        seed=recipe.seed,
+        threads=threads or locked.threads,
+        locked_device=locked.device,
+    )
+    for difference in resolve.version_differences(recipe, machine.versions()):
+        log.warning("the lock was made with other versions: %s", difference)
+    return here
+
+
+def find_teacher(
+    recipe: Recipe, suite: Suite | None, watch: Watch, places: Places | None
+) -> Teacher:
+    """Bring the teacher, and hold the recipe against it.
+
+    Raises:
+        RequestError: it cannot be had, or the recipe cannot be carried out on it.
+    """
+    teacher = sources.of_recipe(recipe, watch=watch)
+    plan.check(recipe, teacher.anatomy, places, config=teacher.config, suite=suite)
+    finite.check(teacher)
+    return teacher
+
+
+def find_judge(teacher: Teacher, suite: Suite | None, here: Machine, watch: Watch) -> Judge | None:
+    """The judge of a suite, its texts and tasks looked at before any long work.
+
+    Raises:
+        CalibrationError: a text is missing or too short.
+        EvaluationError: a task cannot be had.
+    """
+    if suite is None:
+        return None
+    judge = judge_for(teacher.folder, suite, here, watch)
+    judge.read_texts()
+    judge.check_tasks()
+    return judge
+
+
+def find_windows(recipe: Recipe, teacher: Teacher, here: Machine, watch: Watch) -> Windows | None:
+    """The calibration windows of a recipe; None when no stage looks at any."""
+    tokenizer = load.tokenizer(teacher.folder)
+    cache = sources.cache_folder() / "written"
+    author = Author(teacher, tokenizer, teacher.fingerprint, cache, here.device, watch)
+    return sets.of_recipe(recipe, tokenizer, author)
+
+
+def find_journal(
+    folder: Path,
+    recipe: Recipe,
+    teacher: Teacher,
+    windows: Windows | None,
+    here: Machine,
+    limits: Limits,
+) -> Journal:  # fmt: skip
+    """What has been finished of this very run.
+
+    Raises:
+        ArtifactError: what lies there is another run's.
+    """
+    identity = {
+        "recipe": resolve.explicit(recipe),
+        "teacher": teacher.fingerprint,
+        "calibration": windows.fingerprint if windows else None,
+        "limits": dataclasses.asdict(limits),
+        "machine": here.identity,
+    }
+    return Journal(folder / output.JOURNAL, identity)
