@@ -116,9 +116,10 @@ def _transformers(reading: Reading, _: Path | None) -> list[Consumer]:
             "of several schemes to every linear"
         )
         return [Consumer(name, "refused", reason)]
-    note = "told to dequantize, as asymmetric folders need" if asymmetric else ""
-    options = {"dequantize": asymmetric}
-    return [_child(reading, name, "float32", sys.executable, options, note)]
+    if asymmetric:  # the weights it makes are rounded to the dtype of the scales
+        note = "told to dequantize, as asymmetric folders need"
+        return [_child(reading, name, "bfloat16", sys.executable, {"dequantize": True}, note)]
+    return [_child(reading, name, "float32", sys.executable, {"dequantize": False})]
 
 
 def _vllm(reading: Reading, python: Path | None) -> list[Consumer]:

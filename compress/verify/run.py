@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compress.errors import ArtifactError
+from compress.errors import ArtifactError, VerificationFailed
 from compress.results import Check, Consumer, Progress, Verification, to_json
 from compress.storage import write_text
 from compress.surgery.walk import Watch
@@ -52,6 +52,20 @@ def verify(
     outcome = Verification(reading.format if reading else None, tuple(found.checks), answers)
     write_text(folder / NAME, to_json(outcome))
     return outcome
+
+
+def check_passed(folder: Path, found: Verification) -> None:
+    """Say what is wrong with an artifact, if anything is.
+
+    Raises:
+        VerificationFailed: something disagrees; the message names it.
+    """
+    if not found.passed:
+        told = "\n".join(f"{one.name}: {one.detail}" for one in found.failures)
+        raise VerificationFailed(
+            f"{folder}: not what it should be. Make it again, or fetch it again.\n{told}\n"
+            "docs/errors.md#verify"
+        )
 
 
 @dataclass

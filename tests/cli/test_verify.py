@@ -45,7 +45,8 @@ def test_a_failure_is_exit_1_and_named(run, asked, tmp_path):
     code, out, err = run("verify", tmp_path)
     assert code == 1
     assert "other weights" in out
-    assert f"{tmp_path}: not what it should be: weights." in err
+    assert f"{tmp_path}: not what it should be." in err
+    assert "weights: a: other weights" in err
 
 
 def test_verify_as_json(run, asked, tmp_path):

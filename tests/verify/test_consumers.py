@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,6 +176,19 @@ def test_transformers_agrees(artifact, format, bits, sym):
     assert found.outcome == "passed", found
     assert found.tokens == 64
     assert ("dequantize" in found.detail) == (not sym)
+
+
+VLLM = os.environ.get(consumers.PYTHON)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VLLM, reason=f"{consumers.PYTHON} names no interpreter that has vLLM")
+@pytest.mark.parametrize("sym", [True, False])
+def test_vllm_agrees(artifact, sym):
+    sizes = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256}  # heads that it runs
+    folder = artifact(CT, 4, 32, sym, **sizes)
+    (found,) = ask(open_folder(folder), "vllm", Path(VLLM))
+    assert (found.outcome, found.tokens) == ("passed", 64), found
 
 
 @pytest.mark.slow

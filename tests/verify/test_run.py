@@ -9,8 +9,10 @@ import pytest
 import torch
 from verify.faults import FAULTS, Folder
 
+from compress.artifact import manifest
 from compress.errors import ArtifactError
 from compress.results import Verification, from_json
+from compress.verify import checks
 from compress.verify.run import verify
 
 GROUPS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
@@ -86,6 +88,10 @@ def test_mixed_schemes_pass_and_are_told(artifact):
     assert "model.layers.0: q_proj 4 bits g32 sym, k_proj 8 bits g32 sym" in fused.detail
 
 
+def test_both_rooms_leave_the_same_files_out_of_the_manifest():
+    assert checks.LEFT_OUT == manifest.LEFT_OUT
+
+
 def test_what_was_found_is_written_and_no_part_of_the_manifest(artifact):
     folder = artifact()
     found = assert_clean(folder)
@@ -105,9 +111,9 @@ def test_a_model_folder_that_no_run_left_has_nothing_to_be_held_against(tiny_lla
 
 def test_an_older_manifest_without_a_reference_is_told(artifact, tmp_path):
     folder = Folder(shutil.copytree(artifact(), tmp_path / "a"))
-    manifest = folder.json("manifest.json")
-    del manifest["reference"]
-    folder.write_json("manifest.json", manifest)
+    told = folder.json("manifest.json")
+    del told["reference"]
+    folder.write_json("manifest.json", told)
     found = verify(folder.path, consumers=())
     assert found.passed
     assert outcomes(found)["weights"] == "not applicable"
@@ -158,9 +164,9 @@ def test_every_problem_of_a_check_is_counted_and_some_are_told(artifact, tmp_pat
 )
 def test_a_reference_that_cannot_be_read_is_a_failure(artifact, tmp_path, edit):
     folder = Folder(shutil.copytree(artifact(), tmp_path / "a"))
-    manifest = folder.json("manifest.json")
-    edit(manifest["reference"])
-    folder.write_json("manifest.json", manifest)
+    told = folder.json("manifest.json")
+    edit(told["reference"])
+    folder.write_json("manifest.json", told)
     found = verify(folder.path, consumers=())
     assert {check.name for check in found.failures} & {"manifest", "weights", "tokenizer"}
     json.loads((folder.path / "verification.json").read_text())
