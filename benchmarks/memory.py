@@ -38,7 +38,7 @@ evaluate: {{suite: none}}
 artifact: {{format: packed}}
 """
 GPTQ = "method: gptq, bits: 4, group_size: 64"
-RTN = "method: rtn, bits: 4, group_size: 64"
+RTN = "method: rtn, bits: 4, group_size: 64, scale_search: none"  # a search takes time alone
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

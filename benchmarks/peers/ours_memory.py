@@ -73,7 +73,9 @@ def main() -> None:
     from compress.recipe.load import load
 
     recipe, sampler = load(given.recipe, given.sets), Sampler()
-    options = {"out": given.out, "threads": given.threads, "watch": sampler}
+    options = {"out": given.out, "threads": given.threads}
+    if given.whole:
+        options["watch"] = sampler
     if given.max_memory:
         options["max_memory_bytes"] = parse_bytes(given.max_memory)
     run = pipeline.apply if given.whole else pipeline.compress_only

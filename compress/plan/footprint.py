@@ -25,7 +25,8 @@ MIB = 1024**2
 # Measured with torch 2.13 and transformers 5.23 on a CPU; see docs/plan.md.
 LIBRARIES = 310 * MIB  # everything that a run imports, its tokenizer, its threads
 JUDGING = 85 * MIB  # lm-eval and what it imports, from the first task on
-HEAP = 60 * MIB  # small pieces that were freed, and that the C library keeps
+HEAP = 50 * MIB  # small pieces that were freed, and that the C library keeps
+WRITTEN = 80 * MIB  # what stays when the teacher has written its own text
 CONVERTER = 300 * MIB  # the process that dequantizes a GGUF file; 6 bytes a weight come on top
 _HELD_SHARD = 256 * MIB  # storage.writing: what waits of a shard
 _SLICE = 3.4  # float32 copies of the rows being solved: docs of kernels.gptq, and the codes
@@ -59,6 +60,16 @@ class Job:
         return copied + (self.item_bytes if cast != self.item_bytes else 0)
 
     @property
+    def base_bytes(self) -> int:
+        """What every step behind the calibration holds."""
+        return LIBRARIES + (WRITTEN if self.writes else 0)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the teacher writes the calibration itself."""
+        return bool(self.tokens) and self.recipe.calibration.set == "self"
+
+    @property
     def tokens(self) -> int:
         """Of the calibration."""
         calibration = self.recipe.calibration
@@ -79,13 +90,13 @@ def convert(job: Job) -> int:
 def write_text(job: Job) -> int:
     """The teacher writes its own text: keys and values of a batch of windows."""
     calibration = job.recipe.calibration
-    if not job.tokens or calibration.set != "self":
+    if not job.writes:
         return LIBRARIES if job.tokens else 0
     batch = min(_WRITER_BATCH, calibration.samples)
     copied = 0 if job.recipe.teacher.dtype == "bfloat16" else 2
     weights = copied * (job.anatomy.weights + job.ends)
     scores = 4 * batch * job.anatomy.vocab_size * 4
-    return LIBRARIES + weights + _cache(job, batch, calibration.seq_len) + scores
+    return LIBRARIES + HEAP + weights + _cache(job, batch, calibration.seq_len) + scores
 
 
 def _cache(job: Job, batch: int, tokens: int) -> int:
@@ -114,7 +125,7 @@ def compress(job: Job, limits: Limits) -> int:
         if job.anatomy.head.name in schemes:
             peak = max(peak, _head(job, limits, found[job.anatomy.head]))
         before |= schemes.keys()
-    return LIBRARIES + peak
+    return job.base_bytes + HEAP + peak
 
 
 def _head(job: Job, limits: Limits, scheme: Scheme) -> int:
@@ -244,16 +255,16 @@ def write(job: Job) -> int:
     matrices = _matrices(job)
     largest = max(matrix.rows * matrix.columns for matrix in matrices)
     written = sum(m.rows * m.columns * m.scheme.bits // 8 for m in matrices)
-    return LIBRARIES + HEAP + 3 * largest + min(written, _HELD_SHARD)
+    return job.base_bytes + HEAP + 3 * largest + min(written, _HELD_SHARD)
 
 
 def evaluate(job: Job) -> int:
     """Text that teacher and student read, their logits compared, and tasks."""
     if job.suite is None:
         return 0
-    found = LIBRARIES + max(_read(job, job.suite), _compare(job, job.suite))
+    found = job.base_bytes + max(_read(job, job.suite), _compare(job, job.suite))
     tasks = bool(job.suite.tasks or job.suite.lm_eval_tasks)
-    return max(found, LIBRARIES + JUDGING + _ask(job)) if tasks else found
+    return max(found, job.base_bytes + JUDGING + _ask(job)) if tasks else found
 
 
 def _states(job: Job, suite: Suite) -> int:
@@ -300,7 +311,7 @@ def samples(job: Job) -> int:
     expanded = (4 + job.item_bytes) * whole + job.copied_bytes * dense
     tokens = suite.samples.max_new_tokens + 64  # and the prompt, with its template
     cache = _cache(job, len(suite.samples.prompts), tokens)
-    return LIBRARIES + (JUDGING if suite.tasks else 0) + expanded + cache
+    return job.base_bytes + (JUDGING if suite.tasks else 0) + expanded + cache
 
 
 def time(job: Job) -> int:
@@ -310,7 +321,7 @@ def time(job: Job) -> int:
     scales = sum(6 * m.rows * m.groups for m in matrices)
     expanding = 5 * max(m.rows * m.columns for m in matrices)
     judged = JUDGING if job.suite and job.suite.tasks else 0
-    return LIBRARIES + HEAP + judged + codes + scales + expanding
+    return job.base_bytes + HEAP + judged + codes + scales + expanding
 
 
 def _matrices(job: Job) -> list[Matrix]:
