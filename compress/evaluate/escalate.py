@@ -6,6 +6,7 @@ Plans on plain numbers. Whoever calls makes and judges the students.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -16,6 +17,7 @@ from compress.recipe.gates import Gates, wider
 from compress.results import LinearResult, Raised, Results, Round
 
 SHARE = 1 / 8  # of the rounded weights get more bits in one round
+_FAR = 4.0  # times the median error of its kind makes a group the first to get more bits
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,12 @@ def next_raises(
 ) -> tuple[list[Raised], str]:
     """Which linears get more bits in the next round; none, and why, where there is none.
 
-    Fused groups are taken by falling relative error until they hold an eighth of the rounded
-    weights; each gets the next width. Relative error is noise over signal at the output of a
-    linear, so it compares linears of any size; the number of weights is what more bits cost, and
-    it bounds the round. Groups that `size_max` leaves no room for are passed over.
+    Fused groups are taken until they hold an eighth of the rounded weights; each gets the next
+    width. First come those whose relative error is far above the median of their kind, the worst
+    first; then the narrowest, from the first block on, for all blocks behind carry their error too.
+    Relative error alone would be worse than chance (docs/log.md): attention sinks rule its
+    denominator, and the kinds with the largest error matter least. Groups that `size_max` leaves
+    no room for are passed over.
 
     Args:
         results: of the student that missed a gate.
@@ -89,7 +93,7 @@ def next_raises(
     """
     if rounds >= gates.rounds_max:
         return [], f"rounds_max {gates.rounds_max} is reached"
-    groups = sorted(_groups(results, anatomy, widths), key=lambda group: -group.error)
+    groups = _by_urgency(list(_groups(results, anatomy, widths)))
     if not groups:
         return [], "no linear can be given more bits"
     size = results.after.size_bytes if results.after else 0
@@ -120,9 +124,26 @@ class _Group:
     """Linears that share one scheme, and what the next width would cost them."""
 
     raises: tuple[Raised, ...]
+    kind: str
+    bits: int  # of the narrowest
+    block: float  # infinite for the head, which is behind them all
     error: float  # of the worst of them
     weights: int
     added_bytes: int  # codes only: the groups that share a scale stay as they are
+
+
+def _by_urgency(groups: Sequence[_Group]) -> list[_Group]:
+    kinds: dict[tuple[str, int], list[float]] = {}  # by role and width
+    for group in groups:
+        kinds.setdefault((group.kind, group.bits), []).append(group.error)
+    usual = {kind: statistics.median(errors) for kind, errors in kinds.items()}
+
+    def key(group: _Group) -> tuple[float, int, float, float]:
+        far = group.error > _FAR * usual[group.kind, group.bits]
+        cost = -group.error * group.weights
+        return -group.error if far else 0.0, group.bits, group.block, cost
+
+    return sorted(groups, key=key)
 
 
 def _groups(results: Results, anatomy: Anatomy, widths: Sequence[int]) -> Iterator[_Group]:
@@ -144,8 +165,12 @@ def _fused(anatomy: Anatomy) -> Iterator[list[Linear]]:
 
 def _group(members: Sequence[tuple[Linear, LinearResult]], to: int) -> _Group:
     narrow = [(linear, r.bits, r) for linear, r in members if r.bits is not None and r.bits < to]
+    first = members[0][0]
     return _Group(
         tuple(Raised(linear.name, bits, to) for linear, bits, _ in narrow),
+        first.fused or first.role,
+        min(bits for _, bits, _ in narrow),
+        float("inf") if first.block is None else first.block,
         max(record.relative_error for _, _, record in narrow),
         sum(linear.weights for linear, _, _ in narrow),
         sum(linear.weights * (to - bits) for linear, bits, _ in narrow) // 8,

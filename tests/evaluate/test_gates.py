@@ -221,6 +221,21 @@ def raised(results, gates, rounds=0, widths=PACKED):
     return next_raises(results, gates, rounds=rounds, anatomy=ANATOMY, widths=widths)
 
 
+def test_narrow_groups_get_more_bits_from_the_first_block_on():
+    bits = {name: 8 if ".0." in name else 3 if ".1." in name else 2 for name in LINEARS}
+    raises, _ = raised(student(bits), escalating(kl_mean_max=0))
+    assert {LINEARS[raise_.name].block for raise_ in raises} == {2}
+    assert raises[0].name == "model.layers.2.mlp.gate_proj"  # the most weights, equal errors
+    order = []
+    while 2 in bits.values():
+        raises, _ = raised(student(bits), escalating(kl_mean_max=0))
+        narrow = [raise_ for raise_ in raises if raise_.from_bits == 2]
+        assert raises[: len(narrow)] == narrow
+        order += [LINEARS[raise_.name].block for raise_ in narrow]
+        bits |= {raise_.name: raise_.to_bits for raise_ in raises}
+    assert order == sorted(order, key=lambda block: (block is None, block or 0))
+
+
 def test_the_worst_groups_get_the_next_width_until_they_hold_an_eighth_of_the_weights():
     worst = "model.layers.2.mlp.down_proj"
     raises, reason = raised(student(errors={worst: 9.0}), escalating(kl_mean_max=0))
