@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 _ERROR = re.compile(r"\b\w*(?:Error|Exception)\b: .+")
+_ELSEWHERE = ("See root cause above", "See stack trace for root cause")  # said by vLLM's parents
+_NO_KERNEL = re.compile(r"\w+ cannot implement due to: .+")
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -78,8 +80,8 @@ def _wait(command: list[str], log: Path, timeout_seconds: float) -> int | None:
 def _reason(log: str, code: int) -> str:
     """The line of a log that says best why a process failed."""
     told = [found[0] for line in log.splitlines() if (found := _ERROR.search(line))]
-    causes = [line for line in told if "See root cause above" not in line]
+    causes = [line for line in told if not any(words in line for words in _ELSEWHERE)]
     if causes:
-        return causes[-1][:500]
+        return " ".join([causes[-1].strip(), "; ".join(_NO_KERNEL.findall(log))]).strip()[:800]
     last = (log.strip().splitlines() or ["it said nothing"])[-1]
     return f"{'killed by signal' if code < 0 else 'exit code'} {abs(code)}: {last[:500]}"

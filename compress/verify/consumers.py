@@ -22,7 +22,7 @@ from torch import Tensor
 from compress import __version__
 from compress.anatomy import longest_window
 from compress.errors import ArtifactError, ModelError
-from compress.results import Consumer
+from compress.results import CheckOutcome, Consumer
 from compress.surgery.walk import hidden_states, logits
 from compress.verify.child import ChildFailed, run_child
 from compress.verify.layout import told_scheme
@@ -38,6 +38,7 @@ PROMPTS = (
     "1, 2, 3, 4, 5,",
 )
 _TIMEOUT_SECONDS = 900.0
+_REFUSES = "Failed to find a kernel that can implement"  # vLLM, by bits and shapes alone
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ def _child(
     try:
         told = run_child(python, script, request, timeout_seconds=_TIMEOUT_SECONDS)
     except ChildFailed as error:
-        return Consumer(name, "failed", str(error), dtype=dtype)
+        outcome: CheckOutcome = "refused" if _REFUSES in str(error) else "failed"
+        return Consumer(name, outcome, str(error), dtype=dtype)
     if reason := told.get("missing"):
         return Consumer(name, "not installed", f"{python}: {reason}")
     answers = [

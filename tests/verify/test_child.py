@@ -40,6 +40,13 @@ def test_what_it_imports_is_not_ours(tmp_path, monkeypatch):
             "print('RuntimeError: the cause'); raise RuntimeError('failed. See root cause above.')",
             "RuntimeError: the cause",
         ),
+        (
+            "print('ValueError: no kernel. Reasons: ')\n"
+            "print('(Worker) K1 cannot implement due to: 8 bits')\n"
+            "print('(Worker) K2 cannot implement due to: no GPU')\n"
+            "raise Exception('worker failed. See stack trace for root cause.')",
+            "ValueError: no kernel. Reasons: K1 cannot implement due to: 8 bits; K2 cannot",
+        ),
         ("sys.exit(7)", "exit code 7: it said nothing"),
         ("print('so'); os.kill(os.getpid(), 9)", "killed by signal 9"),
         ("pass", "exit code 0: it said nothing"),

@@ -150,6 +150,15 @@ def test_an_engine_that_crashes_is_a_failure(folder, tmp_path):
     assert (found.outcome, found.detail) == ("failed", "ValueError: it has no such layer")
 
 
+def test_an_engine_without_a_kernel_for_a_scheme_refuses(folder, tmp_path):
+    python = tmp_path / "python"
+    line = "ValueError: Failed to find a kernel that can implement the WNA16 linear layer."
+    python.write_text(f"#!/bin/sh\necho '{line}'\nexit 1\n")
+    python.chmod(0o755)
+    (found,) = ask(open_folder(folder), "vllm", python)
+    assert (found.outcome, found.detail) == ("refused", line)
+
+
 def test_divergence_is_over_the_told_tokens_and_the_rest():
     row = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
     error, divergence = consumers._compare(row, {0: float(row[0]), 1: float(row[1])})
