@@ -43,7 +43,8 @@ def until_accepted(
 
     Args:
         make: makes a student and judges it as read back from disk. Blocks before `first_block`
-            become what the attempt before made of them.
+            become what the attempt before made of them. Where a linear ends the walk, because no
+            width is left for it, `after` is None and nothing more is tried.
         gates: of the recipe; None judges nothing.
         anatomy: of the teacher.
         widths: that the artifact can hold.
@@ -57,7 +58,7 @@ def until_accepted(
         if gates is None:
             return results
         verdict, raises, reason = check(gates, results), list[Raised](), ""
-        if verdict.missed and gates.escalates:
+        if verdict.missed and gates.escalates and results.after:
             raises, reason = next_raises(
                 results, gates, rounds=len(rounds), anatomy=anatomy, widths=widths
             )

@@ -369,3 +369,17 @@ def until_first():
     seen = []
     until(None, seen=seen)
     return seen[0]
+
+
+def test_a_walk_that_a_linear_ended_is_not_walked_again():
+    seen = []
+
+    def ended(attempt):
+        seen.append(attempt)
+        return replace(student(), after=None, divergence=None, samples=())
+
+    gates = escalating(linear_error_max=1e-9, kl_mean_max=0.1)
+    results = until_accepted(ended, gates, anatomy=ANATOMY, widths=PACKED)
+    assert len(seen) == 1
+    assert results.verdict.outcome == "INFEASIBLE"
+    assert "widest grid" in results.verdict.reason
