@@ -25,7 +25,7 @@ from compress.plan.memory import Bounded
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Places
 from compress.recipe.suite import suite_of
-from compress.report import markdown, pages
+from compress.report import markdown, pages, verdict
 from compress.results import Limits, Measured, Results, StageResult, to_json
 from compress.run import Run, find_journal, find_judge, find_teacher, find_windows, set_up
 from compress.stages.context import Context
@@ -116,16 +116,18 @@ def apply(  # noqa: PLR0913 - the options of a command
             anatomy=run.teacher.anatomy,
             widths=recipe.widths,
         )
-        accepted = results.verdict is None or not results.verdict.missed
+        judged = results.verdict
+        rejected = judged is not None and bool(judged.missed)
         _record(run, results)
-        if accepted:
+        if not rejected:
             with clock.step("verify"):
                 _verify(run)
         measured = _measured(run, results, clock, resumed)
         storage.write_text(folder / "measured.json", to_json(measured))
         pages.write(folder, results, measured)
-        if not accepted:
-            raise GateMissed(missed(results, output.beside(out, "rejected")))
+        if judged is not None and rejected:
+            report = output.beside(out, "rejected") / "report.html"
+            raise GateMissed(verdict.told(judged, report))
         if sign is not None:
             signature.sign(folder, sign)
         _remember(run, measured)
@@ -158,19 +160,6 @@ def compress_only(
             _write(run, student)
     fingerprint = run.windows.fingerprint if run.windows else None
     return {"seconds": clock.seconds["compress"], "calibration_fingerprint": fingerprint}
-
-
-def missed(results: Results, rejected: Path) -> str:
-    """Every gate that a student missed, and where it lies."""
-    verdict = results.verdict
-    lines = [
-        f"{gate.name}: found {gate.found}, the limit is {gate.limit}. {gate.note}".rstrip()
-        for gate in (verdict.missed if verdict else ())
-    ]
-    why = f" ({verdict.reason})" if verdict and verdict.reason else ""
-    outcome = verdict.outcome if verdict else "REGRESSION"
-    tail = f"{outcome}{why}: {rejected} holds the student and its report.   docs/errors.md#gates"
-    return "\n".join([*lines, tail])
 
 
 def _prepare(

@@ -12,6 +12,7 @@ from compress.errors import (
     ArtifactError,
     CalibrationError,
     CompressError,
+    GateMissed,
     ModelError,
     RecipeError,
     RequestError,
@@ -234,3 +235,46 @@ def test_errors_carry_the_exit_codes_of_their_kind():
 
 def test_the_compute_type_follows_the_teacher():
     assert machine.compute_dtype("cpu", "float32") is torch.float32
+
+
+def test_a_student_that_misses_a_gate_is_rejected_with_its_report(recipe, out):
+    gates = 'evaluate.gates={"kl_mean_max": 0.000001, "size_max": "80 MB"}'
+    with pytest.raises(GateMissed, match=r"kl_mean_max(.|\n)*out\.rejected") as caught:
+        pipeline.apply(recipe("quantize.bits=2", gates), out=out)
+    assert caught.value.exit_code == 3
+    assert not out.exists()
+    rejected = out.with_name("out.rejected")
+    found = from_json(Results, (rejected / "results.json").read_text())
+    assert found.verdict.outcome == "REGRESSION"
+    assert [(gate.name, gate.passed) for gate in found.verdict.gates] == [
+        ("kl_mean_max", False), ("size_max", True),
+    ]  # fmt: skip
+    assert "REGRESSION" in (rejected / "report.html").read_text()
+    assert check_manifest(rejected) == []
+    with pytest.raises(ArtifactError, match=r"out\.rejected: exists"):
+        pipeline.apply(recipe(), out=out)
+
+
+def test_a_gate_that_escalates_gives_bits_until_it_is_kept_and_names_them(recipe, out):
+    narrow = pipeline.apply(recipe("quantize.bits=2"), out=out).results.divergence.kl_mean
+    gates = f'evaluate.gates={{"kl_mean_max": {narrow / 2}, "on_violation": "escalate"}}'
+    second = out.with_name("second")
+    results = pipeline.apply(recipe("quantize.bits=2", gates), out=second).results
+    assert results.verdict.outcome == "ACCEPT"
+    assert results.divergence.kl_mean <= narrow / 2
+    assert results.verdict.rounds
+    wide = {linear.name: linear.bits for linear in results.fallbacks}
+    assert wide
+    artifact = open_artifact(second)
+    assert {name: artifact.rounded(name).bits for name in wide} == wide
+
+
+def test_a_linear_gate_ends_the_run_before_its_block_is_committed(recipe, out):
+    gates = 'evaluate.gates={"linear_error_max": 0.000001}'
+    with pytest.raises(GateMissed, match="linear_error_max"):
+        pipeline.apply(recipe("quantize.bits=2", gates), out=out)
+    rejected = out.with_name("out.rejected")
+    found = from_json(Results, (rejected / "results.json").read_text())
+    assert found.after is None
+    assert not (rejected / "model.safetensors").exists()
+    assert (rejected / "report.html").is_file()

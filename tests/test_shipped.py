@@ -67,8 +67,8 @@ def test_the_schema_knows_the_stages_that_run():
 def test_every_kind_of_error_has_its_section():
     text = (library.root() / "docs" / "errors.md").read_text(encoding="utf-8")
     sections = re.findall(r"^## (\w+)$", text, re.MULTILINE)
-    assert sections[:4] == ["Recipe", "Model", "Calibration", "Artifact"]
+    assert sections[:5] == ["Recipe", "Model", "Memory", "Calibration", "Artifact"]
     assert re.findall(r"^\*`(\w+)`, exit \d", text, re.MULTILINE) == [
-        "RecipeError", "ModelError", "CalibrationError", "ArtifactError", "SolveError",
-        "StorageError", "EvaluationError", "GateMissed",
+        "RecipeError", "ModelError", "RequestError", "CalibrationError", "ArtifactError", "SolveError",
+        "StorageError", "VerificationFailed", "EvaluationError", "GateMissed",
     ]  # fmt: skip

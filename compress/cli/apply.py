@@ -181,5 +181,7 @@ def _tell(outcome: Outcome, *, json: bool, quiet: bool) -> None:
         folder = str(outcome.folder)
         console.emit_json({"folder": folder, "results": results, "measured": measured})
     elif not quiet:
+        if outcome.results.verdict:
+            console.show(console.gate_table(outcome.results.verdict))
         console.show(console.summary_table(summary(outcome.results, outcome.measured)))
         console.emit(f"Made {outcome.folder}, with its report: {outcome.folder / 'report.html'}")

@@ -106,8 +106,6 @@ def _vllm_cpu(anatomy: Anatomy, matrices: Mapping[str, Matrix]) -> Iterator[str]
     """What the W4A16 product for CPUs asks of every linear; fused ones count as one."""
     if wide := [name for name, m in matrices.items() if m.scheme.bits != 4]:
         yield f"its weight-only product takes 4 bits, not 8: {_named(wide)}"
-    if asymmetric := [name for name, m in matrices.items() if not m.scheme.sym]:
-        yield f"its product knows no asymmetric grid: {_named(asymmetric)}"
     rows: dict[tuple[int | None, str], int] = {}
     for linear in (*anatomy.linears, anatomy.head):
         if linear.name in matrices:

@@ -49,7 +49,7 @@ def test_an_exported_artifact_is_opened_by_most(tiny_llama, recipe_for):
     ("sets", "closed"),
     [
         (["quantize.bits=8"], ["vLLM on a CPU", "llama.cpp"]),
-        (["quantize.sym=false"], ["vLLM on a CPU", "llama.cpp"]),
+        (["quantize.sym=false"], ["llama.cpp"]),
         (["quantize.sym=false", "quantize.bits=8"],
          ["vLLM on CUDA", "vLLM on a CPU", "llama.cpp"]),
         (["quantize.sym=false", "quantize.overrides={'*.down_proj': {group_size: 64}}"],

@@ -130,6 +130,7 @@ def test_a_second_stage_keeps_what_the_first_made(tiny_llama, tmp_path):
     student, _ = run(tiny_llama, tmp_path, targets=["*self_attn*"])
     query = student.rounded("model.layers.0.self_attn.q_proj")
     context = Context(IDS, "cpu", torch.float32, tmp_path)
+    student.enter(1)
     quantize.run(student, Quantize(group_size=32, bits=8, targets=["*mlp*"]), context)
     assert torch.equal(student.rounded("model.layers.0.self_attn.q_proj").codes, query.codes)
     assert student.rounded("model.layers.0.mlp.up_proj").bits == 8
