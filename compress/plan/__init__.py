@@ -3,6 +3,7 @@
 mistakes.py    what cannot work: `check`
 sizes.py       the artifact to the byte, and the disk that making it takes
 footprint.py   what each step of a run holds in memory
+solving.py     what the stages hold, which is most of it
 memory.py      the limits that keep it within a budget
 pace.py        how long, told by the runs that have finished here
 consumers.py   who will open the artifact, and why not

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from compress.errors import RequestError
-from compress.plan import footprint
+from compress.plan import footprint, solving
 from compress.plan.footprint import MIB, Job
 from compress.results import Limits
 
@@ -19,10 +19,14 @@ _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 @dataclass(frozen=True)
 class Bounded:
-    """How a run keeps to its budget: its limits, and the steps it leaves out for their size."""
+    """How a run keeps to its budget: its limits, and what it leaves out because of its size.
+
+    left_out: of "samples", for which the student is expanded, and "time", which stands for all that
+    opens the artifact whole: its timing and the consumers that verify asks.
+    """
 
     limits: Limits
-    left_out: tuple[str, ...] = ()  # of "samples" and "time", which hold the student whole
+    left_out: tuple[str, ...] = ()
 
 
 def predict(job: Job, limits: Limits, left_out: Sequence[str] = ()) -> dict[str, int]:
@@ -30,11 +34,12 @@ def predict(job: Job, limits: Limits, left_out: Sequence[str] = ()) -> dict[str,
     steps: dict[str, Callable[[], int]] = {
         "teacher": lambda: footprint.convert(job),
         "calibrate": lambda: footprint.write_text(job),
-        "compress": lambda: footprint.compress(job, limits),
+        "compress": lambda: solving.compress(job, limits),
         "write": lambda: footprint.write(job),
         "evaluate": lambda: footprint.evaluate(job),
         "samples": lambda: footprint.samples(job),
         "time": lambda: footprint.time(job),
+        "verify": lambda: footprint.verify(job, consumers="time" not in left_out),
     }
     found = {name: step() for name, step in steps.items() if name not in left_out}
     return {name: value for name, value in found.items() if value}
@@ -57,7 +62,10 @@ def within(job: Job, budget_bytes: int | None) -> Bounded:
     room = int(budget_bytes / _MARGIN)
     for limits in choices:
         steps = predict(job, limits)
-        large = tuple(name for name in ("samples", "time") if steps.get(name, 0) > room)
+        sizes = {
+            "samples": steps.get("samples", 0), "time": max(steps["time"], steps["verify"])
+        }  # fmt: skip
+        large = tuple(name for name, size in sizes.items() if size > room)
         if max(predict(job, limits, large).values()) <= room:
             return Bounded(limits, large)
     tightest = predict(job, choices[-1], ("samples", "time"))
@@ -111,11 +119,12 @@ def _cannot(job: Job, budget: int, steps: dict[str, int], room: int) -> str:
         "teacher": "give the teacher as a Hugging Face folder",
     }
     advice = [remedies[name] for name in steps if steps[name] > room and name in remedies]
+    instead = f", or {'; '.join(advice)}" if advice else ""
     return "\n".join(
         [
             f"--max-memory {budget / MIB:,.0f} MiB cannot be kept: even with the tightest limits "
             f"{'of the lock ' if job.recipe.resolved.limits else ''}these steps take more:",
             *told,
-            f"Allow {least:,} MiB, or {'; '.join(advice)}.",
+            f"Allow {least:,} MiB{instead}.",
         ]
     )

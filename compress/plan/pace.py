@@ -101,14 +101,10 @@ def work(job: Job) -> dict[str, float]:
     """Operations of each step that has many, in bfloat16 products; slower ones count for more."""
     anatomy, recipe = job.anatomy, job.recipe
     tokens, weights = float(job.tokens), float(anatomy.weights)
-    written = recipe.calibration.set == "self"
-    read = (
-        sum(t.windows * t.seq_len for t in (job.suite.perplexity, job.suite.divergence))
-        if (job.suite)
-        else 0
-    )
+    texts = (job.suite.perplexity, job.suite.divergence) if job.suite else ()
+    read = sum(text.windows * text.seq_len for text in texts)
     return {
-        "calibrate": 2 * tokens * (weights + anatomy.head.weights) if written else 0.0,
+        "calibrate": 2 * tokens * (weights + anatomy.head.weights) if job.writes else 0.0,
         "compress": sum(_stage_work(job, index) for index in range(len(recipe.stages))),
         "evaluate": 2 * 2 * _SLOW * read * (weights + anatomy.head.weights),
     }
