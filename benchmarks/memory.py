@@ -7,7 +7,7 @@ r"""Memory that a run holds: foretold and real, and against the number of blocks
 `plan` runs recipes whole and holds size and peak memory against `compress plan`. `blocks` and
 `large` make their checkpoints with synthetic.py and run W4 GPTQ and W4 RTN over them. Memory is
 anonymous resident memory of all processes of the run: pages that no file backs, sampled ten times a
-second; beside it each step's own peak. Prints a table.
+second, and a hundred times in the run's own process. Prints a table.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     blocks.add_argument("--counts", type=int, nargs="+", default=[8, 16, 32])
     large = kinds.add_parser("large", help="the shape of Llama-7B within a budget")
     large.add_argument("--blocks", type=int, default=32)
+    large.add_argument("--teacher", type=Path, help="a checkpoint made before; made when missing")
     large.add_argument("--solved", type=int, default=2, help="blocks that GPTQ solves")
     large.add_argument("--max-memory", default="6GiB")
     for kind in (plan, blocks, large):
@@ -86,7 +87,8 @@ def ran(
     env = {"PYTHONPATH": paths, "GOMP_SPINCOUNT": "100000"}
     log = out.with_name("runs.log")
     finished = measure.run(command, env=env, cwd=out.parent, log=log)
-    return {**finished.output, "anonymous_bytes": finished.memory.anonymous_bytes}
+    peak = max(finished.memory.anonymous_bytes, *finished.output["by_step"].values())
+    return {**finished.output, "anonymous_bytes": peak}
 
 
 def held_against_plans(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -112,8 +114,9 @@ def against_blocks(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def large(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """GPTQ of the first blocks, and RTN of all, of a checkpoint of Llama-7B's shape."""
-    teacher = given.out / "teacher"
-    synthetic.write(teacher, synthetic.arguments([str(teacher), "--blocks", str(given.blocks)]))
+    teacher = given.teacher or given.out / "teacher"
+    if not teacher.is_dir():
+        synthetic.write(teacher, synthetic.arguments([str(teacher), "--blocks", str(given.blocks)]))
     cases = (("gptq of the first", some_blocks(given.solved)), ("rtn of all", RTN))
     for name, quantize in cases:
         folder = name.replace(" ", "-")

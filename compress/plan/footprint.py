@@ -23,9 +23,7 @@ LIBRARIES = 310 * MIB  # everything that a run imports, its tokenizer, its threa
 JUDGING = 85 * MIB  # lm-eval and what it imports, from the first task on
 HEAP = 50 * MIB  # small pieces that were freed, and that the C library keeps
 WRITTEN = 80 * MIB  # what stays when the teacher has written its own text
-CONSUMER = (
-    350 * MIB
-)  # the process in which transformers opens the artifact; its weights come on top
+CONSUMER = 450 * MIB  # the process in which transformers opens it; 6 bytes a weight come on top
 CONVERTER = 300 * MIB  # the process that dequantizes a GGUF file; 6 bytes a weight come on top
 _HELD_SHARD = 256 * MIB  # storage.writing: what waits of a shard
 _TASK_TOKENS = 30_000  # of all that the shipped tasks ask
@@ -192,9 +190,10 @@ def verify(job: Job, *, consumers: bool) -> int:
     unpacked = 9 * max(linear.weights for linear in job.anatomy.linears)  # its bits, a byte each
     found = max(4 * job.ends, 4 * _block(job) + unpacked)
     if consumers:
-        whole = 4 * (job.anatomy.weights + job.ends)
+        weights = job.anatomy.weights + job.ends
         exported = job.recipe.artifact.format == "compressed-tensors"
-        found = max(found, whole + (CONSUMER if exported else 8 * head))
+        theirs = CONSUMER + 6 * weights if exported else 0
+        found = max(found, 4 * weights + 8 * head, theirs)
     return job.base_bytes + HEAP + judged + found
 
 

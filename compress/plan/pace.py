@@ -93,8 +93,13 @@ def estimate(
     steps = dict(_steps(runs, ahead))
     if any(step not in steps for step, amount in ahead.items() if amount):
         return Estimate(None, steps, "unknown: no run on this machine yet")
-    note = f"from {len(runs)} run{'s' if len(runs) > 1 else ''} here with {threads} threads"
-    return Estimate(sum(steps.values()), steps, f"{note}, the last on {runs[-1].date}")
+    told, computed = (_counted(n, noun) for n, noun in ((len(runs), "run"), (threads, "thread")))
+    note = f"from {told} here with {computed}, the last on {runs[-1].date}"
+    return Estimate(sum(steps.values()), steps, note)
+
+
+def _counted(number: int | None, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def work(job: Job) -> dict[str, float]:
