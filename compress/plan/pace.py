@@ -91,7 +91,7 @@ def estimate(
     runs = [run for run in runs if run.threads == threads]
     ahead = work(job)
     steps = dict(_steps(runs, ahead))
-    if any(step not in steps for step, amount in ahead.items() if amount):
+    if not runs or any(step not in steps for step, amount in ahead.items() if amount):
         return Estimate(None, steps, "unknown: no run on this machine yet")
     told, computed = (_counted(n, noun) for n, noun in ((len(runs), "run"), (threads, "thread")))
     note = f"from {told} here with {computed}, the last on {runs[-1].date}"

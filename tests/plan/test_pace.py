@@ -25,6 +25,11 @@ def test_without_a_run_nothing_is_claimed(tmp_path):
     assert found.note == "unknown: no run on this machine yet"
 
 
+def test_a_run_whose_work_nobody_counts_is_as_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(pace, "work", lambda _: {"compress": 0.0, "evaluate": 0.0})
+    assert pace.estimate(tmp_path, small()).seconds is None
+
+
 def test_the_same_run_again_takes_as_long(tmp_path):
     pace.remember(tmp_path, small(), SECONDS, device="cpu", threads=2)
     found = pace.estimate(tmp_path, small())
