@@ -70,12 +70,16 @@ class _BlockMemory:
         return copied + (4 + self.job.item_bytes) * sum(turned)
 
     def round(self) -> int:
-        """Rounded to nearest: slices of one linear, and the codes of those before it."""
-        slices = [
-            12 * min(self.limits.solve_rows, x.out_features) * x.in_features
-            for x, _ in self.solved()
-        ]
-        return self.weights() + max(slices, default=0) + self.codes()
+        """Rounded to nearest: slices of a stack, and the codes of all linears."""
+        together: dict[str, list[Linear]] = {}  # what engines fuse is rounded as one stack
+        for linear, _ in self.solved():
+            together.setdefault(linear.fused or linear.name, []).append(linear)
+        peak = 0
+        for stack in together.values():
+            columns, rows = stack[0].in_features, sum(x.out_features for x in stack)
+            slice_rows = min(self.limits.solve_rows, rows)
+            peak = max(peak, 12 * slice_rows * columns + rows * columns)
+        return self.weights() + peak + self.codes()
 
     def codes(self) -> int:
         """Codes and scales of the whole block, one byte a code."""

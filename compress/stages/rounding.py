@@ -114,12 +114,12 @@ def _round(stack: Sequence[Tensor], hessian: Tensor | None, scheme: Scheme, rows
     """Round matrices [O, I] by slices of rows: given the Hessian [I, I], rows are independent."""
     damp_percent, dead = None, 0
     if hessian is None or not scheme.needs_hessian:
-        parts = [_rounded(part, None, None, scheme) for part in _slices(stack, rows)]
+        parts = [_rounded(_whole(cut), None, None, scheme) for cut in _slices(stack, rows)]
     else:
         parts, damp_percent, dead = _solved(stack, hessian, scheme, rows)
     errors = [
-        _errors(weight, part, hessian)
-        for weight, part in zip(_slices(stack, rows), parts, strict=True)
+        _errors(_whole(cut), part, hessian)
+        for cut, part in zip(_slices(stack, rows), parts, strict=True)
     ]
     error, energy = (torch.cat(column) for column in zip(*errors, strict=True))
     return _Solution(_joined(parts), error, energy, damp_percent, dead)
@@ -136,7 +136,7 @@ def _solved(
         dead = int(inverse.dead.sum())
         factor = inverse.factor(desc_act=scheme.desc_act) if scheme.method == "gptq" else None
         del inverse  # [I, I]: beside the Hessian only its factor stays
-        solved = [_rounded(part, importance, factor, scheme) for part in _slices(stack, rows)]
+        solved = [_rounded(_whole(cut), importance, factor, scheme) for cut in _slices(stack, rows)]
     finally:
         hessian.diagonal().copy_(undamped)
     return solved, damp_percent, dead
@@ -163,8 +163,8 @@ def _errors(weight: Tensor, rounded: Rounded, hessian: Tensor | None) -> tuple[T
     return rounded.dequantize().sub_(weight).square_().sum(1), weight.square().sum(1)
 
 
-def _slices(stack: Sequence[Tensor], rows: int) -> Iterator[Tensor]:
-    """The rows of several matrices one after another, cut: each [at most `rows`, I] float32."""
+def _slices(stack: Sequence[Tensor], rows: int) -> Iterator[Sequence[Tensor]]:
+    """The rows of several matrices one after another, at most `rows` at a time, as they lie."""
     cut: list[Tensor] = []
     for matrix in stack:
         start = 0
@@ -173,13 +173,14 @@ def _slices(stack: Sequence[Tensor], rows: int) -> Iterator[Tensor]:
             cut.append(matrix[start : start + room])
             start += room
             if sum(map(len, cut)) == rows:
-                yield _stacked(cut)
+                yield cut
                 cut = []
     if cut:
-        yield _stacked(cut)
+        yield cut
 
 
-def _stacked(cut: Sequence[Tensor]) -> Tensor:
+def _whole(cut: Sequence[Tensor]) -> Tensor:
+    """The rows of a slice: [at most `rows`, I] float32, to be held no longer than it is used."""
     whole = cut[0] if len(cut) == 1 else torch.cat(list(cut))
     return whole.float().contiguous()
 
