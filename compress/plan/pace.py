@@ -26,6 +26,7 @@ FILE = "pace.json"
 _KEPT = 20  # runs; older ones are forgotten
 _TOO_SHORT = 1.0  # seconds; such a step found its result in a cache
 _SLOW = 4.0  # a float32 product against a bfloat16 one (216 and 873 GFLOP/s on two cores of Zen 5)
+_MOVED = 3_500  # operations in whose time a weight is read, rounded, packed and written
 _TRIED = 2 * 48 * 60  # operations of a scale search per weight: grids tried, each many passes
 
 
@@ -123,14 +124,18 @@ def _stage_work(job: Job, index: int) -> float:
     for linear, scheme in quantized(spec, job.anatomy).items():
         rows, columns = linear.out_features, linear.in_features
         searched = scheme.scale_search != "none"
-        operations += _TRIED * linear.weights if searched else 0
+        operations += (_MOVED + (_TRIED if searched else 0)) * linear.weights
         if scheme.method == "gptq":
             operations += _SLOW * 2 * rows * columns**2 * (1 + 2 * scheme.sweeps)
         if scheme.needs_hessian and (linear.block, linear.shares) not in seen:
             seen.add((linear.block, linear.shares))
             operations += tokens * columns**2 + _SLOW * 3 * columns**3
+    last = max(
+        (len(job.anatomy.blocks) if block is None else block + 1 for block, _ in seen), default=0
+    )
+    walked = sum(linear.weights for block in job.anatomy.blocks[:last] for linear in block.linears)
     forwards = 1 if spec.true_sequential else 2
-    return operations + (2 * forwards * tokens * job.anatomy.weights if seen else 0)
+    return operations + 2 * forwards * tokens * walked
 
 
 def _steps(runs: list[Run], ahead: Mapping[str, float]) -> Iterator[tuple[str, float]]:

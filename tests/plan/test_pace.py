@@ -82,6 +82,8 @@ def test_work_follows_tokens_and_solvers():
     assert pace.work(small("quantize={method: rtn}"))["compress"] < gptq
     assert pace.work(small("quantize.sweeps=4"))["compress"] > gptq
     assert pace.work(small("quantize.true_sequential=false"))["compress"] > gptq
+    first = small("quantize.targets=['model.layers.0.*']")  # nobody walks behind it
+    assert pace.work(first)["compress"] < gptq / 3
     recipe = load("w4g64-rtn", ["evaluate.suite=none"])
     plain = Job(recipe, headers(llama(512, 1024, 4)), None, 2)
     assert pace.work(plain)["evaluate"] == 0
