@@ -1,0 +1,61 @@
+"""What a run found, as frozen dataclasses of plain numbers, and their way to JSON and back.
+
+``results.json`` holds a `Results`, identical for two runs of one lock on one machine; times and
+memory, which never are, live in ``measured.json`` as a `Measured`. Field names are the API of every
+``--json`` output.
+"""
+
+from compress.results.records import (
+    SCHEMA_VERSION,
+    Check,
+    CheckOutcome,
+    Consumer,
+    Divergence,
+    GateResult,
+    Limits,
+    LinearResult,
+    Measured,
+    Perplexity,
+    Progress,
+    Provenance,
+    Raised,
+    Results,
+    Round,
+    Sample,
+    Side,
+    SizePart,
+    StageResult,
+    TaskScore,
+    Verdict,
+    Verification,
+    fell_back,
+)
+from compress.results.text import from_json, to_json
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Check",
+    "CheckOutcome",
+    "Consumer",
+    "Divergence",
+    "GateResult",
+    "Limits",
+    "LinearResult",
+    "Measured",
+    "Perplexity",
+    "Progress",
+    "Provenance",
+    "Raised",
+    "Results",
+    "Round",
+    "Sample",
+    "Side",
+    "SizePart",
+    "StageResult",
+    "TaskScore",
+    "Verdict",
+    "Verification",
+    "fell_back",
+    "from_json",
+    "to_json",
+]
