@@ -20,6 +20,7 @@ from compress.kernels.pack import pack, unpack
 from compress.results import LinearResult
 from compress.surgery.walk import Weights
 
+_UNTOUCHED: Mapping[str, Any] = {"linears": {}, "plain": []}
 HEAD = -1  # the unit that holds the head, which belongs to no block
 
 
@@ -96,7 +97,11 @@ class Student:
         return self._teacher.outside() | self._dense(HEAD)
 
     def commit(
-        self, unit: int, rounded: Mapping[str, Rounded], results: Sequence[LinearResult]
+        self,
+        unit: int,
+        rounded: Mapping[str, Rounded],
+        results: Sequence[LinearResult],
+        plain: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Make what a stage did to one block (or to the head) final and durable.
 
@@ -106,10 +111,14 @@ class Student:
             unit: block index, or HEAD.
             rounded: codes by linear name (for a tied head: by the embedding's name).
             results: one record for each linear that a stage was asked for, solved or not.
+            plain: tensors that stay as they are stored but got other values (a norm that a scaling
+                was folded into), by full name; in the teacher's dtype and shape.
         """
-        before = self._records.get(unit, {"linears": {}})
+        before = self._records.get(unit, _UNTOUCHED)
         rounded = {name: self._read(unit, name) for name in before["linears"]} | dict(rounded)
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = self._plain(unit) | dict(plain or {})
+        tensors = {n: t for n, t in tensors.items() if n.removesuffix(".weight") not in rounded}
+        changed = sorted(tensors)
         for name, matrix in rounded.items():
             tensors[name + ".codes"] = pack(matrix.codes, matrix.bits)
             tensors[name + ".scale"], tensors[name + ".zero"] = matrix.scale, matrix.zero
@@ -126,6 +135,7 @@ class Student:
                 }
                 for name, m in rounded.items()
             },
+            "plain": changed,
             "results": [dataclasses.asdict(result) for result in results],
         }
         self._ledger.add(self._key(unit), record, [shard])
@@ -145,16 +155,24 @@ class Student:
     def _parts(
         self, unit: int, plain: Mapping[str, Tensor]
     ) -> Iterator[tuple[str, Tensor | Rounded]]:
-        quantized = self._records.get(unit, {"linears": {}})["linears"]
-        for name, tensor in plain.items():
+        quantized = self._records.get(unit, _UNTOUCHED)["linears"]
+        for name, tensor in (dict(plain) | self._plain(unit)).items():
             module = name.removesuffix(".weight")
             yield (module, self._read(unit, module)) if module in quantized else (name, tensor)
 
     def _dense(self, unit: int) -> dict[str, Tensor]:
-        names = self._records.get(unit, {"linears": {}})["linears"]
+        names = self._records.get(unit, _UNTOUCHED)["linears"]
         turned = {linear.name for linear in self._linears(unit) if linear.transposed}
         dense = {name: self._read(unit, name).dequantize() for name in names}
-        return {n + ".weight": m.T.contiguous() if n in turned else m for n, m in dense.items()}
+        matrices = {n + ".weight": m.T.contiguous() if n in turned else m for n, m in dense.items()}
+        return self._plain(unit) | matrices
+
+    def _plain(self, unit: int) -> dict[str, Tensor]:
+        """The tensors of a unit that were changed and are still plain, by full name."""
+        record = self._records.get(unit, _UNTOUCHED)
+        if not record["plain"]:
+            return {}
+        return storage.read_file(self._folder / record["shard"], record["plain"])
 
     def _linears(self, unit: int) -> Sequence[Linear]:
         return () if unit == HEAD else self.anatomy.blocks[unit].linears

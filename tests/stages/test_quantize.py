@@ -6,6 +6,7 @@ from conftest import CONFIGS
 
 from compress.errors import SolveError
 from compress.journal import Journal
+from compress.kernels.grid import Rounded
 from compress.recipe.schema import Quantize
 from compress.results import Limits
 from compress.stages import quantize
@@ -134,6 +135,21 @@ def test_a_second_stage_keeps_what_the_first_made(tiny_llama, tmp_path):
     quantize.run(student, Quantize(group_size=32, bits=8, targets=["*mlp*"]), context)
     assert torch.equal(student.rounded("model.layers.0.self_attn.q_proj").codes, query.codes)
     assert student.rounded("model.layers.0.mlp.up_proj").bits == 8
+
+
+def test_a_plain_tensor_that_was_changed_stays_so_and_survives_a_restart(tiny_llama, tmp_path):
+    name = "model.layers.1.input_layernorm.weight"
+    student, _ = run(tiny_llama, tmp_path, method="rtn")
+    scaled = student.block(1)[name] * 2
+    student.enter(1)
+    student.commit(1, {}, [], {name: scaled})
+    again = Student(open_folder(tiny_llama), tmp_path, Journal(tmp_path / "journal.jsonl", {}))
+    again.enter(1)
+    assert again.finished(1) == []
+    for one in (student, again):
+        assert torch.equal(one.block(1)[name], scaled)
+        assert torch.equal(dict(one.parts())[name], scaled)
+        assert isinstance(one.rounded("model.layers.1.mlp.up_proj"), Rounded)
 
 
 class _Broken:
