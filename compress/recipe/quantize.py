@@ -163,8 +163,8 @@ class Quantize(BaseModel):
     )
     on_unsolvable: Literal["fail", "keep_dense"] = Field(
         default="fail",
-        description="What to do with a linear that cannot be solved. One kept dense is named in "
-        "the results.",
+        description="What to do with a linear that cannot be solved. One kept dense, with the "
+        "linears that engines fuse with it (q, k, v; gate, up), is named in the results.",
     )
 
     @model_validator(mode="before")

@@ -63,10 +63,12 @@ class Gated:
     ) -> None:
         """Solve a fused group again, one width further each time, until all of it passes.
 
-        `rounded` and `found` hold what it has become, before and after.
+        `rounded` and `found` hold what it has become, before and after. Where one linear could not
+        be solved and is kept dense, so are the others.
         """
         gate, why = self.gate, ""
         names = [linear.name for linear in group]
+        _keep_even(names, rounded, found)
         while gate and (worst := _worst([found[name] for name in names], gate.error_max)):
             told = f"{worst.name} showed {_error(worst)}, above linear_error_max {gate.error_max:g}"
             bits = wider(worst.bits or 0, gate.widths) if gate.on_violation == "escalate" else None
@@ -80,6 +82,7 @@ class Gated:
             codes, records = self._widened(group, bits)(group, weights, hessian)
             rounded |= codes
             found |= {record.name: record for record in records}
+            _keep_even(names, rounded, found)
             why = why or told
         found |= {n: dataclasses.replace(found[n], note=found[n].note or why) for n in names}
 
@@ -119,6 +122,18 @@ def _worst(records: Sequence[LinearResult], error_max: float) -> LinearResult | 
         if record.outcome == "solved" and not record.relative_error <= error_max  # NaN misses
     ]
     return min(missing, key=lambda r: (r.bits or 0, -r.relative_error), default=None)
+
+
+def _keep_even(
+    names: Sequence[str], rounded: dict[str, Rounded], found: dict[str, LinearResult]
+) -> None:
+    """Keep all of a fused group dense where one of it had to be: engines refuse uneven ones."""
+    unsolved = next((found[name] for name in names if found[name].outcome != "solved"), None)
+    if unsolved is not None:
+        why = f"fused with {unsolved.name}, which is kept dense: {unsolved.note}"
+        for name in names:
+            rounded.pop(name, None)
+        found |= {name: _dense(found[name], why) for name in names}
 
 
 def _dense(record: LinearResult, why: str) -> LinearResult:

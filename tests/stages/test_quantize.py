@@ -6,10 +6,10 @@ from conftest import CONFIGS
 
 from compress.errors import SolveError
 from compress.journal import Journal
-from compress.kernels.grid import Rounded
+from compress.kernels.grid import Rounded, fit
 from compress.recipe.schema import Quantize
 from compress.results import Limits
-from compress.stages import quantize
+from compress.stages import quantize, rounding
 from compress.stages.context import Context
 from compress.student import Student
 from compress.surgery.load import materialize
@@ -173,3 +173,32 @@ def test_a_linear_that_cannot_be_solved_fails_the_run_by_name(tiny_llama, tmp_pa
     context = Context(IDS, "cpu", torch.float32, tmp_path)
     with pytest.raises(SolveError, match=r"layers\.1\.\S+v_proj.*weights hold NaN.*keep_dense"):
         quantize.run(student, Quantize(group_size=32), context)
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_what_cannot_be_solved_is_kept_dense_with_all_that_is_fused_with_it(
+    tiny_llama, tmp_path, monkeypatch, method
+):
+    def fit_fails_at_8_bits(weight, *, bits, **fields):
+        if bits == 8:
+            raise SolveError("no scale fits")
+        return fit(weight, bits=bits, **fields)
+
+    monkeypatch.setattr(rounding, "fit", fit_fails_at_8_bits)
+    attention = "model.layers.1.self_attn."
+    spec = Quantize(
+        method=method,
+        group_size=32,
+        overrides={attention + "v_proj": {"bits": 8}},
+        on_unsolvable="keep_dense",
+    )
+    student = Student(open_folder(tiny_llama), tmp_path, Journal(tmp_path / "journal.jsonl", {}))
+    context = Context(IDS, "cpu", torch.float32, tmp_path)
+    found = {r.name: r for r in quantize.run(student, spec, context).linears}
+    kept = {name for name, record in found.items() if record.outcome == "kept_dense"}
+    assert kept == {attention + name for name in ("q_proj", "k_proj", "v_proj")}
+    assert found[attention + "v_proj"].note == "no scale fits"
+    for name in ("q_proj", "k_proj"):
+        told = f"fused with {attention}v_proj, which is kept dense: no scale fits"
+        assert (found[attention + name].bits, found[attention + name].note) == (None, told)
+    assert {name for name in found if student.rounded(name) is None} == kept
