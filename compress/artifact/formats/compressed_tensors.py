@@ -13,9 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from compress.anatomy import Anatomy, Linear
+from compress.artifact.formats import refusing
 from compress.artifact.formats.matrix import (
     Matrix,
     Scheme,
@@ -42,56 +44,17 @@ SUFFIXES: tuple[str, ...] = (
 )
 WIDTHS = (4, 8)  # other widths were packed in two ways over the years, and vLLM reads neither
 _FLOATS = ("F32", "F16", "BF16")
-_REMEDY = "Use artifact.format: packed, or change the recipe."
 
 
 def refusals(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> list[str]:
     """Say what this format cannot hold of the planned (or finished) schemes, one line a reason."""
-    return [
-        f"artifact.format compressed-tensors: {reason}. {_REMEDY}"
-        for reason in (
-            *_refused_widths(schemes),
-            *_refused_modules(anatomy, schemes),
-            *_refused_fusions(anatomy, schemes),
-        )
-    ]
-
-
-def _refused_widths(schemes: Mapping[str, Scheme]) -> Iterator[str]:
-    for bits in sorted({scheme.bits for scheme in schemes.values()} - set(WIDTHS)):
-        names = [name for name, scheme in schemes.items() if scheme.bits == bits]
-        yield f"{names[0]}{_more(names)}: {bits} bits; its readers take 4 and 8"
-
-
-def _refused_modules(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> Iterator[str]:
-    if anatomy.embedding in schemes:
-        tied = " (tied to the head)" if anatomy.tied else ""
-        yield f"{anatomy.embedding}: a quantized embedding{tied}; only linears can be quantized"
-    conv1d = [linear.name for linear in anatomy.linears if linear.transposed]
-    if quantized := [name for name in conv1d if name in schemes]:
-        yield (
-            f"{quantized[0]}{_more(quantized)}: {anatomy.model_type} keeps its weights in Conv1D "
-            "modules; its readers quantize nn.Linear only"
-        )
-
-
-def _refused_fusions(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> Iterator[str]:
-    for block in anatomy.blocks:
-        fused: dict[str, list[Linear]] = {}
-        for linear in block.linears:
-            if linear.fused:
-                fused.setdefault(linear.fused, []).append(linear)
-        for linears in fused.values():
-            if len({schemes.get(linear.name) for linear in linears}) > 1:
-                names = ", ".join(linear.name.rpartition(".")[2] for linear in linears)
-                yield (
-                    f"{block.prefix}: {names} are fused by serving engines and must share one "
-                    "scheme or all be dense"
-                )
-
-
-def _more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+    reasons = chain(
+        refusing.widths(schemes, WIDTHS),
+        refusing.embedding(anatomy, schemes),
+        refusing.conv1d(anatomy, schemes),
+        refusing.fusions(anatomy, schemes),
+    )
+    return refusing.messages(METHOD, reasons)
 
 
 def encode(
