@@ -28,3 +28,27 @@ def squared_error(weight: Tensor, dense: Tensor, hessian: Tensor) -> float:
     """tr(ΔW H ΔWᵀ)."""
     difference = weight.double() - dense.double()
     return float(torch.trace(difference @ hessian.double() @ difference.T))
+
+
+def small_floats(exponent_bits: int, mantissa_bits: int) -> list[float]:
+    """What every code of a small float stands for, from the definition; NaN where all ones are."""
+    bits, bias = 1 + exponent_bits + mantissa_bits, 2 ** (exponent_bits - 1) - 1
+    found = []
+    for code in range(2**bits):
+        sign = -1.0 if code >> (bits - 1) else 1.0
+        exponent = code >> mantissa_bits & (2**exponent_bits - 1)
+        fraction = (code & (2**mantissa_bits - 1)) / 2**mantissa_bits
+        value = (
+            fraction * 2.0 ** (1 - bias)
+            if exponent == 0
+            else (1 + fraction) * 2.0 ** (exponent - bias)
+        )
+        nan = bits == 8 and code & 127 == 127  # e2m1 has none
+        found.append(float("nan") if nan else sign * value)
+    return found
+
+
+def nearest_code(value: float, numbers: list[float]) -> int:
+    """The code whose number is nearest, by trying all; of two, the even one; never that of -0."""
+    codes = [c for c, number in enumerate(numbers) if number == number and (number or c == 0)]
+    return min(codes, key=lambda code: (abs(numbers[code] - value), code % 2))

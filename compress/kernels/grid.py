@@ -14,6 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from compress.kernels.activations import Inputs
+from compress.kernels.numbers import Numbers, decode
+
 ScaleSearch = Literal["none", "mse", "hessian"]
 _AT_ONCE = 1 << 18  # weights tried together in a search: fits the cache, bounds the memory
 _CANDIDATES = 24  # shrunken ranges tried; 60 lower the error by another 0.1 %
@@ -21,22 +24,26 @@ _CANDIDATES = 24  # shrunken ranges tried; 60 lower the error by another 0.1 %
 
 @dataclass(frozen=True)
 class Rounded:
-    """One matrix on the integer grid.
+    """One matrix on the integer grid, or on one of `kernels.numbers` times its scales.
 
     Column i belongs to group ``i // group_size``.
     """
 
     codes: Tensor  # [O, I] uint8
     scale: Tensor  # [O, G] float32, exact in bfloat16 and float16
-    zero: Tensor  # [O, G] uint8
+    zero: Tensor  # [O, G] uint8; 0 where numbers are floating
     bits: int
     group_size: int  # I where there is one group a row
     sym: bool
+    inputs: Inputs | None = None  # how it rounds what it is multiplied by; None: it does not
+    numbers: Numbers = "int"  # what codes stand for
+    scale_rows: int = 1  # neighbouring rows whose scales are equal and stored once; 0: all
+    global_scale: float | None = None  # stored scales are these times it; None: just these
 
     def dequantize(self) -> Tensor:
         """The weights these codes stand for: [O, I] float32."""
         rows, columns = self.codes.shape
-        weight = self.codes.view(rows, -1, self.group_size).float()
+        weight = decode(self.codes, self.numbers).view(rows, -1, self.group_size)
         weight.sub_(self.zero[..., None]).mul_(self.scale[..., None])  # one copy, not three
         return weight.view(rows, columns)
 
