@@ -15,6 +15,7 @@ from torch import Tensor
 
 from compress import storage
 from compress.anatomy import Anatomy, Linear
+from compress.kernels.activations import Inputs
 from compress.kernels.grid import Rounded
 from compress.kernels.pack import pack, unpack
 from compress.results import LinearResult
@@ -96,6 +97,12 @@ class Student:
         """Dense tensors outside the blocks as they now are, by stored names."""
         return self._teacher.outside() | self._dense(HEAD)
 
+    def inputs(self, index: int) -> dict[str, Inputs]:
+        """How linears of one block round their inputs, by name; none where none does."""
+        linears = self._records.get(index, _UNTOUCHED)["linears"]
+        found = {name: self._inputs(index, name) for name in linears}
+        return {name: inputs for name, inputs in found.items() if inputs is not None}
+
     def commit(
         self,
         unit: int,
@@ -122,6 +129,8 @@ class Student:
         for name, matrix in rounded.items():
             tensors[name + ".codes"] = pack(matrix.codes, matrix.bits)
             tensors[name + ".scale"], tensors[name + ".zero"] = matrix.scale, matrix.zero
+            if matrix.inputs is not None and matrix.inputs.columns is not None:
+                tensors[name + ".columns"] = matrix.inputs.columns
         shard = self._folder / f"{self._key(unit).replace('/', '-')}.safetensors"
         storage.write_file(shard, tensors)
         record = {
@@ -132,6 +141,7 @@ class Student:
                     "bits": m.bits,
                     "group_size": m.group_size,
                     "sym": m.sym,
+                    "inputs": _told(m.inputs),
                 }
                 for name, m in rounded.items()
             },
@@ -184,12 +194,38 @@ class Student:
             self._folder / self._records[unit]["shard"], names
         ).values()
         codes = unpack(words, scheme["bits"], scheme["columns"])
-        return Rounded(codes, scale, zero, scheme["bits"], scheme["group_size"], scheme["sym"])
+        return Rounded(
+            codes, scale, zero, scheme["bits"], scheme["group_size"], scheme["sym"],
+            self._inputs(unit, name),
+        )  # fmt: skip
+
+    def _inputs(self, unit: int, name: str) -> Inputs | None:
+        record = self._records[unit]
+        told = record["linears"][name].get("inputs")
+        if told is None:
+            return None
+        inputs = Inputs(told["numbers"], told["threshold"], scale=told["scale"])
+        if not told["columns"]:
+            return inputs
+        stored = storage.read_file(self._folder / record["shard"], [name + ".columns"])
+        return dataclasses.replace(inputs, columns=stored[name + ".columns"])
 
     def _key(self, unit: int, attempt: int | None = None) -> str:
         number = len(self._firsts) if attempt is None else attempt
         again = f"attempt-{number}/" if number else ""
         return f"{again}stage-{self._stage}/{'head' if unit == HEAD else f'block-{unit:05d}'}"
+
+
+def _told(inputs: Inputs | None) -> dict[str, Any] | None:
+    """What a record says of the inputs of a linear; columns lie in the shard."""
+    if inputs is None:
+        return None
+    return {
+        "numbers": inputs.numbers,
+        "threshold": inputs.threshold,
+        "columns": inputs.columns is not None,
+        "scale": inputs.scale,
+    }
 
 
 def _results(record: Mapping[str, Any]) -> list[LinearResult]:

@@ -12,6 +12,7 @@ from compress import anatomy as anatomies
 from compress import storage
 from compress.anatomy import Anatomy
 from compress.artifact.formats import FORMATS, METHODS
+from compress.artifact.formats.input_scheme import decode_inputs, stored_inputs
 from compress.artifact.formats.matrix import Matrix, check_stored
 from compress.artifact.whole import flaws
 from compress.errors import ArtifactError, ModelError, shown
@@ -20,6 +21,7 @@ from compress.storage import Checkpoint
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from compress.kernels.activations import Inputs
     from compress.kernels.grid import Rounded
 
 MODEL_SUFFIXES = (".json", ".txt", ".model", ".jinja")  # beside the weights
@@ -65,6 +67,16 @@ class Artifact:
     def outside(self) -> dict[str, Tensor]:
         """The dense tensors that belong to no block, by full name."""
         return self._dense(self.anatomy.outside())
+
+    def inputs(self, index: int) -> dict[str, Inputs]:
+        """How linears of one block round their inputs, by name; none where none does."""
+        names = [linear.name for linear in self.anatomy.blocks[index].linears]
+        known = {name: self.matrices[name] for name in names if name in self.matrices}
+        found = {n: decode_inputs(n, m, self._read_inputs(n, m)) for n, m in known.items()}
+        return {name: inputs for name, inputs in found.items() if inputs is not None}
+
+    def _read_inputs(self, name: str, matrix: Matrix) -> dict[str, Tensor]:
+        return self._read(tuple(stored_inputs(name, matrix)))
 
     def _dense(self, names: tuple[str, ...]) -> dict[str, Tensor]:
         plain = self._read(

@@ -179,8 +179,9 @@ class _Block:
         rounded, records = self.solve(group, weights, hessian)
         for linear in group:
             if linear.name in rounded:
-                dense = rounded[linear.name].dequantize()
-                inputs.replace(self.module, self.block, linear, dense)
+                found = rounded[linear.name]
+                dense = found.dequantize()
+                inputs.replace(self.module, self.block, linear, dense, found.inputs)
         return rounded, records
 
     def weight(self, linear: Linear) -> Tensor:

@@ -97,6 +97,7 @@ def materialize(weights: Weights, dtype: torch.dtype) -> Any:
     Raises:
         ModelError: parameters are missing, or tensors are left over.
     """
+    from compress.surgery.rounding import PRODUCTS, attach
     from compress.surgery.walk import empty_model
 
     model = empty_model(weights.config, dtype)
@@ -104,7 +105,13 @@ def materialize(weights: Weights, dtype: torch.dtype) -> Any:
     tensors = weights.outside()
     for block in weights.anatomy.blocks:
         tensors.update(weights.block(block.index))
-    state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
+    rounding = {k: r for b in weights.anatomy.blocks for k, r in weights.inputs(b.index).items()}
+    state = {
+        k: t.to(PRODUCTS if k.rpartition(".")[0] in rounding else dtype)
+        if t.is_floating_point()
+        else t
+        for k, t in tensors.items()
+    }
     head = weights.anatomy.head.name + "."  # transformers calls every head lm_head
     state = {k.replace(head, "lm_head.") if k.startswith(head) else k: t for k, t in state.items()}
     left_over = sorted(set(state) - names)
@@ -117,6 +124,8 @@ def materialize(weights: Weights, dtype: torch.dtype) -> Any:
             f"({', '.join(missing[:3])}) and {len(left_over)} tensors are left over "
             f"({', '.join(left_over[:3])}). Fetch the checkpoint again."
         )
+    for name, rounds in rounding.items():
+        attach(model.get_submodule(name), rounds, dtype)
     return model.requires_grad_(False)
 
 

@@ -18,6 +18,7 @@ from compress.anatomy import Anatomy
 from compress.errors import ModelError, shown
 from compress.results import Progress
 from compress.surgery import attention
+from compress.surgery.rounding import PRODUCTS, Rounds, attach, detach
 
 Watch = Callable[[Progress], None] | None
 _NOT_DESCRIBED = (
@@ -42,6 +43,9 @@ class Weights(Protocol):
 
     def outside(self) -> dict[str, Tensor]:
         """Dense tensors that belong to no block by their stored names."""
+
+    def inputs(self, index: int) -> Mapping[str, Rounds]:
+        """The linears of one block, by name, whose inputs are rounded when they multiply."""
 
 
 class _Stop(Exception):  # noqa: N818 - control flow, not an error
@@ -73,8 +77,8 @@ class Walk:
         for buffers in (module._buffers for module in self._model.modules()):
             buffers.update({k: v.to(device) for k, v in buffers.items() if v is not None})
 
-    def _place(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+    def _place(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return tensor.to(self.device, (dtype or self.dtype) if tensor.is_floating_point() else None)
 
     @torch.inference_mode()
     def embed(self, ids: Tensor) -> Tensor:
@@ -107,12 +111,18 @@ class Walk:
         """
         module, prefix = self._modules[index], self.anatomy.blocks[index].prefix + "."
         stored = self.weights.block(index) if tensors is None else tensors
-        wanted = self._empty[index]
-        state = {k.removeprefix(prefix): self._place(v) for k, v in stored.items()}
+        wanted, rounding = self._empty[index], self.weights.inputs(index)
+        state = {
+            k.removeprefix(prefix): self._place(v, PRODUCTS if _owner(k) in rounding else None)
+            for k, v in stored.items()
+        }
         module.load_state_dict({k: v for k, v in state.items() if k in wanted}, assign=True)
+        for name, rounds in rounding.items():
+            attach(module.get_submodule(name.removeprefix(prefix)), rounds, self.dtype)
         try:
             yield module.eval().requires_grad_(False)
         finally:
+            detach(module)
             module.load_state_dict(wanted, assign=True)
 
     @torch.inference_mode()
@@ -161,6 +171,11 @@ class Walk:
         finally:
             for module in self._modules:
                 del module.forward
+
+
+def _owner(name: str) -> str:
+    """The module that a tensor belongs to."""
+    return name.rpartition(".")[0]
 
 
 def _described_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 from compress import anatomy, storage
 from compress.anatomy import FAMILIES, Anatomy
@@ -54,6 +54,10 @@ class Teacher:
     def outside(self) -> dict[str, Tensor]:
         """Tensors of no block by canonical names, mapped, in the dtype they are stored in."""
         return self._read(self.anatomy.outside())
+
+    def inputs(self, index: int) -> dict[str, Never]:
+        """No linear of a teacher rounds its inputs."""
+        return {}
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:

@@ -22,6 +22,8 @@ from compress.errors import ArtifactError
 if TYPE_CHECKING:
     import torch
 
+    from compress.surgery.rounding import Rounds
+
 NUMPY = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
@@ -89,6 +91,10 @@ class Reading:
     def outside(self) -> dict[str, torch.Tensor]:
         """Dense float32 tensors that belong to no block, by full name."""
         return {name: self.tensor(name) for name in self.anatomy.outside()}
+
+    def inputs(self, index: int) -> Mapping[str, Rounds]:
+        """The linears of one block that round their inputs: none of the layouts read here."""
+        return {}
 
     def tensor(self, name: str) -> torch.Tensor:
         """One dense tensor by full name, float32, lying as its family stores it."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from compress.anatomy import Anatomy
 from compress.errors import ArtifactError
+from compress.surgery.rounding import Rounds
 from compress.surgery.walk import Watch, Weights, hidden_states, logits
 
 VERSION = 1
@@ -43,6 +44,9 @@ class _Hashed:
 
     def outside(self) -> dict[str, Tensor]:
         return self._seen(self._weights.outside())
+
+    def inputs(self, index: int) -> Mapping[str, Rounds]:
+        return self._weights.inputs(index)
 
     def _seen(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {name: self._stored(tensor) for name, tensor in tensors.items()}

@@ -40,7 +40,11 @@ def test_parameters_that_are_missing_or_left_over_are_named(tiny_tied):
     outside = teacher.outside()
     outside["model.odd.weight"] = outside.pop("model.norm.weight")
     odd = SimpleNamespace(
-        config=teacher.config, anatomy=teacher.anatomy, block=teacher.block, outside=lambda: outside
+        config=teacher.config,
+        anatomy=teacher.anatomy,
+        block=teacher.block,
+        outside=lambda: outside,
+        inputs=teacher.inputs,
     )
     with pytest.raises(
         ModelError, match=r"1 parameters are missing \(model\.norm\.weight\) and 1 .*odd"

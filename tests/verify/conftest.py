@@ -11,6 +11,7 @@ import torch
 
 from compress.artifact.manifest import write_manifest
 from compress.artifact.write import companions, write
+from compress.kernels.activations import Inputs
 from compress.kernels.grid import Rounded, fit, round_to_nearest
 from compress.surgery.load import tokenizer
 from compress.teacher.folder import open_folder
@@ -57,6 +58,11 @@ class Student:
 
     def outside(self) -> dict[str, torch.Tensor]:
         return {name: self.dense()[name] for name in self.anatomy.outside()}
+
+    def inputs(self, index: int) -> dict[str, Inputs]:
+        prefix = self.anatomy.blocks[index].prefix + "."
+        parts = ((name, part) for name, part in self.parts() if name.startswith(prefix))
+        return {n: p.inputs for n, p in parts if isinstance(p, Rounded) and p.inputs is not None}
 
 
 def linears(bits: int = 4, group_size: int = 32, sym: bool = True) -> Plan:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compress.artifact.formats.input_scheme import InputScheme, input_scheme
 from compress.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Scheme:
     bits: int
     group_size: int
     sym: bool
+    inputs: InputScheme | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Matrix:
     scheme: Scheme
     rows: int
     columns: int
+    outliers: int = 0  # columns of its inputs that are listed as staying as they are
 
     @property
     def groups(self) -> int:
@@ -52,7 +55,8 @@ class Matrix:
 
 def scheme_of(rounded: Rounded) -> Scheme:
     """The scheme of a matrix on the grid."""
-    return Scheme(rounded.bits, rounded.group_size, rounded.sym)
+    told = input_scheme(rounded.inputs)
+    return Scheme(rounded.bits, rounded.group_size, rounded.sym, told)
 
 
 def disassemble(name: str, rounded: Rounded) -> tuple[Tensor, Tensor, Tensor | None]:

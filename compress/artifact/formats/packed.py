@@ -5,6 +5,8 @@ A quantized matrix M [O, I] is stored as
     M.codes    int32    [O, ceil(I·bits/32)]   packed along the columns; every row starts on a word
     M.scales   float16  [O, G]                 exact: scales are chosen among values float16 holds
     M.zeros    int32    [ceil(O·bits/32), G]   packed along the rows; only on an asymmetric grid
+    M.outliers     int32    [K]  columns that stay as they are when its inputs are rounded
+    M.input_scale  float32  [1]  of all its inputs, where it is known beforehand
 
 and means ``(code - zero) * scale``, zero being ``2**(bits-1)`` on a symmetric grid. All other
 tensors stay as they are. Byte by byte, with an example: docs/formats.md.
@@ -14,10 +16,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from compress.anatomy import Anatomy, Linear
+from compress.artifact.formats.input_scheme import (
+    INPUT_SUFFIXES,
+    decode_inputs,
+    encode_inputs,
+    read_inputs,
+    stored_inputs,
+)
 from compress.artifact.formats.matrix import Matrix, Scheme, Specs, assemble, disassemble
 from compress.errors import ArtifactError, shown
 
@@ -31,7 +40,7 @@ if TYPE_CHECKING:
 METHOD = "compress"
 VERSION = 1
 _MAX_GROUP = 2**24  # columns; no linear is as wide
-SUFFIXES: tuple[str, ...] = (".codes", ".scales", ".zeros")
+SUFFIXES: tuple[str, ...] = (".codes", ".scales", ".zeros", *INPUT_SUFFIXES)
 
 
 def refusals(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> list[str]:
@@ -48,14 +57,17 @@ def encode(
     yield f"{name}.scales", scales.half()
     if zeros is not None:
         yield f"{name}.zeros", zeros
+    yield from encode_inputs(name, rounded)
 
 
 def config(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
     """The `quantization_config`: the commonest scheme, and what differs from it by name."""
-    default = asdict(Counter(schemes.values()).most_common(1)[0][0]) if schemes else {}
+    rounding = any(scheme.inputs for scheme in schemes.values())
+    told = {name: _told(scheme, rounding) for name, scheme in schemes.items()}
+    default = _told(Counter(schemes.values()).most_common(1)[0][0], rounding) if schemes else {}
     differing = {
-        name: {key: value for key, value in asdict(scheme).items() if value != default[key]}
-        for name, scheme in schemes.items()
+        name: {key: value for key, value in fields.items() if value != default[key]}
+        for name, fields in told.items()
     }
     return {
         "quant_method": METHOD,
@@ -64,6 +76,14 @@ def config(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
         "default": default,
         "exceptions": {name: fields for name, fields in differing.items() if fields},
     }
+
+
+def _told(scheme: Scheme, rounding: bool) -> dict[str, Any]:
+    """A scheme as config.json has it; `inputs` where a linear of the artifact rounds its own."""
+    fields = asdict(scheme)
+    if not rounding:
+        del fields["inputs"]
+    return fields
 
 
 def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[str, Matrix]:
@@ -97,29 +117,34 @@ def stored(name: str, matrix: Matrix) -> Specs:
     }
     if not matrix.scheme.sym:
         specs[f"{name}.zeros"] = (("I32",), matrix.zero_words)
-    return specs
+    return specs | stored_inputs(name, matrix)
 
 
 def decode(name: str, matrix: Matrix, tensors: Mapping[str, Tensor]) -> Rounded:
     """Rebuild the matrix `name` from its stored tensors."""
     zeros = tensors.get(f"{name}.zeros")
-    return assemble(name, matrix, tensors[f"{name}.codes"], tensors[f"{name}.scales"], zeros)
+    rounded = assemble(name, matrix, tensors[f"{name}.codes"], tensors[f"{name}.scales"], zeros)
+    return replace(rounded, inputs=decode_inputs(name, matrix, tensors))
 
 
 def _matrix(checkpoint: Checkpoint, name: str, fields: Mapping[str, Any]) -> Matrix:
     try:
-        scheme = Scheme(**fields)
+        scheme = Scheme(**{**fields, "inputs": read_inputs(fields.get("inputs"))})
         sizes = scheme.bits in (2, 3, 4, 8) and 0 < scheme.group_size <= _MAX_GROUP
-        known = sizes and [type(v) for v in vars(scheme).values()] == [int, int, bool]
+        types = [type(v) for k, v in vars(scheme).items() if k != "inputs"]
+        known = sizes and types == [int, int, bool]
     except TypeError:
         known = False
     if not known:
         raise ArtifactError(
             f"config.json: quantization_config gives {name} the scheme {shown(fields)}. It must "
-            "have bits (2, 3, 4 or 8), group_size (a number of columns) and sym, nothing else."
+            "have bits (2, 3, 4 or 8), group_size (a number of columns) and sym, may have inputs, and "
+            "nothing else."
         )
     scales, codes = checkpoint.tensors.get(f"{name}.scales"), checkpoint.tensors[f"{name}.codes"]
     if scales is None or len(scales.shape) != 2 or len(codes.shape) != 2:
         found = "missing" if scales is None else "not a matrix, or its codes are not"
         raise ArtifactError(f"{name}.scales: {found}. Write the artifact again.")
-    return Matrix(scheme, codes.shape[0], scales.shape[1] * scheme.group_size)
+    listed = checkpoint.tensors.get(f"{name}.outliers")
+    outliers = listed.shape[0] if listed is not None and len(listed.shape) == 1 else 0
+    return Matrix(scheme, codes.shape[0], scales.shape[1] * scheme.group_size, outliers)
