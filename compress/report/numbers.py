@@ -33,6 +33,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def counted(count: int, noun: str) -> str:
+    """So many of something: 1 thread, 1,175 tokens."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def percent(fraction: float) -> str:
     """A fraction in percent with one decimal: 7.3 %."""
     return f"{100 * fraction:.1f} %"

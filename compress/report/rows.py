@@ -229,7 +229,7 @@ def _task_rows(results: Results) -> Iterator[Row]:
         difference = NONE
         if was and now:
             points = numbers.signed(100 * (now.accuracy - was.accuracy), 1)
-            difference = f"{points} points, {now.flips} answers flipped"
+            difference = f"{points} points, {numbers.counted(now.flips, 'answer')} flipped"
         note = f"{task.metric} of {task.items:,} items ± standard error"
         yield Row(name, _score(was), _score(now), difference, note)
 

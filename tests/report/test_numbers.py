@@ -56,3 +56,9 @@ def test_small_and_large_values_keep_three_digits():
     ]  # fmt: skip
     assert [numbers.amount(v) for v in (12, 35_136, 106_168_320)] == ["12", "35.1 k", "106 M"]
     assert numbers.error(0.0123) == "1.23 %"
+
+
+def test_one_of_something_is_no_plural():
+    assert [numbers.counted(n, "answer") for n in (0, 1, 1_175)] == [
+        "0 answers", "1 answer", "1,175 answers",
+    ]  # fmt: skip
