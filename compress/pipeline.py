@@ -26,7 +26,7 @@ from compress.recipe.schema import Recipe
 from compress.recipe.source import Places
 from compress.recipe.suite import suite_of
 from compress.report import markdown, pages, verdict
-from compress.results import Limits, Measured, Results, StageResult, to_json
+from compress.results import Limits, Measured, Results, StageResult, Verification, to_json
 from compress.run import Run, find_journal, find_judge, find_teacher, find_windows, set_up
 from compress.stages.context import Context
 from compress.stages.table import STAGES
@@ -48,6 +48,7 @@ class Outcome:
     folder: Path
     results: Results
     measured: Measured
+    verification: Verification
 
 
 @dataclass
@@ -121,7 +122,7 @@ def apply(  # noqa: PLR0913 - the options of a command
         _record(run, results)
         if not rejected:
             with clock.step("verify"):
-                _verify(run)
+                verified = _verify(run)
         measured = _measured(run, results, clock, resumed)
         storage.write_text(folder / "measured.json", to_json(measured))
         pages.write(folder, results, measured)
@@ -131,7 +132,7 @@ def apply(  # noqa: PLR0913 - the options of a command
         if sign is not None:
             signature.sign(folder, sign)
         _remember(run, measured)
-    return Outcome(out, results, measured)
+    return Outcome(out, results, measured, verified)
 
 
 def compress_only(
@@ -313,7 +314,7 @@ def _measured(run: Run, results: Results, clock: _Clock, resumed: int) -> Measur
     )
 
 
-def _verify(run: Run) -> None:
+def _verify(run: Run) -> Verification:
     """Hold what was written against the student, with a reader of its own and in every consumer."""
     whole = "time" not in run.bounded.left_out  # consumers hold an artifact whole
     found = verify(run.folder, consumers=CONSUMERS if whole else (), watch=run.watch)
@@ -322,6 +323,7 @@ def _verify(run: Run) -> None:
         raise VerificationFailed(
             "\n".join([*failed, f"{run.folder} holds the artifact and its verification.json."])
         )
+    return found
 
 
 def _remember(run: Run, measured: Measured) -> None:

@@ -20,7 +20,7 @@ from compress.errors import (
     StorageError,
 )
 from compress.recipe.load import load
-from compress.results import Results, from_json
+from compress.results import Results, from_json, to_json
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps. " * 60
 SUITE = """
@@ -77,6 +77,8 @@ def test_a_recipe_becomes_a_judged_artifact_with_its_records(recipe, out, format
     assert outcome.results.before.size_bytes == sum(p.before_bytes for p in outcome.results.sizes)
     assert 4.5 <= outcome.results.after.bits_per_weight < 5.1  # codes, and a scale for each 32
     assert outcome.results.divergence.kl_mean > 0
+    assert outcome.verification.passed
+    assert (out / "verification.json").read_text() == to_json(outcome.verification)
     assert {p.step for p in seen} >= {"quantize", "write", "evaluate"}
 
 

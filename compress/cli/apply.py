@@ -171,6 +171,7 @@ def _found(device: str) -> str:
 
 
 def _tell(outcome: Outcome, *, json: bool, quiet: bool) -> None:
+    from compress.cli.verify import sentence
     from compress.report.rows import summary
 
     if json:
@@ -179,9 +180,13 @@ def _tell(outcome: Outcome, *, json: bool, quiet: bool) -> None:
             dataclasses.asdict(outcome.measured),
         )
         folder = str(outcome.folder)
-        console.emit_json({"folder": folder, "results": results, "measured": measured})
+        verified = {**dataclasses.asdict(outcome.verification), "passed": True}
+        console.emit_json(
+            {"folder": folder, "results": results, "measured": measured, "verification": verified}
+        )
     elif not quiet:
         if outcome.results.verdict:
             console.show(console.gate_table(outcome.results.verdict))
         console.show(console.summary_table(summary(outcome.results, outcome.measured)))
+        console.emit(sentence(outcome.verification))
         console.emit(f"Made {outcome.folder}, with its report: {outcome.folder / 'report.html'}")

@@ -55,6 +55,8 @@ def verify(
         console.emit_json({**dataclasses.asdict(found), "passed": found.passed})
     elif not quiet:
         console.show(console.outcome_table(lines(found)))
+        if found.passed:
+            console.emit(sentence(found))
     run.check_passed(folder, found)
 
 
@@ -65,6 +67,19 @@ def lines(found: Verification) -> Iterator[tuple[str, str, str]]:
     for one in found.consumers:
         name = " ".join(filter(None, (one.name, one.version, one.dtype)))
         yield name, one.outcome, measured(one)
+
+
+def sentence(found: Verification) -> str:
+    """How the verification ended, in one line: checks passed, and what became of every engine."""
+    passed = sum(check.outcome == "passed" for check in found.checks)
+    told = [f"{passed} of {len(found.checks)} checks passed"]
+    for outcome in dict.fromkeys(one.outcome for one in found.consumers):
+        names = dict.fromkeys(one.name for one in found.consumers if one.outcome == outcome)
+        words = "loads and answers alike in" if outcome == "passed" else f"{outcome}:"
+        told.append(f"{words} {', '.join(names)}")
+    if not found.consumers:
+        told.append("loaded in no engine")
+    return f"{'Verified' if found.passed else 'Not what it should be'}: {'; '.join(told)}."
 
 
 def measured(one: Consumer) -> str:

@@ -11,6 +11,8 @@ import pytest
 import compress
 from compress.cli import app
 from compress.results import (
+    Check,
+    Consumer,
     Divergence,
     LinearResult,
     Measured,
@@ -22,6 +24,7 @@ from compress.results import (
     SizePart,
     StageResult,
     TaskScore,
+    Verification,
 )
 
 DIVERGENCE = Divergence("heldout.txt", 1000, 0.1, 0.05, 0.7, 0.85, 150, (0.0, 0.1, 1.0), (700, 300))
@@ -53,7 +56,19 @@ def measured() -> Measured:
 
 
 @pytest.fixture
-def pipeline(monkeypatch, results, measured) -> SimpleNamespace:
+def verified() -> Verification:
+    return Verification(
+        "packed",
+        (Check("layout", "passed", "packed, 2 tensors [1]"), Check("logits", "not applicable")),
+        (
+            Consumer("compress", "passed", "", "0.1.0", "bfloat16", 64, 1, 0.125, 2e-4, 0.03),
+            Consumer("vllm", "not installed", "to name the interpreter that has it: --vllm-python"),
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pipeline(monkeypatch, results, measured, verified) -> SimpleNamespace:
     """Stands for compress.pipeline: `asked` holds the last arguments, `fails` what to raise."""
     stub = SimpleNamespace(asked={}, fails=None)
 
@@ -66,7 +81,9 @@ def pipeline(monkeypatch, results, measured) -> SimpleNamespace:
         return found
 
     stub.apply = lambda recipe, **asked: ran(
-        SimpleNamespace(folder=asked["out"], results=results, measured=measured),
+        SimpleNamespace(
+            folder=asked["out"], results=results, measured=measured, verification=verified
+        ),
         {"recipe": recipe, **asked},
     )
     stub.evaluate = lambda model, **asked: ran(

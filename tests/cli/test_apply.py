@@ -26,7 +26,11 @@ def test_apply_hands_the_request_to_the_pipeline_and_ends_with_one_table(run, pi
         "cloze",
     ):
         assert text in out
-    assert out.rstrip().endswith("small/report.html")
+    verified, made = out.rstrip().splitlines()[-2:]
+    assert verified == (
+        "Verified: 1 of 2 checks passed; loads and answers alike in compress; not installed: vllm."
+    )
+    assert made.endswith("small/report.html")
     assert "a library that prints" in err
     assert "a library that prints" not in out
 
@@ -64,6 +68,7 @@ def test_json_is_the_only_thing_on_stdout(run, pipeline):
     assert found["results"]["after"]["perplexity"]["perplexity"] == 23.1
     assert found["results"]["divergence"]["kl_mean"] == 0.1
     assert found["measured"]["seconds"]["total"] == 60.0
+    assert found["verification"]["passed"] is True
     assert "block 1/30" in err
 
 

@@ -1,24 +1,16 @@
+import dataclasses
 import json
 
 import pytest
 
-from compress.results import Check, Consumer, Verification
+from compress.cli.verify import sentence
+from compress.results import Check, Verification
 from compress.verify import run as verifying
-
-PASSED = Verification(
-    "packed",
-    (Check("layout", "passed", "packed, 40 tensors [1]"), Check("logits", "not applicable", "x")),
-    (
-        Consumer("compress", "passed", "", "0.1.0", "bfloat16", 64, 1, 0.125, 2e-4, 0.03),
-        Consumer("vllm", "not installed", "to name the interpreter that has it: --vllm-python"),
-    ),
-)  # fmt: skip
-FAILED = Verification("packed", (*PASSED.checks, Check("weights", "failed", "a: other weights")))
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    asked = {"found": PASSED}
+def asked(monkeypatch, verified):
+    asked = {"found": verified}
 
     def verify(folder, **options):
         asked.update(options, folder=folder)
@@ -28,29 +20,37 @@ def asked(monkeypatch):
     return asked
 
 
+def fail(asked):
+    found = asked["found"]
+    failed = Check("weights", "failed", "a: other weights")
+    asked["found"] = dataclasses.replace(found, checks=(*found.checks, failed))
+
+
 def test_verify_shows_every_check_and_consumer(run, asked, tmp_path):
     code, out, err = run("verify", tmp_path, "--quiet")
     assert (code, out, err) == (0, "", "")
     code, out, err = run("verify", tmp_path)
     assert (code, err) == (0, "")
     rows = [" ".join(line.split()) for line in out.splitlines()]
-    assert "layout passed packed, 40 tensors [1]" in rows
+    assert "layout passed packed, 2 tensors [1]" in rows
     told = "63 of 64 tokens the likeliest, largest margin 0.12, KL 2.0e-04 nats"
     assert f"compress 0.1.0 bfloat16 passed {told}" in rows
+    assert "Verified: 1 of 2 checks passed; loads and answers" in out
     assert "vllm not installed to name the interpreter that has it: --vllm-python" in rows
 
 
 def test_a_failure_is_exit_1_and_named(run, asked, tmp_path):
-    asked["found"] = FAILED
+    fail(asked)
     code, out, err = run("verify", tmp_path)
     assert code == 1
     assert "other weights" in out
+    assert "Verified" not in out
     assert f"{tmp_path}: not what it should be." in err
     assert "weights: a: other weights" in err
 
 
 def test_verify_as_json(run, asked, tmp_path):
-    asked["found"] = FAILED
+    fail(asked)
     code, out, _ = run("verify", tmp_path, "--json", "--no-consumers", "--vllm-python", "python9")
     told = json.loads(out)
     assert (code, told["passed"], told["checks"][-1]["outcome"]) == (1, False, "failed")
@@ -66,3 +66,8 @@ def test_verify_of_no_folder_is_a_wrong_request(run, tmp_path):
     code, out, err = run("verify", tmp_path / "none")
     assert (code, out) == (2, "")
     assert "no such folder" in err
+
+
+def test_a_verification_without_engines_says_so():
+    told = sentence(Verification("packed", (Check("layout", "passed"),)))
+    assert told == "Verified: 1 of 1 checks passed; loaded in no engine."
