@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import library
-from compress.recipe.quantize import GPTQ_ONLY, PRESETS
+from compress.recipe.quantize import PRESETS, USED_BY
 from compress.recipe.schema import Recipe, json_schema
 
 Schema = dict[str, Any]
@@ -117,7 +117,7 @@ def _section(path: str, section: Schema, schema: Schema) -> str:
     rows = [
         [
             _code(name), _type(field), _default(name, field, section),
-            *([("gptq" if name in GPTQ_ONLY else "gptq, rtn")] if used_by else []),
+            *([", ".join(USED_BY.get(name, ["all"]))] if used_by else []),
             field.get("description", ""),
         ]
         for name, field in section["properties"].items()
@@ -148,8 +148,12 @@ def _default(name: str, field: Schema, section: Schema) -> str:
 
 
 def _presets() -> str:
-    rows = [[_code(name), *map(_code, fields.values())] for name, fields in PRESETS.items()]
-    table = _table(["scheme", "bits", "group_size", "sym"], rows)
+    columns = list(dict.fromkeys(key for fields in PRESETS.values() for key in fields))
+    rows = [
+        [_code(name), *(_code(fields[key]) if key in fields else "" for key in columns)]
+        for name, fields in PRESETS.items()
+    ]
+    table = _table(["scheme", *columns], rows)
     return f"## Presets\n\n`scheme` expands to:\n\n{table}\n{_W8A16}"
 
 

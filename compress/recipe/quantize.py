@@ -19,11 +19,16 @@ from compress.recipe.patterns import HEAD, any_matches, fault
 
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)  # for every section of a recipe
 
-Method = Literal["gptq", "rtn"]
+Method = Literal["gptq", "rtn", "fp8", "nvfp4", "mxfp4"]
 Bits = Literal[2, 3, 4, 8]
-GroupSize = Literal[32, 64, 128, -1]
+GroupSize = Literal[16, 32, 64, 128, -1]
 ScaleSearch = Literal["none", "mse", "hessian"]
-Preset = Literal["W2A16", "W3A16", "W4A16", "W4A16_ASYM", "W8A16"]
+Strategy = Literal["channel", "block", "tensor"]
+Activations = Literal["none", "dynamic", "static"]
+Preset = Literal[
+    "W2A16", "W3A16", "W4A16", "W4A16_ASYM", "W8A16",
+    "FP8", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "NVFP4", "MXFP4A16", "MXFP4",
+]  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
     "W2A16": {"bits": 2, "group_size": 128, "sym": True},
@@ -31,6 +36,23 @@ PRESETS: dict[str, dict[str, Any]] = {
     "W4A16": {"bits": 4, "group_size": 128, "sym": True},
     "W4A16_ASYM": {"bits": 4, "group_size": 128, "sym": False},
     "W8A16": {"bits": 8, "group_size": -1, "sym": True},
+    "FP8": {"method": "fp8", "strategy": "tensor", "activations": "static"},
+    "FP8_DYNAMIC": {"method": "fp8", "strategy": "channel", "activations": "dynamic"},
+    "FP8_BLOCK": {"method": "fp8", "strategy": "block", "activations": "dynamic"},
+    "NVFP4A16": {"method": "nvfp4", "activations": "none"},
+    "NVFP4": {"method": "nvfp4", "activations": "static"},
+    "MXFP4A16": {"method": "mxfp4", "activations": "none"},
+    "MXFP4": {"method": "mxfp4", "activations": "dynamic"},
+}
+FLOATS: dict[str, dict[str, Any]] = {  # what methods of floating numbers leave no choice of
+    "fp8": {"bits": 8, "sym": True},
+    "nvfp4": {"bits": 4, "group_size": 16, "sym": True},
+    "mxfp4": {"bits": 4, "group_size": 32, "sym": True},
+}
+ACTIVATIONS: dict[str, tuple[Activations, ...]] = {  # the first is the default
+    "fp8": ("dynamic", "static", "none"),
+    "nvfp4": ("none", "static"),
+    "mxfp4": ("none", "dynamic"),
 }
 GPTQ_ONLY = (
     "desc_act",
@@ -41,6 +63,12 @@ GPTQ_ONLY = (
     "sink_tokens",
     "sink_weight",
 )
+USED_BY: dict[str, tuple[str, ...]] = {  # by which methods; all others are used by all
+    **dict.fromkeys(GPTQ_ONLY, ("gptq",)),
+    "strategy": ("fp8",),
+    "activations": tuple(ACTIVATIONS),
+}
+_ONLY_NVFP4 = "16 is the group of nvfp4 alone. Use 32, 64, 128 or -1."
 
 
 def _sound(pattern: str) -> str:
@@ -84,18 +112,32 @@ class Quantize(BaseModel):
     method: Method = Field(
         default="gptq",
         description="`gptq` rounds column by column and spreads each error over the columns still "
-        "open; `rtn` rounds each weight to the nearest.",
+        "open; `rtn` rounds each weight to the nearest. `fp8`, `nvfp4` and `mxfp4` round to the "
+        "nearest floating number, of 8 bits or of 4.",
     )
     scheme: Preset | None = Field(
         default=None,
-        description="A preset by its usual name; sets `bits`, `group_size` and `sym`. Only "
-        "`group_size` may be given beside it and differ.",
+        description="A preset by its usual name; sets `bits`, `group_size` and `sym`, or `method`, "
+        "`strategy` and `activations`. Only `group_size` of integers may be given beside it and "
+        "differ.",
+    )
+    strategy: Strategy = Field(
+        default="channel",
+        description="What shares one scale in `fp8`: a row (`channel`), `block` of 128 rows and "
+        "128 columns, or the whole matrix with all that is fused with it (`tensor`).",
+    )
+    activations: Activations = Field(
+        default="none",
+        description="How linears of `fp8`, `nvfp4` and `mxfp4` round their inputs: `none`; "
+        "`dynamic`, with scales taken from each token; `static`, with a scale that calibration "
+        "found. The default of `fp8` is `dynamic`; `nvfp4` knows no other than `static`, `mxfp4` "
+        "no other than `dynamic`.",
     )
     bits: Bits = Field(default=4, description="Width of the integer grid.")
     group_size: GroupSize = Field(
         default=64,
         description="Input columns that share one scale; must divide each linear's inputs. "
-        "-1: one scale per row.",
+        "-1: one scale per row. 16 is that of `nvfp4` alone.",
     )
     sym: bool = Field(
         default=True,
@@ -105,7 +147,7 @@ class Quantize(BaseModel):
         default="hessian",
         description="What scales minimise before rounding: `none` takes the extremes, `mse` the "
         "squared error of the weights, `hessian` that error weighted by how strongly each input "
-        "is driven. With `rtn` the default is `mse`, which needs no calibration.",
+        "is driven. Without `gptq` the default is `mse`, which needs no calibration.",
     )
     desc_act: bool = Field(
         default=True,
@@ -172,28 +214,77 @@ class Quantize(BaseModel):
     def _dependent_defaults(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        search = {"scale_search": "mse"} if data.get("method") == "rtn" else {}
-        return {**search, **PRESETS.get(str(data.get("scheme")), {}), **data}
+        given = {**PRESETS.get(str(data.get("scheme")), {}), **data}
+        return {**_defaults(given), **given}
 
-    @field_validator("bits", "sym")
+    @field_validator("bits", "sym", "strategy", "activations")
     @classmethod
     def _agrees_with_scheme(cls, value: Any, info: ValidationInfo) -> Any:
-        scheme = info.data.get("scheme")
-        if scheme and value != (meant := PRESETS[scheme][str(info.field_name)]):
-            found, rule = str(value).lower(), f"scheme {scheme}, which means {str(meant).lower()}"
-            raise ValueError(f"{found} contradicts {rule}. Leave out one of them.")
+        scheme, field = info.data.get("scheme"), str(info.field_name)
+        if scheme and value != (meant := PRESETS[scheme].get(field, value)):
+            raise ValueError(_contradiction(value, f"scheme {scheme}", meant))
         return value
 
-    @field_validator(*GPTQ_ONLY)
+    @field_validator("scheme")
+    @classmethod
+    def _agrees_with_method(cls, value: str | None, info: ValidationInfo) -> str | None:
+        method, fields = info.data.get("method"), PRESETS.get(value or "", {})
+        meant = (fields["method"],) if "method" in fields else ("gptq", "rtn")
+        if fields and method and method not in meant:
+            raise ValueError(_contradiction(method, f"scheme {value}", " or ".join(meant)))
+        return value
+
+    @field_validator("bits", "sym", "group_size")
+    @classmethod
+    def _agrees_with_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        method, field = str(info.data.get("method")), str(info.field_name)
+        if method in FLOATS and value != (meant := _defaults(info.data).get(field, value)):
+            raise ValueError(_contradiction(value, f"method {method}", meant))
+        if method not in FLOATS and field == "group_size" and value == 16:
+            raise ValueError(_ONLY_NVFP4)
+        return value
+
+    @field_validator(*USED_BY)
     @classmethod
     def _used_by_method(cls, value: Any, info: ValidationInfo) -> Any:  # not called for defaults
-        if info.data.get("method") == "rtn":
-            raise ValueError("rtn does not use this field. Leave it out, or choose method: gptq.")
+        method, users = info.data.get("method"), USED_BY[str(info.field_name)]
+        if method and method not in users:
+            choice = " or ".join(users)
+            raise ValueError(
+                f"{method} does not use this field. Leave it out, or choose method: {choice}."
+            )
+        return value
+
+    @field_validator("activations")
+    @classmethod
+    def _known_to_method(cls, value: Any, info: ValidationInfo) -> Any:
+        method = info.data.get("method")
+        if method in ACTIVATIONS and value not in (known := ACTIVATIONS[method]):
+            raise ValueError(f"{method} does not know {value}. Use {' or '.join(known)}.")
+        return value
+
+    @field_validator("overrides")
+    @classmethod
+    def _leave_numbers_alone(
+        cls, value: dict[str, Override], info: ValidationInfo
+    ) -> dict[str, Override]:
+        method = info.data.get("method")
+        for pattern, override in value.items():
+            if method in FLOATS and (odd := override.changes().keys() - {"scale_search"}):
+                raise ValueError(
+                    f"{pattern}: {method} leaves no choice of {' and '.join(sorted(odd))}. Give "
+                    "these linears a stage of their own."
+                )
+            if override.group_size == 16:
+                raise ValueError(f"{pattern}: {_ONLY_NVFP4}")
         return value
 
     @field_validator("head")
     @classmethod
     def _head_is_not_ignored(cls, value: int | None, info: ValidationInfo) -> int | None:
+        meant = FLOATS.get(str(info.data.get("method")), {}).get("bits", value)
+        if value and value != meant:
+            raise ValueError(_contradiction(value, f"method {info.data['method']}", meant))
         if value and any_matches(info.data.get("ignore", ()), HEAD):
             raise ValueError(f"{value} bits, but ignore names {HEAD}. Leave out one of them.")
         return value
@@ -202,9 +293,25 @@ class Quantize(BaseModel):
     def needs_calibration(self) -> bool:
         """Whether anything here is solved from inputs of the linears."""
         searches = {self.scale_search, *(o.scale_search for o in self.overrides.values())}
-        return self.method == "gptq" or "hessian" in searches
+        return self.method == "gptq" or "hessian" in searches or self.activations == "static"
 
     def bits_used(self) -> set[int]:
         """Every width that a block linear or the head may get."""
         given = {self.bits, self.head, *(override.bits for override in self.overrides.values())}
         return {bits for bits in given if bits is not None}
+
+
+def _defaults(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a method makes of fields that are not given; of some it leaves no choice."""
+    method = str(data.get("method", "gptq"))
+    found = dict(FLOATS.get(method, {}))
+    if method == "fp8":
+        found["group_size"] = 128 if data.get("strategy") == "block" else -1
+    if method in ACTIVATIONS:
+        found["activations"] = ACTIVATIONS[method][0]
+    return found if method == "gptq" else {"scale_search": "mse", **found}
+
+
+def _contradiction(value: Any, what: str, meant: Any) -> str:
+    found, rule = str(value).lower(), f"{what}, which means {str(meant).lower()}"
+    return f"{found} contradicts {rule}. Leave out one of them."

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from compress.recipe.patterns import any_matches, matches
-from compress.recipe.quantize import Bits, GroupSize, Method, Quantize, ScaleSearch
+from compress.recipe.quantize import (
+    FLOATS,
+    Activations,
+    Bits,
+    GroupSize,
+    Method,
+    Quantize,
+    ScaleSearch,
+    Strategy,
+)
+
+_NONE: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,13 @@ class Scheme:
     desc_act: bool
     damp_percent: float
     sweeps: int
+    strategy: Strategy = "channel"
+    activations: Activations = "none"
+
+    @property
+    def floating(self) -> bool:
+        """Whether weights become floating numbers, whose width cannot be another."""
+        return self.method in FLOATS
 
     @property
     def needs_hessian(self) -> bool:
@@ -30,18 +50,30 @@ class Scheme:
         return self.method == "gptq" or self.scale_search == "hessian"
 
 
-def scheme_for(quantize: Quantize, linear_name: str) -> Scheme | None:
-    """The scheme of one block linear; None where it stays dense. For the head: `head_scheme`."""
+def scheme_for(
+    quantize: Quantize, linear_name: str, allocated: Mapping[str, int] = _NONE
+) -> Scheme | None:
+    """The scheme of one block linear; None where it stays dense. For the head: `head_scheme`.
+
+    Args:
+        quantize: the stage.
+        linear_name: dotted.
+        allocated: bits by linear, from the stage `allocate` before it; overrides come first.
+    """
     if not any_matches(quantize.targets, linear_name) or any_matches(quantize.ignore, linear_name):
         return None
     pattern = override_for(quantize, linear_name)
     changes = quantize.overrides[pattern].changes() if pattern else {}
-    return _scheme(quantize, **changes)
+    given = {"bits": allocated[linear_name]} if linear_name in allocated else {}
+    return _scheme(quantize, **{**given, **changes})
 
 
-def head_scheme(quantize: Quantize) -> Scheme | None:
-    """The scheme of the head; None where it stays dense."""
-    return _scheme(quantize, bits=quantize.head) if quantize.head else None
+def head_scheme(
+    quantize: Quantize, head_name: str = "", allocated: Mapping[str, int] = _NONE
+) -> Scheme | None:
+    """The scheme of the head; None where it stays dense. `allocated` as for `scheme_for`."""
+    bits = quantize.head or allocated.get(head_name)
+    return _scheme(quantize, bits=bits) if bits else None
 
 
 def override_for(quantize: Quantize, linear_name: str) -> str | None:
