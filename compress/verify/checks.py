@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import ArtifactError, ModelError
+from compress.verify import caching
 from compress.verify import reference as references
+from compress.verify.bits import spare_bits
 from compress.verify.layout import told_scheme
-from compress.verify.reader import Reading, read_json, spare_bits
+from compress.verify.reader import OTHERS, Reading, read_json
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1  # of the manifest
@@ -68,7 +70,13 @@ def numbers(reading: Reading) -> Problems:
     """Scales that every reader takes alike, codes that end where they should, all of it finite."""
     for name in reading.matrices:
         yield from _scales(f"{name} scales", reading.scales(name))
-        yield from _spare(reading, name)
+        if reading.format in OTHERS:
+            matrix = reading.matrices[name]
+            yield from OTHERS[reading.format].problems(reading.entries, name, matrix)
+        else:
+            yield from _spare(reading, name)
+    if reading.cached:
+        yield from caching.problems(reading.entries, reading.anatomy)
     quantized = {entry for m in reading.matrices.values() for entry in (m.codes, m.scales, m.zeros)}
     for name, entry in reading.entries.items():
         plain = name not in quantized and entry.dtype in ("F32", "F16", "BF16")

@@ -111,6 +111,8 @@ def _transformers(reading: Reading, _: Path | None) -> list[Consumer]:
         return [Consumer(name, "not applicable", "packed is our own layout")]
     if reading.format == "compressed-tensors" and not _installed("compressed_tensors"):
         return [Consumer(name, "not installed", "pip install compressed-tensors")]
+    if reading.format == "gptq" and not _installed("gptqmodel"):
+        return [Consumer(name, "not installed", "pip install gptqmodel, by which it opens GPTQ")]
     if asymmetric and len(schemes) > 1:
         reason = (
             "it opens asymmetric folders only when told to dequantize, and then applies the first "

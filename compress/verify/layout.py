@@ -14,19 +14,28 @@ from typing import Any
 from compress import anatomy
 from compress.anatomy import FAMILIES, Family, Shape
 from compress.errors import ArtifactError, ModelError
-from compress.verify.reader import Entry, Matrix, Reading, read_entries, read_json
+from compress.verify import caching, gptq
+from compress.verify.reader import (
+    OTHERS,
+    Entry,
+    Expected,
+    Matrix,
+    Reading,
+    read_entries,
+    read_json,
+)
 from compress.verify.schemes import Scheme, format_of, is_names, read_schemes
 
 _FLOATS = ("F32", "F16", "BF16")
 _ENDINGS = {  # of codes, scales, zeros
     "packed": ("codes", "scales", "zeros"),
     "compressed-tensors": ("weight_packed", "weight_scale", "weight_zero_point"),
+    "gptq": gptq.ENDINGS,
 }
 _SIZES = (
     "hidden_size", "n_embd", "head_dim", "intermediate_size", "ffn_dim", "n_inner", "vocab_size",
     "n_positions",
 )  # fmt: skip
-Expected = dict[str, tuple[tuple[str, ...], Shape]]  # full name → dtypes allowed, shape
 
 
 @dataclass(frozen=True)
@@ -57,14 +66,21 @@ def open_folder(folder: Path, also: frozenset[str] = frozenset()) -> Reading:
     entries = read_entries(folder)
     plan = _plan(config, quantization, entries)
     also -= plan.shapes.keys()  # what the model has lies there dense only where it is not quantized
-    if problems := [*_differences(_expected(plan), entries, also), *_misnamed(plan)]:
+    cached = caching.numbers(plan.format, plan.quantization)
+    wanted = _expected(plan) | (_caches(plan, by_head=cached[1]) if cached else {})
+    if problems := [*_differences(wanted, entries, also), *_misnamed(plan)]:
         raise ArtifactError("\n".join(problems))
     shapes = {**plan.shapes, **{name: entries[name].shape for name in also & entries.keys()}}
     try:
         picture = anatomy.read(config, shapes)
     except ModelError as error:
         raise ArtifactError(str(error)) from error
-    return Reading(folder, plan.format, config, entries, plan.matrices, picture)
+    if plan.format == "gptq" and (
+        problems := [*gptq.misnamed(plan.quantization, picture, plan.matrices)]
+    ):
+        raise ArtifactError("\n".join(problems))
+    kind = cached[0] if cached else None
+    return Reading(folder, plan.format, config, entries, plan.matrices, picture, kind)
 
 
 def told_scheme(reading: Reading, module: str) -> str:
@@ -145,17 +161,33 @@ def _matrix(
     )
 
 
-def _expected(plan: _Plan) -> Expected:
-    """Every tensor that the folder must hold."""
+def _caches(plan: _Plan, *, by_head: bool) -> Expected:
+    """The scales of keys and values that the folder must hold."""
+    try:
+        picture = anatomy.read(plan.config, plan.shapes)
+    except ModelError as error:
+        raise ArtifactError(str(error)) from error
+    return caching.expected(plan.format, picture, plan.config, by_head, _scale_dtype(plan))
+
+
+def _scale_dtype(plan: _Plan) -> str:
     told = str(plan.config.get("dtype", plan.config.get("torch_dtype", "bfloat16")))
     model = {"float32": "F32", "float16": "F16"}.get(told, "BF16")
-    scales = "F16" if plan.format == "packed" else model
+    return "F16" if plan.format == "packed" else model
+
+
+def _expected(plan: _Plan) -> Expected:
+    """Every tensor that the folder must hold, but for scales of keys and values."""
+    scales = _scale_dtype(plan)
     found: Expected = {
         name: (_FLOATS, shape)
         for name, shape in plan.shapes.items()
         if name.removesuffix(".weight") not in plan.matrices
     }
     for name, matrix in plan.matrices.items():
+        if plan.format in OTHERS:
+            found |= OTHERS[plan.format].expected(name, matrix)
+            continue
         groups = matrix.columns // matrix.group_size
         found[matrix.codes] = ("I32",), (matrix.rows, _words(matrix.columns, matrix.bits))
         found[matrix.scales] = (scales,), (matrix.rows, groups)

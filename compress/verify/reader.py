@@ -1,36 +1,39 @@
 """Read an artifact by the bytes that docs/formats.md describes; shares no code with its writer.
 
 safetensors is 8 bytes of little-endian length, a JSON header of that length, then the tensors' raw
-bytes end to end. Words of codes are read bit by bit, as the page counts them.
+bytes end to end. Layouts of other people's formats have a module each, in `OTHERS`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compress.anatomy import Anatomy
 from compress.errors import ArtifactError
+from compress.verify import caching, gptq
+from compress.verify.bits import unpack
 
 if TYPE_CHECKING:
     import torch
 
+    from compress.kernels.kv import KVScales
     from compress.surgery.rounding import Rounds
 
 NUMPY = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
+Expected = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]  # name → dtypes allowed, shape
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _MAX_TEXT_BYTES = 100 * 1024**2  # of a header, a config, a manifest
-_CODES_AT_ONCE = 1 << 22  # codes unpacked together: their bits take a byte each
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,29 @@ class Matrix:
     zeros: str | None  # None on a symmetric grid
 
 
+class Layout(Protocol):
+    """What the module of another people's format reads of one matrix."""
+
+    def expected(self, name: str, matrix: Matrix) -> Expected:
+        """The tensors that hold it."""
+
+    def scales(
+        self, entries: Mapping[str, Entry], name: str, matrix: Matrix
+    ) -> NDArray[np.float32]:
+        """Its scales [O, G]."""
+
+    def weights(
+        self, entries: Mapping[str, Entry], name: str, matrix: Matrix
+    ) -> NDArray[np.float32]:
+        """Its weights [O, I]."""
+
+    def problems(self, entries: Mapping[str, Entry], name: str, matrix: Matrix) -> Iterator[str]:
+        """What in its numbers no writer means."""
+
+
+OTHERS: Mapping[str, Layout] = {"gptq": gptq}
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """An artifact whose layout is as it should be; implements `surgery.walk.Weights`."""
@@ -83,6 +109,7 @@ class Reading:
     entries: Mapping[str, Entry]
     matrices: Mapping[str, Matrix]
     anatomy: Anatomy
+    cached: Literal["int8", "fp8_e4m3"] | None = None  # what cached keys and values are
 
     def block(self, index: int) -> dict[str, torch.Tensor]:
         """Dense float32 tensors of one block by full name."""
@@ -95,6 +122,15 @@ class Reading:
     def inputs(self, index: int) -> Mapping[str, Rounds]:
         """The linears of one block that round their inputs: none of the layouts read here."""
         return {}
+
+    def kv(self, index: int) -> KVScales | None:
+        """How one block rounds the keys and values that it caches; None: it does not."""
+        from compress.kernels.kv import KVScales as Scales
+
+        if self.cached is None:
+            return None
+        attention = self.anatomy.blocks[index].attention
+        return Scales(self.cached, *caching.scales(self.entries, attention))
 
     def tensor(self, name: str) -> torch.Tensor:
         """One dense tensor by full name, float32, lying as its family stores it."""
@@ -110,6 +146,8 @@ class Reading:
     def dequantized(self, module: str) -> NDArray[np.float32]:
         """The weights [O, I] that a quantized matrix stands for: ``(code - zero) * scale``."""
         matrix = self.matrices[module]
+        if self.format in OTHERS:
+            return OTHERS[self.format].weights(self.entries, module, matrix)
         scale, zero = self.scales(module)[..., None], self.zeros(module)[..., None]
         codes = unpack(self.entries[matrix.codes].array(), matrix.bits, matrix.columns)
         grouped = codes.reshape(matrix.rows, -1, matrix.group_size)
@@ -120,6 +158,8 @@ class Reading:
 
     def scales(self, module: str) -> NDArray[np.float32]:
         """The scales [O, G] of a quantized matrix."""
+        if self.format in OTHERS:
+            return OTHERS[self.format].scales(self.entries, module, self.matrices[module])
         return self.entries[self.matrices[module].scales].floats()
 
     def zeros(self, module: str) -> NDArray[np.uint8]:
@@ -130,30 +170,6 @@ class Reading:
             return np.full(shape, 1 << (matrix.bits - 1), np.uint8)
         words = np.ascontiguousarray(self.entries[matrix.zeros].array().T)
         return unpack(words, matrix.bits, matrix.rows).T
-
-
-def unpack(words: NDArray[np.int32], bits: int, count: int) -> NDArray[np.uint8]:
-    """Codes [O, count] of packed rows [O, W]: code i is bits ``[i * bits, (i + 1) * bits)``."""
-    rows = len(words)
-    at_once = max(1, _CODES_AT_ONCE // count)
-    codes = np.empty((rows, count), np.uint8)
-    for first in range(0, rows, at_once):
-        flat = _bits(words[first : first + at_once])[:, : count * bits]
-        fields = flat.reshape(len(flat), count, bits)
-        codes[first : first + at_once] = np.packbits(fields, axis=-1, bitorder="little")[..., 0]
-    return codes
-
-
-def spare_bits(words: NDArray[np.int32], bits: int, count: int) -> bool:
-    """Whether any bit is set behind the last of `count` codes in a row; none should be."""
-    used = count * bits
-    last = _bits(np.ascontiguousarray(words[:, used // 32 :]))
-    return bool(last[:, used % 32 :].any())
-
-
-def _bits(words: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """The bits of rows of words, lowest first, each as a byte."""
-    return np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from compress.anatomy import Anatomy
 from compress.errors import ArtifactError
+from compress.kernels.kv import KVScales
 from compress.surgery.rounding import Rounds
 from compress.surgery.walk import Watch, Weights, hidden_states, logits
 
@@ -47,6 +48,14 @@ class _Hashed:
 
     def inputs(self, index: int) -> Mapping[str, Rounds]:
         return self._weights.inputs(index)
+
+    def kv(self, index: int) -> KVScales | None:
+        scales = self._weights.kv(index)
+        if scales is not None:
+            attention = self.anatomy.blocks[index].attention
+            self.hashes[f"{attention}.k_scale"] = weight_hash(scales.keys)
+            self.hashes[f"{attention}.v_scale"] = weight_hash(scales.values)
+        return scales
 
     def _seen(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {name: self._stored(tensor) for name, tensor in tensors.items()}

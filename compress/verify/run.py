@@ -148,7 +148,7 @@ def _fused(reading: Reading) -> Check:
     if not unequal:
         return Check("fused linears", "passed", "q, k, v and gate, up share one scheme each")
     told = f"{len(unequal)} groups differ, which only engines that fuse them mind (vLLM)"
-    fuses = reading.format == "compressed-tensors"
+    fuses = reading.format in ("compressed-tensors", "gptq")
     return Check("fused linears", "failed" if fuses else "passed", f"{told}: {unequal[0]}")
 
 

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from compress.errors import ArtifactError
+from compress.verify import gptq
 
-METHODS = {"compress": "packed", "compressed-tensors": "compressed-tensors"}
-_WIDTHS = {"packed": (2, 3, 4, 8), "compressed-tensors": (4, 8)}
+METHODS = {
+    "compress": "packed", "compressed-tensors": "compressed-tensors", "gptq": "gptq",
+}  # fmt: skip
+_WIDTHS = {"packed": (2, 3, 4, 8), "compressed-tensors": (4, 8), "gptq": (4, 8)}
 _GROUP_FIELDS = {"targets", "weights", "input_activations", "output_activations"}
 _WEIGHT_FIELDS = {
     "num_bits", "type", "symmetric", "strategy", "group_size", "dynamic", "actorder",
@@ -97,6 +100,11 @@ def _compressed_tensors(
     return found
 
 
+def _gptq(quantization: Mapping[str, Any], stored: Iterable[str]) -> dict[str, Scheme]:
+    found = gptq.schemes(quantization, stored)
+    return {name: _scheme(name, fields, "gptq") for name, fields in found.items()}
+
+
 def _group_scheme(label: str, group: Any) -> Scheme:
     if not isinstance(group, dict) or set(group) != _GROUP_FIELDS:
         raise ArtifactError(f"config.json: {label} must have {', '.join(sorted(_GROUP_FIELDS))}.")
@@ -143,5 +151,6 @@ def is_names(value: Any) -> bool:
 _READERS: dict[str, Callable[[Mapping[str, Any], Iterable[str]], dict[str, Scheme]]] = {
     "packed": _packed,
     "compressed-tensors": _compressed_tensors,
+    "gptq": _gptq,
     "dense": lambda quantization, stored: {},
 }

@@ -11,7 +11,7 @@ from compress.errors import ArtifactError
 from compress.verify.layout import open_folder
 
 PACKED = {
-    "method": (lambda q: q.update(quant_method="gptq"), "quant_method 'gptq'"),
+    "method": (lambda q: q.update(quant_method="awq"), "quant_method 'awq'"),
     "version": (lambda q: q.update(version=2), "version 2; packed version 1 is verified"),
     "no default": (lambda q: q.pop("default"), "are not tables"),
     "no scheme": (lambda q: q["default"].pop("bits"), "A scheme is bits"),

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from compress.errors import ArtifactError
 from compress.kernels.pack import pack
+from compress.verify.bits import spare_bits, unpack
 from compress.verify.layout import open_folder
-from compress.verify.reader import read_entries, read_json, spare_bits, unpack
+from compress.verify.reader import read_entries, read_json
 
 
 def words_of(text):

@@ -43,8 +43,14 @@ def test_compressed_tensors_passes(artifact, bits, group_size, sym, tied):
     assert_clean(artifact("compressed-tensors", bits, group_size, sym, tied=tied))
 
 
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 32), (8, -1)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_gptq_passes(artifact, bits, group_size, tied):
+    assert_clean(artifact("gptq", bits, group_size, True, tied=tied))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
-@pytest.mark.parametrize("format", ["packed", "compressed-tensors", "dense"])
+@pytest.mark.parametrize("format", ["packed", "compressed-tensors", "gptq", "dense"])
 def test_every_dtype_passes(artifact, format, dtype):
     assert_clean(artifact(format, dtype=dtype))
 
