@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from compress.evaluate.judge import Asked, Judgement, Reads, Said
 from compress.evaluate.model import evaluate
 from compress.plan import footprint, memory, pace
 from compress.plan.memory import Bounded
+from compress.plan.sizes import Counter
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Places
 from compress.recipe.suite import suite_of
@@ -241,12 +242,17 @@ def _stages(run: Run, student: Student, attempt: Attempt) -> tuple[StageResult, 
         run.bounded.limits,
         run.recipe.linear_gate,
         attempt.raised,
+        sizes=Counter(run.recipe, headers.of_folder(run.teacher.folder, run.teacher.name)),
+        ledger=run.journal,
     )
-    results = []
-    for index, stage in enumerate(run.recipe.stages):
-        (name,) = stage.model_fields_set
+    results: list[StageResult] = []
+    stages = run.recipe.stages
+    for index, stage in enumerate(stages):
         student.enter(index)
-        results.append(STAGES[name](student, getattr(stage, name), context))
+        ahead = stages[index + 1].quantize if index + 1 < len(stages) else None
+        given = results[-1].allocation if results else None
+        here = replace(context, ahead=ahead, allocated=given.bits if given else {})
+        results.append(STAGES[stage.name](student, stage.spec, here))
     return tuple(results)
 
 
@@ -270,7 +276,8 @@ def _ended(run: Run, student: Student, gate: GateMissed) -> Results:
     """What is known of a student whose walk a gate has ended."""
     before = sizes.side_before(run.teacher, sizes.parts_before(run.teacher), None)
     linears = (*student.results(), *gate.linears)
-    stages = (StageResult("quantize", run.recipe.stages[0].quantize.method, linears),)
+    ((_, spec), *_) = run.recipe.quantizations
+    stages = (StageResult("quantize", spec.method, linears),)
     return Results(run.provenance, before, None, None, stages, ())
 
 

@@ -29,6 +29,7 @@ DOORS = {
     "psutil": {"cli"},
     "accelerate": {"stages"}, "peft": {"stages"},
     "lm_eval": {"evaluate"},
+    "scipy": {"kernels"},
     "jinja2": {"report", "chat"}, "markupsafe": {"report"}, "matplotlib": {"report"},
     "huggingface_hub": {"teacher"}, "pypi_simple": {"teacher"}, "platformdirs": {"teacher"},
     "datasets": {"calibrate", "evaluate"},  # lm-eval reads its tasks through it

@@ -12,7 +12,7 @@ from typing import Any
 
 from compress.anatomy import Anatomy, Linear, longest_window
 from compress.errors import RecipeError
-from compress.plan.sizes import quantized
+from compress.plan.sizes import stage_schemes
 from compress.recipe.mistakes import dotted
 from compress.recipe.patterns import HEAD, matches
 from compress.recipe.schema import Quantize, Recipe
@@ -71,10 +71,9 @@ def _too_long(recipe: Recipe, config: Mapping[str, Any], suite: Suite | None) ->
 
 def _mistakes(recipe: Recipe, anatomy: Anatomy) -> Found:
     taken: dict[str, int] = {}
-    for index, stage in enumerate(recipe.stages):
+    for index, quantize in recipe.quantizations:
         loc: Loc = ("stages", index, "quantize")
-        quantize = stage.quantize
-        schemes = quantized(quantize, anatomy)
+        schemes = stage_schemes(recipe, index, anatomy)
         yield from _unmatched(loc, quantize, anatomy)
         yield from _undivided(loc, quantize, schemes)
         yield from _twice(loc, schemes, taken)

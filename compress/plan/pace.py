@@ -19,10 +19,11 @@ from typing import Any
 from compress import storage
 from compress.errors import StorageError
 from compress.plan.footprint import Job
-from compress.plan.sizes import quantized
+from compress.plan.sizes import stage_schemes
 
 log = logging.getLogger("compress")
 FILE = "pace.json"
+DRAWS = 8  # of `stages.sensitivity`, which needs torch; a test holds them equal
 _KEPT = 20  # runs; older ones are forgotten
 _TOO_SHORT = 1.0  # seconds; such a step found its result in a cache
 _SLOW = 4.0  # a float32 product against a bfloat16 one (216 and 873 GFLOP/s on two cores of Zen 5)
@@ -119,9 +120,11 @@ def work(job: Job) -> dict[str, float]:
 def _stage_work(job: Job, index: int) -> float:
     """Forwards, Hessians, searches and solvers of one stage."""
     spec, tokens = job.recipe.stages[index].quantize, float(job.tokens)
+    if spec is None:
+        return _allocate_work(job)
     operations = 0.0
     seen: set[tuple[int | None, str]] = set()
-    for linear, scheme in quantized(spec, job.anatomy).items():
+    for linear, scheme in stage_schemes(job.recipe, index, job.anatomy).items():
         rows, columns = linear.out_features, linear.in_features
         searched = scheme.scale_search != "none"
         operations += (_MOVED + (_TRIED if searched else 0)) * linear.weights
@@ -136,6 +139,17 @@ def _stage_work(job: Job, index: int) -> float:
     walked = sum(linear.weights for block in job.anatomy.blocks[:last] for linear in block.linears)
     forwards = 1 if spec.true_sequential else 2
     return operations + 2 * forwards * tokens * walked
+
+
+def _allocate_work(job: Job) -> float:
+    """A walk there, and back for every draw; each width rounded, and multiplied once."""
+    spec, weights = job.recipe.allocate, float(job.anatomy.weights)
+    if spec is None:
+        return 0.0
+    calibration = job.recipe.calibration
+    tokens = min(spec.samples, calibration.samples) * min(spec.seq_len, calibration.seq_len)
+    walks = 2 + 2 * DRAWS + len(spec.bits)
+    return 2 * walks * tokens * weights + len(spec.bits) * (_MOVED + _TRIED) * weights
 
 
 def _steps(runs: list[Run], ahead: Mapping[str, float]) -> Iterator[tuple[str, float]]:

@@ -18,7 +18,8 @@ from compress.artifact.formats.matrix import Matrix
 from compress.artifact.formats.matrix import Scheme as Stored
 from compress.artifact.layout import PARTS, part_of
 from compress.artifact.write import config_text
-from compress.recipe.schema import Quantize, Recipe
+from compress.recipe.allocate import free, head_is_free
+from compress.recipe.schema import Allocate, Quantize, Recipe
 from compress.recipe.scheme import Scheme, head_scheme, scheme_for
 from compress.results import SizePart
 from compress.storage import ITEM_BITS, SINGLE
@@ -44,18 +45,44 @@ class Size:
     shards: int
 
 
-def quantized(quantize: Quantize, anatomy: Anatomy) -> dict[Linear, Scheme]:
-    """The linears that a stage quantizes, the head among them."""
-    found = {linear: scheme_for(quantize, linear.name) for linear in anatomy.linears}
-    found[anatomy.head] = head_scheme(quantize)
+def quantized(
+    quantize: Quantize, anatomy: Anatomy, allocated: Mapping[str, int] | None = None
+) -> dict[Linear, Scheme]:
+    """The linears that a stage quantizes, the head among them; `allocated` as for `scheme_for`."""
+    bits, head = allocated or {}, anatomy.head
+    found = {linear: scheme_for(quantize, linear.name, bits) for linear in anatomy.linears}
+    found[head] = head_scheme(quantize, head.name, bits)
     return {linear: scheme for linear, scheme in found.items() if scheme}
 
 
-def schemes(recipe: Recipe, anatomy: Anatomy) -> dict[Linear, Scheme]:
+def stage_schemes(
+    recipe: Recipe, index: int, anatomy: Anatomy, allocated: Mapping[str, int] | None = None
+) -> dict[Linear, Scheme]:
+    """What one stage makes of the linears that it quantizes; none where it is no `quantize`.
+
+    Where `allocate` says how many bits and nothing is known yet (None), it is the most it may.
+    """
+    quantize, allocate = recipe.stages[index].quantize, recipe.fed(index)
+    if quantize is None:
+        return {}
+    if allocate is not None and allocated is None:
+        allocated = dict.fromkeys(free_linears(allocate, quantize, anatomy), max(allocate.bits))
+    return quantized(quantize, anatomy, allocated if allocate else None)
+
+
+def free_linears(allocate: Allocate, quantize: Quantize, anatomy: Anatomy) -> list[str]:
+    """The linears whose bits `allocate` says, the head among them where the budget counts it."""
+    names = [linear.name for linear in anatomy.linears if free(quantize, linear.name)]
+    return [*names, *([anatomy.head.name] if head_is_free(allocate, quantize) else [])]
+
+
+def schemes(
+    recipe: Recipe, anatomy: Anatomy, allocated: Mapping[str, int] | None = None
+) -> dict[Linear, Scheme]:
     """What all stages together make of each linear, in the order of the model."""
     found: dict[Linear, Scheme] = {}
-    for stage in recipe.stages:
-        found |= quantized(stage.quantize, anatomy)
+    for index in range(len(recipe.stages)):
+        found |= stage_schemes(recipe, index, anatomy, allocated)
     return {linear: found[linear] for linear in (*anatomy.linears, anatomy.head) if linear in found}
 
 
@@ -75,11 +102,17 @@ def matrices(anatomy: Anatomy, found: Mapping[Linear, Scheme]) -> dict[str, Matr
     }
 
 
-def size(recipe: Recipe, headers: Headers) -> Size:
-    """The artifact that a recipe makes of a teacher; group sizes divide, see `mistakes.check`."""
+def size(recipe: Recipe, headers: Headers, allocated: Mapping[str, int] | None = None) -> Size:
+    """The artifact that a recipe makes of a teacher; group sizes divide, see `mistakes.check`.
+
+    Args:
+        recipe: as loaded.
+        headers: of its teacher.
+        allocated: bits by linear, as the stage `allocate` said; None for the most that it may say.
+    """
     before, headers = headers, headers.cast(recipe.teacher.dtype)
     anatomy = headers.anatomy
-    found = matrices(anatomy, schemes(recipe, anatomy))
+    found = matrices(anatomy, schemes(recipe, anatomy, allocated))
     tensors = list(_tensors(headers, found, recipe.artifact.format))
     after, weights = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     for name, dtype, shape in tensors:
@@ -104,6 +137,25 @@ def size(recipe: Recipe, headers: Headers) -> Size:
         parts,
         len(shards),
     )
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Counts an artifact whose bits have yet to be shared out; see `stages.context.Sizes`."""
+
+    recipe: Recipe
+    headers: Headers
+
+    def artifact(self, allocated: Mapping[str, int]) -> Size:
+        """The artifact with these bits by linear."""
+        return size(self.recipe, self.headers, allocated)
+
+    def linear(self, linear: Linear, allocated: Mapping[str, int]) -> int:
+        """Stored bytes of one quantized linear, or of the head."""
+        anatomy, form = self.headers.anatomy, self.recipe.artifact.format
+        scheme = schemes(self.recipe, anatomy, allocated)[linear]
+        ((module, matrix),) = matrices(anatomy, {linear: scheme}).items()
+        return sum(nbytes(*t[1:]) for t in _stored(self.headers, module, matrix, form))
 
 
 def disk(recipe: Recipe, headers: Headers, spilled_bytes: int) -> dict[str, int]:
@@ -138,17 +190,22 @@ def _order(anatomy: Anatomy) -> Iterator[str]:
         yield name.removesuffix(".weight")
 
 
+def _stored(headers: Headers, module: str, matrix: Matrix, format: str) -> Iterator[Tensor]:
+    """The tensors that hold one quantized matrix."""
+    computed = DTYPES.get(str(headers.config.get("dtype", headers.config.get("torch_dtype"))))
+    for name, (dtypes, shape) in FORMATS[format].stored(module, matrix).items():
+        yield name, dtypes[0] if len(dtypes) == 1 else computed or "BF16", shape
+
+
 def _tensors(headers: Headers, found: Mapping[str, Matrix], format: str) -> Iterator[Tensor]:
     """Every tensor of the artifact, in the order in which it is written."""
-    anatomy, form = headers.anatomy, FORMATS[format]
-    computed = DTYPES.get(str(headers.config.get("dtype", headers.config.get("torch_dtype"))))
+    anatomy = headers.anatomy
     for module in _order(anatomy):
         if module not in found:
             name = module if module in anatomy.tensors else f"{module}.weight"
             yield name, headers.dtypes[name], anatomy.tensors[name]
             continue
-        for name, (dtypes, shape) in form.stored(module, found[module]).items():
-            yield name, dtypes[0] if len(dtypes) == 1 else computed or "BF16", shape
+        yield from _stored(headers, module, found[module], format)
 
 
 def _before(headers: Headers) -> dict[str, int]:

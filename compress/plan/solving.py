@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -10,7 +10,7 @@ from compress.anatomy import Block, Linear, parallel_residual
 from compress.plan import sizes
 from compress.plan.footprint import HEAP, Job
 from compress.recipe.schema import Quantize
-from compress.recipe.scheme import Scheme, scheme_for
+from compress.recipe.scheme import Scheme
 from compress.results import Limits
 
 _SLICE = 3.4  # float32 copies of the rows being solved (kernels.gptq), and their codes
@@ -20,12 +20,11 @@ def compress(job: Job, limits: Limits) -> int:
     """The most that the stages hold: a block and what is held while it is solved, or the head."""
     peak = 0
     before: frozenset[str] = frozenset()
-    for stage in job.recipe.stages:
-        spec = stage.quantize
-        found = sizes.quantized(spec, job.anatomy)
+    for index, spec in job.recipe.quantizations:
+        found = sizes.stage_schemes(job.recipe, index, job.anatomy)
         schemes = {linear.name: scheme for linear, scheme in found.items()}
         for block in job.anatomy.blocks:
-            solver = _BlockMemory(job, limits, spec, block, before)
+            solver = _BlockMemory(job, limits, spec, block, before, schemes)
             peak = max(peak, solver.peak())
         if job.anatomy.head.name in schemes:
             peak = max(peak, _head(job, limits, found[job.anatomy.head]))
@@ -51,6 +50,7 @@ class _BlockMemory:
     spec: Quantize
     block: Block
     before: frozenset[str]  # linears that earlier stages have made codes of
+    schemes: Mapping[str, Scheme]
 
     def peak(self) -> int:
         """The most at any moment, the libraries left out."""
@@ -60,7 +60,7 @@ class _BlockMemory:
 
     def solved(self) -> list[tuple[Linear, Scheme]]:
         """Linears to solve, with their schemes."""
-        found = [(linear, scheme_for(self.spec, linear.name)) for linear in self.block.linears]
+        found = [(linear, self.schemes.get(linear.name)) for linear in self.block.linears]
         return [(linear, scheme) for linear, scheme in found if scheme is not None]
 
     def weights(self) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 import compress
-from compress.recipe.quantize import GPTQ_ONLY, Quantize
-from compress.recipe.schema import Recipe
+from compress.recipe.quantize import USED_BY, Quantize
+from compress.recipe.schema import Recipe, Stage
 from compress.recipe.source import scalar
 
 _PINS = {  # fact → the field that holds it from then on
@@ -72,8 +72,7 @@ def version_differences(recipe: Recipe, installed: Mapping[str, str]) -> list[st
 def explicit(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data, with all defaults that its methods use and without `resolved`."""
     document = recipe.model_dump(mode="json", exclude={"resolved"})
-    for stage, data in zip(recipe.stages, document["stages"], strict=True):
-        data["quantize"] = _used(stage.quantize, data["quantize"])
+    document["stages"] = [{stage.name: _fields(stage)} for stage in recipe.stages]
     if (gates := recipe.evaluate.gates) and not gates.escalates:
         del document["evaluate"]["gates"]["rounds_max"]
     return document
@@ -85,8 +84,13 @@ def canonical_json(recipe: Recipe) -> str:
     return json.dumps(explicit(recipe), separators=(",", ":"), ensure_ascii=False)
 
 
+def _fields(stage: Stage) -> dict[str, Any]:
+    data = stage.spec.model_dump(mode="json")
+    return _used(stage.quantize, data) if stage.quantize else data
+
+
 def _used(quantize: Quantize, data: dict[str, Any]) -> dict[str, Any]:
-    unused = GPTQ_ONLY if quantize.method == "rtn" else ()
+    unused = [name for name, users in USED_BY.items() if quantize.method not in users]
     overrides = {pattern: override.changes() for pattern, override in quantize.overrides.items()}
     return {
         name: overrides if name == "overrides" else data[name]

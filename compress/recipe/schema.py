@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
+from compress.recipe.allocate import Allocate, bits_used
 from compress.recipe.gates import WIDTHS, Gates, LinearGate, in_bytes
 from compress.recipe.quantize import STRICT, Quantize
 
 __all__ = [
+    "Allocate",
     "Artifact",
     "Calibration",
     "Evaluate",
@@ -87,10 +89,37 @@ class Stage(BaseModel):
 
     model_config = STRICT
 
-    quantize: Quantize = Field(
+    quantize: Quantize | None = Field(
+        default=None,
         description="Round weights to few bits.",
         examples=["{method: gptq, bits: 4, group_size: 64}"],
     )
+    allocate: Allocate | None = Field(
+        default=None,
+        description="Share bits out among linears under a budget, for the next stage.",
+        examples=['{budget: "3.7 bits"}'],
+    )
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Stage:
+        given = [name for name in Stage.model_fields if getattr(self, name) is not None]
+        if len(given) != 1 or len(self.model_fields_set) != 1:
+            found = ", ".join(sorted(self.model_fields_set)) or "nothing"
+            known = " or ".join(Stage.model_fields)
+            raise ValueError(f"holds {found}. A stage is a mapping with one key, {known}.")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Which stage it is."""
+        (name,) = self.model_fields_set
+        return name
+
+    @property
+    def spec(self) -> Allocate | Quantize:
+        """Its fields."""
+        found: Allocate | Quantize = getattr(self, self.name)
+        return found
 
 
 class Evaluate(BaseModel):
@@ -212,13 +241,33 @@ class Recipe(BaseModel):
         default=Resolved(), description="What a run found out; only in lock files."
     )
 
+    @field_validator("stages")
+    @classmethod
+    def _is_handed_on(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        places = [index for index, stage in enumerate(value) if stage.allocate]
+        for index in places:
+            behind = value[index + 1].quantize if index + 1 < len(value) else None
+            where = f"stages[{index}].allocate"
+            if len(places) > 1:
+                raise ValueError(f"{where}: a recipe has one budget. Leave one allocate.")
+            if behind is None or behind.method not in ("gptq", "rtn"):
+                raise ValueError(
+                    f"{where}: decides the bits of the stage behind it, which must be quantize "
+                    "with method gptq or rtn. Put such a stage there."
+                )
+            if behind.bits != Quantize.model_fields["bits"].default:
+                raise ValueError(
+                    f"stages[{index + 1}].quantize: asks for {behind.bits} bits, but {where} "
+                    "decides them. Leave out bits (or the scheme that sets them); overrides may "
+                    "give some."
+                )
+        return value
+
     @field_validator("evaluate")
     @classmethod
     def _has_bits_to_give(cls, value: Evaluate, info: ValidationInfo) -> Evaluate:
         widest = max(WIDTHS["packed"])
-        used = {
-            bits for stage in info.data.get("stages", ()) for bits in stage.quantize.bits_used()
-        }
+        used = set().union(*_bits_used(info.data.get("stages", ())).values())
         if value.gates and value.gates.on_violation == "escalate" and used == {widest}:
             raise ValueError(
                 f"gates: escalate has nothing to give: every linear has {widest} bits already. "
@@ -229,9 +278,9 @@ class Recipe(BaseModel):
     @field_validator("artifact")
     @classmethod
     def _format_holds_bits(cls, value: Artifact, info: ValidationInfo) -> Artifact:
-        for index, stage in enumerate(info.data.get("stages", ())):
-            if odd := sorted(stage.quantize.bits_used() - {*WIDTHS[value.format]}):
-                found = f"stages[{index}].quantize asks for {' and '.join(map(str, odd))}"
+        for stage, used in _bits_used(info.data.get("stages", ())).items():
+            if odd := sorted(used - {*WIDTHS[value.format]}):
+                found = f"{stage} asks for {' and '.join(map(str, odd))}"
                 raise ValueError(
                     f"compressed-tensors holds 4 and 8 bits, and {found}. Choose 4 or 8 bits, or "
                     "format: packed."
@@ -246,7 +295,22 @@ class Recipe(BaseModel):
     @property
     def needs_calibration(self) -> bool:
         """Whether any stage is solved from inputs of the linears."""
-        return any(stage.quantize.needs_calibration for stage in self.stages)
+        measured = self.allocate is not None
+        return measured or any(spec.needs_calibration for _, spec in self.quantizations)
+
+    @property
+    def quantizations(self) -> tuple[tuple[int, Quantize], ...]:
+        """Every stage `quantize` with its place among the stages."""
+        return tuple((i, stage.quantize) for i, stage in enumerate(self.stages) if stage.quantize)
+
+    @property
+    def allocate(self) -> Allocate | None:
+        """The stage that shares out bits, if there is one."""
+        return next((stage.allocate for stage in self.stages if stage.allocate), None)
+
+    def fed(self, index: int) -> Allocate | None:
+        """The stage `allocate` that says the bits of stage `index`."""
+        return self.stages[index - 1].allocate if index else None
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -260,6 +324,18 @@ class Recipe(BaseModel):
         if gates is None or gates.linear_error_max is None:
             return None
         return LinearGate(gates.linear_error_max, gates.on_violation, self.widths)
+
+
+def _bits_used(stages: tuple[Stage, ...]) -> dict[str, set[int]]:
+    """Every width that a linear may get, by what asks for it."""
+    found: dict[str, set[int]] = {}
+    for index, stage in enumerate(stages):
+        before = stages[index - 1].allocate if index else None
+        if stage.quantize and before:
+            found[f"stages[{index - 1}].allocate"] = bits_used(before, stage.quantize)
+        elif stage.quantize:
+            found[f"stages[{index}].quantize"] = stage.quantize.bits_used()
+    return found
 
 
 def json_schema() -> dict[str, Any]:

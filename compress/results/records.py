@@ -55,6 +55,7 @@ class Side:
     bits_per_weight: float  # over the block linears, all stored bytes counted
     perplexity: Perplexity | None
     tasks: tuple[TaskScore, ...] = ()
+    kv_bytes_per_token: int | None = None  # keys and values of all blocks, as they are cached
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,63 @@ def fell_back(linear: LinearResult) -> bool:
 
 
 @dataclass(frozen=True)
+class KVBlock:
+    """What became of the keys and values that one block caches."""
+
+    block: int
+    numbers: Literal["int8", "fp8_e4m3"]
+    key_scales: tuple[float, ...]  # one, or one for each head
+    value_scales: tuple[float, ...]
+    key_error: float  # squared error of the keys of the calibration, over their squares
+    value_error: float
+    folded: int = 0  # largest power of two by which keys were scaled and queries scaled back
+
+
+@dataclass(frozen=True)
+class Width:
+    """What a fused group would cost at one width."""
+
+    bits: int
+    kl: float  # mean per token, nats, as predicted when only this group is rounded
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """The bits that one fused group, or the head, got of a budget."""
+
+    linears: tuple[str, ...]
+    block: int | None
+    kind: str  # qkv, o, gate_up, down, head
+    bits: int
+    widths: tuple[Width, ...]  # that it might have got; one where the recipe gave it its bits
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A budget and how it was shared out."""
+
+    budget: str  # as the recipe wrote it
+    kl_predicted: float  # mean per token, nats, on calibration windows: the sum over all groups
+    bits_per_weight: float  # over the block linears, all stored bytes counted
+    size_bytes: int  # of the whole artifact
+    shares: tuple[Share, ...]
+
+    @property
+    def bits(self) -> dict[str, int]:
+        """Bits by linear."""
+        return {name: share.bits for share in self.shares for name in share.linears}
+
+
+@dataclass(frozen=True)
 class StageResult:
     """One stage of a recipe, finished."""
 
     stage: str
     method: str
     linears: tuple[LinearResult, ...]
+    allocation: Allocation | None = None  # of `allocate`, which changes no weight
+    kv: tuple[KVBlock, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,6 +244,11 @@ class Results:
         """Every linear that a stage touched, as the last stage to touch it left it."""
         last = {linear.name: linear for stage in self.stages for linear in stage.linears}
         return tuple(last.values())
+
+    @property
+    def allocation(self) -> Allocation | None:
+        """How bits were shared out under a budget; None where the recipe says all of them."""
+        return next((stage.allocation for stage in self.stages if stage.allocation), None)
 
     @property
     def fallbacks(self) -> tuple[LinearResult, ...]:

@@ -6,15 +6,45 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from compress import storage
+from compress.anatomy import Linear
 from compress.recipe.gates import LinearGate
-from compress.results import Limits, Progress
+from compress.recipe.quantize import Quantize
+from compress.results import Limits, Progress, SizePart
+from compress.student import Ledger
 
 _USUAL = Limits()
+
+
+class Sizes(Protocol):
+    """What an artifact takes, to the byte, by the bits of its linears; see `plan.sizes.Counter`."""
+
+    def artifact(self, allocated: Mapping[str, int]) -> Size:
+        """All of it."""
+
+    def linear(self, linear: Linear, allocated: Mapping[str, int]) -> int:
+        """Stored bytes of one quantized linear, or of the head."""
+
+
+class Size(Protocol):
+    """Of a whole artifact."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files that a loader needs."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Over the block linears, all stored bytes counted."""
+
+    @property
+    def parts(self) -> tuple[SizePart, ...]:
+        """By part of the model."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +59,10 @@ class Context:
     limits: Limits = _USUAL
     gate: LinearGate | None = None  # what every linear must pass before its block is committed
     raised: Mapping[str, int] = field(default_factory=dict)  # linear → bits instead of the recipe's
+    allocated: Mapping[str, int] = field(default_factory=dict)  # linear → bits by `allocate`
+    ahead: Quantize | None = None  # the stage behind this one
+    sizes: Sizes | None = None
+    ledger: Ledger | None = None  # where units are noted that change no weight
 
     def room(
         self, shape: Sequence[int], *, dtype: torch.dtype, device: str | torch.device
@@ -44,6 +78,15 @@ class Context:
         if nbytes <= self.limits.resident_bytes or torch.device(device).type != "cpu":
             return torch.empty(shape, dtype=dtype, device=device)
         return storage.mapped(self.scratch / "activations.bin", shape, dtype)
+
+    def noted(self, unit: str) -> Mapping[str, Any] | None:
+        """The record of a unit that an earlier run has finished."""
+        return self.ledger.get(unit) if self.ledger else None
+
+    def note(self, unit: str, record: Mapping[str, Any]) -> None:
+        """Make the record of a unit final."""
+        if self.ledger:
+            self.ledger.add(unit, record)
 
     def tell(self, step: str, done: int, total: int, detail: str = "") -> None:
         """Report progress to whoever watches."""

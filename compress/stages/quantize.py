@@ -31,7 +31,8 @@ def run(student: Student, spec: Quantize, context: Context) -> StageResult:
         SolveError: a linear cannot be solved and the recipe does not say to keep it dense.
         GateMissed: a linear shows a larger error than it may, and no wider grid is asked for.
     """
-    found = {linear.name: scheme_for(spec, linear.name) for linear in student.anatomy.linears}
+    names = [linear.name for linear in student.anatomy.linears]
+    found = {name: scheme_for(spec, name, context.allocated) for name in names}
     schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
     solve = _solve(schemes, spec, context)
     final_states: Callable[[], Tensor] = partial(_final_states, student, context)
@@ -47,8 +48,9 @@ def run(student: Student, spec: Quantize, context: Context) -> StageResult:
         )
     else:
         results = _round_blocks(student, solve, context)
-    if scheme := head_scheme(spec):
-        solve = _solve({student.anatomy.head.name: scheme}, spec, context)
+    head = student.anatomy.head.name
+    if scheme := head_scheme(spec, head, context.allocated):
+        solve = _solve({head: scheme}, spec, context)
         results += _round_head(student, solve, context, final_states)
     return StageResult("quantize", spec.method, tuple(results))
 

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from compress.results import StageResult
-from compress.stages import quantize
+from compress.stages import allocate, quantize
 from compress.stages.context import Context
 from compress.student import Student
 
-STAGES: dict[str, Callable[[Student, Any, Context], StageResult]] = {"quantize": quantize.run}
+STAGES: dict[str, Callable[[Student, Any, Context], StageResult]] = {
+    "quantize": quantize.run,
+    "allocate": allocate.run,
+}

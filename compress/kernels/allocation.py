@@ -1,0 +1,100 @@
+"""One choice for each group, the best that a budget allows: the multiple-choice knapsack.
+
+Groups may have different numbers of choices. HiGHS (through scipy) branches and bounds until no
+better solution can exist; what it answers in floats is checked in whole numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from compress.errors import SolveError
+
+_SCALE = 1e4  # of the largest objective: HiGHS stops at an absolute gap of 1e-6, a part in 10¹⁰
+
+
+def best(
+    costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], budget: int
+) -> tuple[int, ...] | None:
+    """The choices of least summed cost whose summed size fits.
+
+    Args:
+        costs: of each choice of each group, at least zero.
+        sizes: of the same, in whole units.
+        budget: what they may sum up to.
+
+    Returns:
+        the place of each group's choice; None where even the smallest choices do not fit.
+    """
+    unit = math.gcd(*(size for row in sizes for size in row)) or 1
+    whole = [[size // unit for size in row] for row in sizes]
+    room = budget // unit
+    while sum(map(min, whole)) <= room:
+        found = _solve(costs, whole, room)
+        taken = sum(row[place] for row, place in zip(whole, found, strict=True))
+        if taken <= budget // unit:
+            return found
+        room -= taken - budget // unit  # the solver's tolerance let too much in
+    return None
+
+
+def smallest(
+    costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], cost_max: float
+) -> tuple[int, ...] | None:
+    """The choices of least summed size whose summed cost fits; of several, the cheapest.
+
+    Args:
+        costs: of each choice of each group, at least zero.
+        sizes: of the same, in whole units.
+        cost_max: what costs may sum up to.
+
+    Returns:
+        the place of each group's choice; None where even the cheapest choices cost too much.
+    """
+    if math.fsum(map(min, costs)) > cost_max:
+        return None
+    low, high = sum(map(min, sizes)), sum(map(max, sizes))
+    while low < high:  # the least size at which the best costs little enough
+        middle = (low + high) // 2
+        found = best(costs, sizes, middle)
+        if found is not None and total(costs, found) <= cost_max:
+            high = sum(row[place] for row, place in zip(sizes, found, strict=True))
+        else:
+            low = middle + 1
+    return best(costs, sizes, high)
+
+
+def total(values: Sequence[Sequence[float]], choice: Sequence[int]) -> float:
+    """The sum of what was chosen."""
+    return math.fsum(row[place] for row, place in zip(values, choice, strict=True))
+
+
+def _solve(
+    costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], room: int
+) -> tuple[int, ...]:
+    """One variable of zero or one for each choice: one of each group, no more than fits.
+
+    Raises:
+        SolveError: HiGHS gave up.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import block_diag
+
+    flat = np.array([cost for row in costs for cost in row])
+    one_each = block_diag([np.ones((1, len(row))) for row in costs], format="csr")
+    taken = np.array([[size for row in sizes for size in row]], dtype=float)
+    found = milp(
+        flat * (_SCALE / (flat.max() or 1.0)),
+        integrality=np.ones_like(flat),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(taken, ub=room)],
+        options={"mip_rel_gap": 0.0},
+    )
+    if not found.success:
+        raise SolveError(f"HiGHS found no allocation: {found.message}")
+    starts = np.cumsum([0, *(len(row) for row in costs)])
+    return tuple(int(np.argmax(found.x[start:stop])) for start, stop in pairwise(starts))

@@ -1,0 +1,108 @@
+"""How much a model's output moves with a small change inside it: KL to second order, by sampling.
+
+For logits z(δ), the mean KL(p(0) ‖ p(δ)) is ½ E (∂ log p(y) · δ)² to second order, y drawn from p.
+Drawn once for every position of a window and summed over it, what positions do to each other is
+included and what different y have in common averages out: one gradient tells of every δ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_TOKENS = 128  # whose probabilities are held at once
+
+
+@dataclass(frozen=True)
+class Head:
+    """What makes logits of final hidden states: z = weight h + bias, softly capped maybe."""
+
+    weight: Tensor  # [V, D]
+    bias: Tensor | None = None  # [V]
+    cap: float | None = None
+
+    def probabilities(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Of hidden states [n, D]: p and p times the slope of the cap, [n, V] float32 both."""
+        z = hidden.float() @ self.weight.float().T
+        z = z if self.bias is None else z + self.bias.float()
+        if not self.cap:
+            p = z.softmax(-1)
+            return p, p
+        bent = torch.tanh(z / self.cap)
+        p = (bent * self.cap).softmax(-1)
+        return p, p * (1 - bent.square())
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Tokens drawn from what a model expects, and how their log-probability moves.
+
+    Its gradient by the logits is `slope` at the token drawn, less `mean` everywhere.
+    """
+
+    tokens: Tensor  # [S, N] int64
+    slope: Tensor  # [S, N] float32; 1 without a cap
+    gradient: Tensor  # [S, N, D] float32, by the final hidden states
+
+
+def draw(hidden: Tensor, head: Head, *, draws: int, generator: torch.Generator) -> Draws:
+    """Draw tokens at every position and say how their log-probability moves with the hidden state.
+
+    Args:
+        hidden: [N, D] final hidden states, any float.
+        head: of the model.
+        draws: tokens for each position, S.
+        generator: of the randomness.
+    """
+    weight = head.weight
+    pieces = []
+    for part in hidden.split(_TOKENS):
+        p, bent = head.probabilities(part)
+        tokens = torch.multinomial(p, draws, replacement=True, generator=generator).T
+        slope = (bent / p.clamp_min(1e-30)).gather(1, tokens.T).T if head.cap else tokens * 0 + 1.0
+        mean = bent @ weight.float()
+        pieces.append((tokens, slope, weight[tokens].float() * slope[..., None] - mean))
+    return Draws(*(torch.cat(column, 1) for column in zip(*pieces, strict=True)))
+
+
+def moved_head(hidden: Tensor, head: Head, change: Tensor, drawn: Draws) -> Tensor:
+    """How the log-probability of drawn tokens moves when the head's weight does: [S, N].
+
+    Args:
+        hidden: [N, D] final hidden states.
+        head: of the model.
+        change: of its weight, [V, D].
+        drawn: what `draw` gave for them.
+    """
+    moves = []
+    columns = zip(
+        hidden.split(_TOKENS), drawn.tokens.split(_TOKENS, 1), drawn.slope.split(_TOKENS, 1),
+        strict=True,
+    )  # fmt: skip
+    for part, tokens, slope in columns:
+        _, bent = head.probabilities(part)
+        gained = change[tokens].float() * slope[..., None] - bent @ change.float()
+        moves.append((gained * part.float()).sum(-1))
+    return torch.cat(moves, 1)
+
+
+def moved(inputs: Tensor, change: Tensor, gradient: Tensor) -> Tensor:
+    """How the log-probability of drawn tokens moves when a linear's weight does, by window.
+
+    Args:
+        inputs: [B, T, I], of the linear.
+        change: of its weight, [O, I].
+        gradient: [S, B, T, O], of the summed log-probability by its outputs.
+
+    Returns:
+        [S, B] float32.
+    """
+    outputs = (inputs @ change.to(inputs).T).float()
+    return torch.stack([(outputs * one.float()).sum((1, 2)) for one in gradient])
+
+
+def divergence(moves: Tensor, tokens: int) -> float:
+    """Mean KL per token, nats, to second order, from moves [S, B] of windows of so many tokens."""
+    return float(moves.double().square().mean()) / (2 * tokens)

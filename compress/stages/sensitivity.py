@@ -1,0 +1,314 @@
+"""How much the teacher's output moves when only one group of linears is rounded, at each width.
+
+One backward walk tells it of every group and width: see `compress.kernels.fisher`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from compress.anatomy import Anatomy, Block, Linear
+from compress.kernels import fisher
+from compress.kernels.grid import Rounded
+from compress.kernels.hessian import accumulate, mean
+from compress.recipe.allocate import Allocate, free, head_is_free
+from compress.recipe.quantize import Quantize
+from compress.recipe.scheme import Scheme, head_scheme, scheme_for
+from compress.stages.context import Context
+from compress.stages.rounding import Rounder
+from compress.student import Student
+from compress.surgery import gradients, inputs
+from compress.surgery.walk import Walk, head_of
+
+DRAWS = 8  # tokens drawn at each position: with 32 windows, 256 samples, 9 % of a standard error
+
+
+@dataclass(frozen=True)
+class Group:
+    """Linears of one block that get the same width, or the head; and the widths they may get."""
+
+    linears: tuple[Linear, ...]
+    schemes: tuple[Mapping[str, Scheme], ...]  # by linear, for each width
+
+    @property
+    def block(self) -> int | None:
+        """Index of the block; None for the head."""
+        return self.linears[0].block
+
+    @property
+    def kind(self) -> str:
+        """What the linears are called together: qkv, o, gate_up, down, head."""
+        return self.linears[0].fused or self.linears[0].role
+
+    @property
+    def widths(self) -> tuple[tuple[int, ...], ...]:
+        """The bits of each linear, for each choice."""
+        return tuple(tuple(s[x.name].bits for x in self.linears) for s in self.schemes)
+
+
+def groups(anatomy: Anatomy, allocate: Allocate, quantize: Quantize) -> list[Group]:
+    """Everything that the next stage rounds, in the order of the model, the head last.
+
+    What an override gives bits has one choice, and so has a head that the budget does not count.
+    """
+    found = [g for block in anatomy.blocks for g in _of_block(block, allocate, quantize)]
+    head = anatomy.head
+    widths = allocate.bits if head_is_free(allocate, quantize) else (0,)
+    schemes = [head_scheme(quantize, head.name, {head.name: bits}) for bits in widths]
+    given = tuple({head.name: scheme} for scheme in schemes if scheme)
+    return [*found, *([Group((head,), given)] if given else [])]
+
+
+def _of_block(block: Block, allocate: Allocate, quantize: Quantize) -> Iterator[Group]:
+    def alike(linear: Linear) -> tuple[str, bool]:
+        return linear.fused or linear.name, free(quantize, linear.name)
+
+    rounded = [linear for linear in block.linears if scheme_for(quantize, linear.name)]
+    for (_, is_free), members in groupby(rounded, key=alike):
+        linears = tuple(members)
+        schemes = (
+            {x.name: scheme_for(quantize, x.name, {x.name: bits}) for x in linears}
+            for bits in (allocate.bits if is_free else (0,))
+        )
+        yield Group(linears, tuple({n: s for n, s in one.items() if s} for one in schemes))
+
+
+def measure(
+    student: Student, found: Sequence[Group], spec: Allocate, context: Context
+) -> list[tuple[float, ...]]:
+    """Mean KL per token, in nats, that each choice of each group causes alone.
+
+    A finished block is in the journal; a run that goes on only carries gradients through it.
+
+    Args:
+        student: read block by block; nothing of it is changed.
+        found: see `groups`.
+        spec: how many windows, and of which length.
+        context: windows, device, journal.
+    """
+    units: dict[str, list[Group]] = {}
+    for group in found:
+        units.setdefault(_unit(group.block), []).append(group)
+    known = {unit: context.noted(unit) for unit in units}
+    if not all(known.values()):
+        walk = _Backward(student, spec, context)
+        for unit, costs in walk.costs(units, {unit for unit, note in known.items() if note}):
+            note = {"kl": costs}
+            context.note(unit, note)
+            known[unit] = note
+    rows = {unit: iter(note["kl"]) for unit, note in known.items() if note}
+    return [tuple(next(rows[_unit(group.block)])) for group in found]
+
+
+def _unit(block: int | None) -> str:
+    return "allocate/head" if block is None else f"allocate/block-{block:05d}"
+
+
+@dataclass(frozen=True)
+class _Backward:
+    """A walk to the end of the model and back."""
+
+    student: Student
+    spec: Allocate
+    context: Context
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """The windows that are read, [B, T]."""
+        return self.context.ids[: self.spec.samples, : self.spec.seq_len]
+
+    @cached_property
+    def walk(self) -> Walk:
+        walk = Walk(self.student, device=self.context.device, dtype=self.context.dtype)
+        gradients.prepare(walk, self.ids.shape[1])
+        return walk
+
+    @cached_property
+    def rows(self) -> int:
+        """Windows of one forward."""
+        return max(1, self.context.limits.batch_tokens // self.ids.shape[1])
+
+    def costs(
+        self, units: Mapping[str, Sequence[Group]], finished: set[str]
+    ) -> Iterator[tuple[str, list[list[float]]]]:
+        """Each unit that is not finished with the KL of its groups' choices, the last block first.
+
+        What lies before the last unit asked for is not walked back to.
+        """
+        blocks = self.student.anatomy.blocks
+        entering = self._forward()
+        final = self._finish(entering[-1])
+        drawn = self._draw(final)
+        above = drawn.gradient.view(-1, *entering[-1].shape)
+        above = self._behind(entering[-1], above)
+        for index in reversed(range(len(blocks))):
+            wanted = [] if _unit(index) in finished else units.get(_unit(index), [])
+            self.context.tell("allocate", len(blocks) - 1 - index, len(blocks))
+            with self.walk.filled(index) as module:
+                here = _Here(self, blocks[index], module, entering[index].split(self.rows))
+                costs, above = here.costs(wanted, above)
+            if wanted:
+                yield _unit(index), costs
+        if _unit(None) in units.keys() - finished:
+            (group,) = units[_unit(None)]
+            yield _unit(None), [self._head(group, final, drawn, above)]
+        self.context.tell("allocate", len(blocks), len(blocks))
+
+    def _forward(self) -> Tensor:
+        """What enters each block, and what leaves the last: [blocks + 1, B, T, D]."""
+        blocks = self.student.anatomy.blocks
+        shape = (len(blocks) + 1, *self.ids.shape, self.student.anatomy.hidden_size)
+        entering = self.context.room(shape, dtype=self.context.dtype, device=self.context.device)
+        for part, ids in zip(entering[0].split(self.rows), self.ids.split(self.rows), strict=True):
+            part.copy_(self.walk.embed(ids))
+        for block in blocks:
+            before, after = entering[block.index], entering[block.index + 1]
+            with self.walk.filled(block.index) as module:
+                for x, y in zip(before.split(self.rows), after.split(self.rows), strict=True):
+                    y.copy_(self.walk.call(block.index, module, x))
+        return entering
+
+    def _finish(self, leaving: Tensor) -> Tensor:
+        """Normed final hidden states, [N, D]."""
+        parts = [self.walk.finish(part).clone() for part in leaving.split(self.rows)]
+        return torch.cat(parts).flatten(0, 1)
+
+    @cached_property
+    def head(self) -> fisher.Head:
+        weight, bias = head_of(self.student)
+        cap = self.student.config.get("final_logit_softcapping")
+        return fisher.Head(weight.to(self.context.device), bias, cap)
+
+    def _draw(self, final: Tensor) -> fisher.Draws:
+        generator = torch.Generator(self.context.device).manual_seed(0)
+        return fisher.draw(final, self.head, draws=DRAWS, generator=generator)
+
+    def _behind(self, leaving: Tensor, above: Tensor) -> Tensor:
+        """Gradients by what leaves the last block."""
+        columns = zip(leaving.split(self.rows), above.split(self.rows, 1), strict=True)
+        return torch.cat([gradients.through_norm(self.walk, x, g) for x, g in columns], 1)
+
+    def _head(self, group: Group, final: Tensor, drawn: fisher.Draws, above: Tensor) -> list[float]:
+        """KL of each width of the head; a tied embedding changes with it."""
+        head, anatomy = group.linears[0], self.student.anatomy
+        hessian = _hessian(final) if _needs_hessian([group]) else None
+        costs = []
+        for schemes in group.schemes:
+            rounded = _round([head], {head.name: self.head.weight}, hessian, schemes, self.context)
+            dense = rounded[head.name].dequantize()
+            change = dense - self.head.weight.float()
+            moves = fisher.moved_head(final, self.head, change, drawn)
+            moves = moves.view(len(moves), *self.ids.shape).sum(-1)
+            if anatomy.tied:
+                entering = gradients.moved_embedding(self.walk, self.ids, dense)
+                moves += torch.stack([(entering * one).sum((1, 2)) for one in above])
+            costs.append(fisher.divergence(moves, self.ids.shape[1]))
+        return costs
+
+
+@dataclass(frozen=True)
+class _Here:
+    """One filled block on the way back."""
+
+    back: _Backward
+    block: Block
+    module: nn.Module
+    parts: Sequence[Tensor]  # what enters it
+
+    def costs(self, wanted: Sequence[Group], above: Tensor) -> tuple[list[list[float]], Tensor]:
+        """KL of the choices of each group, and the gradients by what enters the block."""
+        choices = self._rounded(wanted)
+        moves: list[list[list[Tensor]]] = [[[] for _ in group.schemes] for group in wanted]
+        below = []
+        walk = self.back.walk
+        for part, grad in zip(self.parts, above.split(self.back.rows, 1), strict=True):
+            slopes = gradients.through_block(walk, self.block, self.module, part, grad)
+            below.append(slopes.hidden)
+            for group, rounded, columns in zip(wanted, choices, moves, strict=True):
+                for one, column in zip(rounded, columns, strict=True):
+                    column.append(self._moved(group, one, slopes))
+        seq_len = self.parts[0].shape[1]
+        costs = [[fisher.divergence(torch.cat(c, 1), seq_len) for c in row] for row in moves]
+        return costs, torch.cat(below, 1)
+
+    def _moved(
+        self, group: Group, rounded: Mapping[str, Rounded], slopes: gradients.Slopes
+    ) -> Tensor:
+        """How the log-probabilities move when all linears of a group are rounded, [S, B]."""
+        moves = [
+            fisher.moved(
+                slopes.inputs[name],
+                rounded[name].dequantize() - self._weight(linear).float(),
+                slopes.outputs[name],
+            )
+            for linear in group.linears
+            for name in [linear.name]
+        ]
+        return torch.stack(moves).sum(0)
+
+    def _rounded(self, wanted: Sequence[Group]) -> list[list[dict[str, Rounded]]]:
+        """The codes of each group for each of its choices."""
+        hessians = self._hessians(wanted)
+        found = []
+        for group in wanted:
+            weights = {linear.name: self._weight(linear) for linear in group.linears}
+            hessian = hessians.get(group.linears[0].shares)
+            found.append(
+                [
+                    _round(group.linears, weights, hessian, schemes, self.back.context)
+                    for schemes in group.schemes
+                ]
+            )
+        return found
+
+    def _hessians(self, wanted: Sequence[Group]) -> dict[str, Tensor]:
+        """The Hessian of each input that a group's scheme asks for."""
+        firsts = {
+            linear.shares: linear
+            for group in wanted
+            if _needs_hessian([group])
+            for linear in group.linears[:1]
+        }
+        ordered = [linear for linear in self.block.linears if linear in firsts.values()]
+        totals = {x.shares: torch.zeros(x.in_features, x.in_features) for x in ordered}
+        totals = {name: total.to(self.parts[0].device) for name, total in totals.items()}
+        for part in self.parts if ordered else ():
+            forward = inputs.Forwards(self.back.walk, self.block, self.module, [part.clone()])
+            for linear in ordered:
+                forward.to(linear, partial(accumulate, totals[linear.shares]))
+        tokens = self.back.ids.numel()
+        return {name: mean(total, tokens) for name, total in totals.items()}
+
+    def _weight(self, linear: Linear) -> Tensor:
+        weight = inputs.module_of(self.module, self.block, linear).get_parameter("weight")
+        return weight.T if linear.transposed else weight
+
+
+def _needs_hessian(found: Sequence[Group]) -> bool:
+    return any(s.needs_hessian for group in found for one in group.schemes for s in one.values())
+
+
+def _round(
+    linears: Sequence[Linear],
+    weights: Mapping[str, Tensor],
+    hessian: Tensor | None,
+    schemes: Mapping[str, Scheme],
+    context: Context,
+) -> dict[str, Rounded]:
+    """Round to nearest, on the scales that the scheme asks for: no solver, which takes longer."""
+    nearest = {name: replace(scheme, method="rtn") for name, scheme in schemes.items()}
+    rounded, _ = Rounder(nearest, "fail", context.limits.solve_rows)(linears, weights, hessian)
+    return rounded
+
+
+def _hessian(states: Tensor) -> Tensor:
+    total = torch.zeros(states.shape[1], states.shape[1], device=states.device)
+    for part in states.split(4096):
+        accumulate(total, part)
+    return mean(total, states.shape[0])
