@@ -114,6 +114,12 @@ class Block:
     prefix: str
     linears: tuple[Linear, ...]
 
+    @property
+    def attention(self) -> str:
+        """The module that attends: its keys are made by one of its linears."""
+        keys = next(linear for linear in self.linears if linear.role in ("k", "qkv"))
+        return keys.name.rpartition(".")[0]
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -184,6 +190,19 @@ def longest_window(config: Mapping[str, Any]) -> int | None:
     """How many positions a model has; None where its config does not say."""
     found = config.get("max_position_embeddings", config.get("n_positions"))
     return None if found is None else int(found)
+
+
+def kv_heads(config: Mapping[str, Any]) -> int:
+    """Heads that keys and values have."""
+    queries = config.get("num_attention_heads") or config.get("n_head")
+    return int(config.get("num_key_value_heads") or queries or 1)
+
+
+def kv_width(anatomy: Anatomy, config: Mapping[str, Any]) -> int:
+    """Numbers that the keys (or the values) of one token are in one block."""
+    heads = config.get("num_attention_heads") or config.get("n_head") or 1
+    head_dim = config.get("head_dim") or anatomy.hidden_size // int(heads)
+    return kv_heads(config) * int(head_dim)
 
 
 def parallel_residual(config: Mapping[str, Any]) -> bool:

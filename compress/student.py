@@ -7,18 +7,21 @@ there. Nothing else holds state, so a killed run finds its student again.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from compress import storage
 from compress.anatomy import Anatomy, Linear
 from compress.kernels.activations import Inputs
 from compress.kernels.grid import Rounded
+from compress.kernels.kv import KVScales
 from compress.kernels.pack import pack, unpack
-from compress.results import LinearResult
+from compress.results import KVBlock, LinearResult, from_json
 from compress.surgery.walk import Weights
 
 _UNTOUCHED: Mapping[str, Any] = {"linears": {}, "plain": []}
@@ -104,12 +107,26 @@ class Student:
         return {name: inputs for name, inputs in found.items() if inputs is not None}
 
     def commit(
+    def cached(self, index: int) -> KVBlock | None:
+        """What has become of the keys and values of one block; None where nothing has."""
+        told = self._records.get(index, _UNTOUCHED).get("kv")
+        return None if told is None else from_json(KVBlock, json.dumps(told))
+
+    def kv(self, index: int) -> KVScales | None:
+        """How one block rounds the keys and values that it caches; None: it does not."""
+        found = self.cached(index)
+        if found is None:
+            return None
+        keys, values = torch.tensor(found.key_scales), torch.tensor(found.value_scales)
+        return KVScales(found.numbers, keys, values)
+
         self,
         unit: int,
         rounded: Mapping[str, Rounded],
         results: Sequence[LinearResult],
         plain: Mapping[str, Tensor] | None = None,
     ) -> None:
+        kv: KVBlock | None = None,
         """Make what a stage did to one block (or to the head) final and durable.
 
         What earlier stages made of its other linears stays.
@@ -121,6 +138,7 @@ class Student:
             plain: tensors that stay as they are stored but got other values (a norm that a scaling
                 was folded into), by full name; in the teacher's dtype and shape.
         """
+            kv: what became of the keys and values of a block.
         before = self._records.get(unit, _UNTOUCHED)
         rounded = {name: self._read(unit, name) for name in before["linears"]} | dict(rounded)
         tensors: dict[str, Tensor] = self._plain(unit) | dict(plain or {})
@@ -146,6 +164,7 @@ class Student:
                 for name, m in rounded.items()
             },
             "plain": changed,
+            "kv": dataclasses.asdict(kv) if kv else before.get("kv"),
             "results": [dataclasses.asdict(result) for result in results],
         }
         self._ledger.add(self._key(unit), record, [shard])
@@ -156,10 +175,15 @@ class Student:
         unit = next((u for u, record in self._records.items() if name in record["linears"]), None)
         return None if unit is None else self._read(unit, name)
 
-    def parts(self) -> Iterator[tuple[str, Tensor | Rounded]]:
-        """Every stored tensor, outside first: plain ones by full name, codes by module name."""
+    def parts(self) -> Iterator[tuple[str, Tensor | Rounded | KVScales]]:
+        """Every stored tensor, outside first: plain ones by full name, codes by module name.
+
+        Scales of keys and values go by the name of the module that attends, behind its block.
+        """
         yield from self._parts(HEAD, self._teacher.outside())
         for block in self.anatomy.blocks:
+            if (scales := self.kv(block.index)) is not None:
+                yield block.attention, scales
             yield from self._parts(block.index, self._teacher.block(block.index))
 
     def _parts(

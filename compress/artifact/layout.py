@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from compress import anatomy as anatomies
 from compress import storage
 from compress.anatomy import Anatomy
-from compress.artifact.formats import FORMATS, METHODS
-from compress.artifact.formats.input_scheme import decode_inputs, stored_inputs
+from compress.artifact.formats import FORMATS, METHODS, kv
+from compress.artifact.formats.input_scheme import INPUT_SUFFIXES, decode_inputs
 from compress.artifact.formats.matrix import Matrix, check_stored
 from compress.artifact.whole import flaws
 from compress.errors import ArtifactError, ModelError, shown
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from compress.kernels.activations import Inputs
     from compress.kernels.grid import Rounded
 
+    from compress.kernels.kv import KVScales
 MODEL_SUFFIXES = (".json", ".txt", ".model", ".jinja")  # beside the weights
 RECORDS = frozenset(("results.json", "measured.json", "verification.json", "manifest.json"))
 PARTS = ("block linears", "head", "embedding", "norms and biases", "other files")
@@ -34,7 +35,8 @@ class Artifact:
     """A model folder as found on disk. Tensors are read when asked for, quantized ones dequantized.
 
     `config` is config.json without its `quantization_config`; `matrices` are the quantized matrices
-    by module name (a tied quantized head goes by the embedding's name).
+    by module name (a tied quantized head goes by the embedding's name). `cached` says how keys and
+    values are rounded when they are cached.
     """
 
     folder: Path
@@ -42,7 +44,8 @@ class Artifact:
     config: dict[str, Any]
     anatomy: Anatomy
     matrices: Mapping[str, Matrix]
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | GgufCheckpoint
+    cached: kv.KVScheme | None = None
 
     def names(self) -> tuple[str, ...]:
         """Full names of the tensors this model stands for, as a dense folder would store them."""
@@ -76,6 +79,21 @@ class Artifact:
         return {name: inputs for name, inputs in found.items() if inputs is not None}
 
     def _read_inputs(self, name: str, matrix: Matrix) -> dict[str, Tensor]:
+    def kv(self, index: int) -> KVScales | None:
+        """How one block rounds the keys and values that it caches; None: it does not."""
+        if self.cached is None:
+            return None
+        attention = self.anatomy.blocks[index].attention
+        names = tuple(attention + suffix for suffix in kv.SUFFIXES)
+        return kv.decode(attention, self.cached, self._read(names))
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values that a token takes in a cache, over all blocks."""
+        dtype = str(self.config.get("dtype", self.config.get("torch_dtype")))
+        item_bytes = 4 if dtype == "float32" else 2
+        return kv.bytes_per_token(self.anatomy, self.config, self.cached, item_bytes)
+
         return self._read(tuple(stored_inputs(name, matrix)))
 
     def _dense(self, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -162,10 +180,12 @@ def open_artifact(folder: Path) -> Artifact:
     except ModelError as error:
         raise ArtifactError(str(error)) from error
     if found := list(flaws(anatomy, config)):
+        cached = kv.read(format, quantization or {})
+        kv.check(format, anatomy, config, cached, checkpoint.tensors)
         raise ArtifactError(
             "\n".join(f"{folder}: {flaw}. Write or fetch it again." for flaw in found)
         )
-    return Artifact(folder, format, config, anatomy, matrices, checkpoint)
+    return Artifact(folder, format, config, anatomy, matrices, checkpoint, cached)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -201,7 +221,8 @@ def _dense_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the dense tensors these stored tensors stand for; checks those of every matrix."""
     form = FORMATS[format]
-    shapes = checkpoint.shapes()
+    known = checkpoint.shapes().items()
+    shapes = {name: shape for name, shape in known if not name.endswith(kv.SUFFIXES)}
     for name, matrix in matrices.items():
         specs = form.stored(name, matrix)
         check_stored(specs, checkpoint.tensors)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.anatomy import Anatomy
-from compress.artifact.formats import FORMATS
+from compress.artifact.formats import BESIDE, FORMATS, gguf, kv
 from compress.artifact.formats.matrix import Scheme, scheme_of
 from compress.errors import ArtifactError
 from compress.storage import INDEX, SINGLE, ShardWriter, copy_file, write_text
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from compress.kernels.grid import Rounded
 
+    from compress.kernels.kv import KVScales
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
@@ -35,7 +36,7 @@ def companions(folder: Path) -> tuple[Path, ...]:
 
 def write(
     folder: Path,
-    parts: Iterable[tuple[str, Tensor | Rounded]],
+    parts: Iterable[tuple[str, Tensor | Rounded | KVScales]],
     *,
     anatomy: Anatomy,
     config: Mapping[str, Any],
@@ -66,16 +67,22 @@ def write(
     if format not in FORMATS:
         raise ArtifactError(f"artifact.format: {format!r} is unknown. Use {', '.join(FORMATS)}.")
     _make_room(folder)
-    writer = ShardWriter(folder, max_shard_bytes)
-    schemes = _add_parts(writer, parts, anatomy, format, _dtype(config))
+    writer: ShardWriter | GgufShard = ShardWriter(folder, max_shard_bytes)
+    if format == "gguf":
+        writer = GgufShard(folder, anatomy, config, tokenizer_files)
+    dtype, caches = _dtype(config), dict[str, kv.KVScheme]()
+    rest = _without_caches(writer, parts, caches, format, dtype)
+    schemes = _add_parts(writer, rest, anatomy, format, dtype)
+    cached = _one_scheme(caches, anatomy)
     if refusals := FORMATS[format].refusals(anatomy, schemes):
         raise ArtifactError("\n".join(refusals))
     writer.close()
     for path in tokenizer_files:
         copy_file(path, folder / path.name)
-    write_text(
-        folder / "config.json", config_text(config, FORMATS[format].config(anatomy, schemes))
-    )
+    quantization = kv.describe(format, FORMATS[format].config(anatomy, schemes), cached, anatomy)
+    for name, text in beside(format, quantization).items():
+        write_text(folder / name, text)
+    write_text(folder / "config.json", config_text(config, quantization))
 
 
 def _make_room(folder: Path) -> None:
@@ -89,6 +96,37 @@ def _make_room(folder: Path) -> None:
 
 def _add_parts(
     writer: ShardWriter,
+def _without_caches(
+    writer: ShardWriter | GgufShard,
+    parts: Iterable[tuple[str, Tensor | Rounded | KVScales]],
+    caches: dict[str, kv.KVScheme],
+    format: str,
+    dtype: torch.dtype,
+) -> Iterator[tuple[str, Tensor | Rounded]]:
+    """Queue the scales of keys and values and note their scheme in `caches`; yield all else."""
+    from compress.kernels.kv import KVScales
+
+    for name, part in parts:
+        if isinstance(part, KVScales):
+            caches[name] = kv.scheme_of(part)
+            for stored_name, tensor in kv.encode(format, name, part, dtype):
+                writer.add(stored_name, tensor)
+        else:
+            yield name, part
+
+
+def _one_scheme(caches: Mapping[str, kv.KVScheme], anatomy: Anatomy) -> kv.KVScheme | None:
+    """How all blocks cache their keys and values; None where none rounds them."""
+    if not caches:
+        return None
+    if len(set(caches.values())) > 1 or caches.keys() != {b.attention for b in anatomy.blocks}:
+        raise ArtifactError(
+            f"{min(caches)}: scales of keys and values were handed over for {len(caches)} of "
+            f"{len(anatomy.blocks)} blocks, or unlike ones. Every block needs them, all alike."
+        )
+    return next(iter(caches.values()))
+
+
     parts: Iterable[tuple[str, Tensor | Rounded]],
     anatomy: Anatomy,
     format: str,
@@ -125,6 +163,13 @@ def _dtype(config: Mapping[str, Any]) -> torch.dtype:
 
 def config_text(config: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> str:
     """The ``config.json`` of an artifact: the teacher's, with what its format says of itself."""
+def beside(format: str, quantization: Mapping[str, Any] | None) -> dict[str, str]:
+    """Files that old readers of a format want beside ``config.json``: text by name."""
+    if quantization is None or format not in BESIDE:
+        return {}
+    return {BESIDE[format]: json.dumps(quantization, indent=2) + "\n"}
+
+
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     if quantization is not None:
         plain["quantization_config"] = quantization

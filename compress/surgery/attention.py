@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compress.kernels.precision import bfloat16_products
+from compress.surgery.caching import cached
 
 NAME = "compress_walk"
 _SLICE = 64
@@ -38,6 +39,7 @@ def _attend(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
+    key, value = cached(module, key, value)
     plain = attention_mask is None and query.shape[2] == key.shape[2] > _SLICE
     if not plain or query.dtype != torch.bfloat16 or query.device.type != "cpu":
         from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.surgery.caching import cached
+
 _ATTENTION = "compress_decode"  # the name under which transformers finds `_attend`
 
 
@@ -64,6 +66,7 @@ def _attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
+    key, value = cached(module, key, value)  # all of them each time: rounding again changes none
     batch, heads, _one, width = query.shape
     rows = query.reshape(batch, key.shape[1], heads // key.shape[1], width)
     scores = (rows @ key.transpose(-1, -2)).float() * (width**-0.5 if scaling is None else scaling)

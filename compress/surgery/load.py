@@ -97,7 +97,8 @@ def materialize(weights: Weights, dtype: torch.dtype) -> Any:
     Raises:
         ModelError: parameters are missing, or tensors are left over.
     """
-    from compress.surgery.rounding import PRODUCTS, attach
+    from compress.surgery import caching
+    from compress.surgery.rounding import attach
     from compress.surgery.walk import empty_model
 
     model = empty_model(weights.config, dtype)
@@ -124,8 +125,14 @@ def materialize(weights: Weights, dtype: torch.dtype) -> Any:
             f"({', '.join(missing[:3])}) and {len(left_over)} tensors are left over "
             f"({', '.join(left_over[:3])}). Fetch the checkpoint again."
         )
-    for name, rounds in rounding.items():
-        attach(model.get_submodule(name), rounds, dtype)
+    for block in weights.anatomy.blocks:
+        rounding = weights.inputs(block.index)
+        for linear in block.linears:
+            if linear.name in rounding:
+                target = model.get_submodule(linear.name)
+                attach(target, rounding[linear.name], transposed=linear.transposed)
+        if (scales := weights.kv(block.index)) is not None:
+            caching.attach(model.get_submodule(block.attention), scales.round)
     return model.requires_grad_(False)
 
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from compress.anatomy import Anatomy
 from compress.errors import ModelError, shown
+from compress.kernels.kv import KVScales
 from compress.results import Progress
-from compress.surgery import attention
-from compress.surgery.rounding import PRODUCTS, Rounds, attach, detach
+from compress.surgery import attention, caching
+from compress.surgery.rounding import Rounds, attach, detach
 
 Watch = Callable[[Progress], None] | None
 _NOT_DESCRIBED = (
@@ -46,6 +47,9 @@ class Weights(Protocol):
 
     def inputs(self, index: int) -> Mapping[str, Rounds]:
         """The linears of one block, by name, whose inputs are rounded when they multiply."""
+
+    def kv(self, index: int) -> KVScales | None:
+        """How one block rounds the keys and values that it caches; None: it does not."""
 
 
 class _Stop(Exception):  # noqa: N818 - control flow, not an error
@@ -117,12 +121,23 @@ class Walk:
             for k, v in stored.items()
         }
         module.load_state_dict({k: v for k, v in state.items() if k in wanted}, assign=True)
-        for name, rounds in rounding.items():
-            attach(module.get_submodule(name.removeprefix(prefix)), rounds, self.dtype)
+        linears = [
+            (linear, module.get_submodule(linear.name.removeprefix(prefix)))
+            for linear in self.anatomy.blocks[index].linears
+        ]
+        rounding = self.weights.inputs(index)
+        for linear, target in linears:
+            if linear.name in rounding:
+                attach(target, rounding[linear.name], transposed=linear.transposed)
+        if (scales := self.weights.kv(index)) is not None:
+            attention_module = caching.attention_of(module, self.anatomy.blocks[index])
+            caching.attach(attention_module, scales.on(self.device).round)
         try:
             yield module.eval().requires_grad_(False)
         finally:
-            detach(module)
+            for _, target in linears:
+                detach(target)
+            caching.detach(module)
             module.load_state_dict(wanted, assign=True)
 
     @torch.inference_mode()

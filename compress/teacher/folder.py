@@ -59,6 +59,9 @@ class Teacher:
         """No linear of a teacher rounds its inputs."""
         return {}
 
+    def kv(self, index: int) -> None:
+        """No block of a teacher rounds what it caches."""
+
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
         """The tokenizer's files that are there, to be copied beside a student."""

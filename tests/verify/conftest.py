@@ -13,6 +13,7 @@ from compress.artifact.manifest import write_manifest
 from compress.artifact.write import companions, write
 from compress.kernels.activations import Inputs
 from compress.kernels.grid import Rounded, fit, round_to_nearest
+from compress.kernels.kv import KVScales
 from compress.surgery.load import tokenizer
 from compress.teacher.folder import open_folder
 from compress.verify import reference
@@ -63,6 +64,9 @@ class Student:
         prefix = self.anatomy.blocks[index].prefix + "."
         parts = ((name, part) for name, part in self.parts() if name.startswith(prefix))
         return {n: p.inputs for n, p in parts if isinstance(p, Rounded) and p.inputs is not None}
+
+    def kv(self, index: int) -> KVScales | None:
+        return None
 
 
 def linears(bits: int = 4, group_size: int = 32, sym: bool = True) -> Plan:
