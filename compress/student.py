@@ -19,9 +19,11 @@ from compress import storage
 from compress.anatomy import Anatomy, Linear
 from compress.kernels.activations import Inputs
 from compress.kernels.grid import Rounded
+from compress.kernels.int8 import product
 from compress.kernels.kv import KVScales
 from compress.kernels.pack import pack, unpack
 from compress.results import KVBlock, LinearResult, from_json
+from compress.surgery.rounding import Rounds
 from compress.surgery.walk import Weights
 
 _UNTOUCHED: Mapping[str, Any] = {"linears": {}, "plain": []}
@@ -103,10 +105,10 @@ class Student:
     def inputs(self, index: int) -> dict[str, Inputs]:
         """How linears of one block round their inputs, by name; none where none does."""
         linears = self._records.get(index, _UNTOUCHED)["linears"]
-        found = {name: self._inputs(index, name) for name in linears}
-        return {name: inputs for name, inputs in found.items() if inputs is not None}
+        names = [name for name, scheme in linears.items() if scheme.get("inputs")]
+        found = {name: product(self._read(index, name)) for name in names}
+        return {name: rounds for name, rounds in found.items() if rounds is not None}
 
-    def commit(
     def cached(self, index: int) -> KVBlock | None:
         """What has become of the keys and values of one block; None where nothing has."""
         told = self._records.get(index, _UNTOUCHED).get("kv")
@@ -120,13 +122,14 @@ class Student:
         keys, values = torch.tensor(found.key_scales), torch.tensor(found.value_scales)
         return KVScales(found.numbers, keys, values)
 
+    def commit(
         self,
         unit: int,
         rounded: Mapping[str, Rounded],
         results: Sequence[LinearResult],
         plain: Mapping[str, Tensor] | None = None,
-    ) -> None:
         kv: KVBlock | None = None,
+    ) -> None:
         """Make what a stage did to one block (or to the head) final and durable.
 
         What earlier stages made of its other linears stays.
@@ -137,8 +140,8 @@ class Student:
             results: one record for each linear that a stage was asked for, solved or not.
             plain: tensors that stay as they are stored but got other values (a norm that a scaling
                 was folded into), by full name; in the teacher's dtype and shape.
-        """
             kv: what became of the keys and values of a block.
+        """
         before = self._records.get(unit, _UNTOUCHED)
         rounded = {name: self._read(unit, name) for name in before["linears"]} | dict(rounded)
         tensors: dict[str, Tensor] = self._plain(unit) | dict(plain or {})
@@ -164,8 +167,8 @@ class Student:
                 for name, m in rounded.items()
             },
             "plain": changed,
-            "kv": dataclasses.asdict(kv) if kv else before.get("kv"),
             "results": [dataclasses.asdict(result) for result in results],
+            "kv": dataclasses.asdict(kv) if kv else before.get("kv"),
         }
         self._ledger.add(self._key(unit), record, [shard])
         self._records[unit] = record
@@ -182,9 +185,9 @@ class Student:
         """
         yield from self._parts(HEAD, self._teacher.outside())
         for block in self.anatomy.blocks:
+            yield from self._parts(block.index, self._teacher.block(block.index))
             if (scales := self.kv(block.index)) is not None:
                 yield block.attention, scales
-            yield from self._parts(block.index, self._teacher.block(block.index))
 
     def _parts(
         self, unit: int, plain: Mapping[str, Tensor]

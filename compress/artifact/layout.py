@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from compress.kernels.activations import Inputs
     from compress.kernels.grid import Rounded
-
     from compress.kernels.kv import KVScales
+    from compress.surgery.rounding import Rounds
+
 MODEL_SUFFIXES = (".json", ".txt", ".model", ".jinja")  # beside the weights
 RECORDS = frozenset(("results.json", "measured.json", "verification.json", "manifest.json"))
 PARTS = ("block linears", "head", "embedding", "norms and biases", "other files")
@@ -78,7 +79,6 @@ class Artifact:
         found = {n: decode_inputs(n, m, self._read_inputs(n, m)) for n, m in known.items()}
         return {name: inputs for name, inputs in found.items() if inputs is not None}
 
-    def _read_inputs(self, name: str, matrix: Matrix) -> dict[str, Tensor]:
     def kv(self, index: int) -> KVScales | None:
         """How one block rounds the keys and values that it caches; None: it does not."""
         if self.cached is None:
@@ -93,8 +93,6 @@ class Artifact:
         dtype = str(self.config.get("dtype", self.config.get("torch_dtype")))
         item_bytes = 4 if dtype == "float32" else 2
         return kv.bytes_per_token(self.anatomy, self.config, self.cached, item_bytes)
-
-        return self._read(tuple(stored_inputs(name, matrix)))
 
     def _dense(self, names: tuple[str, ...]) -> dict[str, Tensor]:
         plain = self._read(
@@ -177,11 +175,11 @@ def open_artifact(folder: Path) -> Artifact:
         checkpoint = Checkpoint(folder)
         matrices = FORMATS[format].matrices(checkpoint, quantization or {})
         anatomy = anatomies.read(config, _dense_shapes(config, checkpoint, format, matrices))
+        cached = kv.read(format, quantization or {})
+        kv.check(format, anatomy, config, cached, checkpoint.tensors)
     except ModelError as error:
         raise ArtifactError(str(error)) from error
     if found := list(flaws(anatomy, config)):
-        cached = kv.read(format, quantization or {})
-        kv.check(format, anatomy, config, cached, checkpoint.tensors)
         raise ArtifactError(
             "\n".join(f"{folder}: {flaw}. Write or fetch it again." for flaw in found)
         )

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compress.kernels.grid import Rounded
-
     from compress.kernels.kv import KVScales
+
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
@@ -51,12 +51,13 @@ def write(
 
     Args:
         folder: made when missing.
-        parts: plain tensors by full name, quantized matrices by module name, in any order; together
-            exactly the tensors of `anatomy`.
+        parts: plain tensors by full name, quantized matrices by module name, scales of keys and
+            values by the module that attends, in any order; together exactly the tensors of
+            `anatomy`, and scales for every block or for none.
         anatomy: of the teacher; also of the student, as long as no shape changes.
         config: the teacher's ``config.json``; a `quantization_config` in it is replaced.
         tokenizer_files: copied as they are; `companions` finds them.
-        format: packed, compressed-tensors or dense.
+        format: a key of `FORMATS`.
         max_shard_bytes: a shard is closed before it would grow past this.
 
     Raises:
@@ -94,8 +95,6 @@ def _make_room(folder: Path) -> None:
             path.unlink()
 
 
-def _add_parts(
-    writer: ShardWriter,
 def _without_caches(
     writer: ShardWriter | GgufShard,
     parts: Iterable[tuple[str, Tensor | Rounded | KVScales]],
@@ -127,6 +126,8 @@ def _one_scheme(caches: Mapping[str, kv.KVScheme], anatomy: Anatomy) -> kv.KVSch
     return next(iter(caches.values()))
 
 
+def _add_parts(
+    writer: ShardWriter,
     parts: Iterable[tuple[str, Tensor | Rounded]],
     anatomy: Anatomy,
     format: str,
@@ -161,8 +162,6 @@ def _dtype(config: Mapping[str, Any]) -> torch.dtype:
     return names.get(str(config.get("dtype", config.get("torch_dtype"))), torch.bfloat16)
 
 
-def config_text(config: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> str:
-    """The ``config.json`` of an artifact: the teacher's, with what its format says of itself."""
 def beside(format: str, quantization: Mapping[str, Any] | None) -> dict[str, str]:
     """Files that old readers of a format want beside ``config.json``: text by name."""
     if quantization is None or format not in BESIDE:
@@ -170,6 +169,8 @@ def beside(format: str, quantization: Mapping[str, Any] | None) -> dict[str, str
     return {BESIDE[format]: json.dumps(quantization, indent=2) + "\n"}
 
 
+def config_text(config: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> str:
+    """The ``config.json`` of an artifact: the teacher's, with what its format says of itself."""
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     if quantization is not None:
         plain["quantization_config"] = quantization
