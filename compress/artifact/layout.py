@@ -12,8 +12,8 @@ from compress import anatomy as anatomies
 from compress import storage
 from compress.anatomy import Anatomy
 from compress.artifact.formats import FORMATS, METHODS, kv
-from compress.artifact.formats.input_scheme import INPUT_SUFFIXES, decode_inputs
 from compress.artifact.formats.matrix import Matrix, check_stored
+from compress.artifact.gguf_file import GgufCheckpoint
 from compress.artifact.whole import flaws
 from compress.errors import ArtifactError, ModelError, shown
 from compress.storage import Checkpoint
@@ -21,10 +21,9 @@ from compress.storage import Checkpoint
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compress.kernels.activations import Inputs
+    from compress.kernels.activations import Rounds
     from compress.kernels.grid import Rounded
     from compress.kernels.kv import KVScales
-    from compress.surgery.rounding import Rounds
 
 MODEL_SUFFIXES = (".json", ".txt", ".model", ".jinja")  # beside the weights
 RECORDS = frozenset(("results.json", "measured.json", "verification.json", "manifest.json"))
@@ -72,12 +71,15 @@ class Artifact:
         """The dense tensors that belong to no block, by full name."""
         return self._dense(self.anatomy.outside())
 
-    def inputs(self, index: int) -> dict[str, Inputs]:
+    def inputs(self, index: int) -> dict[str, Rounds]:
         """How linears of one block round their inputs, by name; none where none does."""
+        from compress.kernels.int8 import product
+
         names = [linear.name for linear in self.anatomy.blocks[index].linears]
         known = {name: self.matrices[name] for name in names if name in self.matrices}
-        found = {n: decode_inputs(n, m, self._read_inputs(n, m)) for n, m in known.items()}
-        return {name: inputs for name, inputs in found.items() if inputs is not None}
+        found = [(n, self.rounded(n)) for n, matrix in known.items() if matrix.scheme.inputs]
+        rounding = {name: product(rounded) for name, rounded in found if rounded is not None}
+        return {name: rounds for name, rounds in rounding.items() if rounds is not None}
 
     def kv(self, index: int) -> KVScales | None:
         """How one block rounds the keys and values that it caches; None: it does not."""
@@ -172,7 +174,8 @@ def open_artifact(folder: Path) -> Artifact:
     quantization = config.pop("quantization_config", None)
     format = _format(folder, quantization)
     try:
-        checkpoint = Checkpoint(folder)
+        gguf = format == "gguf"
+        checkpoint = GgufCheckpoint(folder, config) if gguf else Checkpoint(folder)
         matrices = FORMATS[format].matrices(checkpoint, quantization or {})
         anatomy = anatomies.read(config, _dense_shapes(config, checkpoint, format, matrices))
         cached = kv.read(format, quantization or {})
@@ -215,7 +218,10 @@ def _format(folder: Path, quantization: Any) -> str:
 
 
 def _dense_shapes(
-    config: Mapping[str, Any], checkpoint: Checkpoint, format: str, matrices: Mapping[str, Matrix]
+    config: Mapping[str, Any],
+    checkpoint: Checkpoint | GgufCheckpoint,
+    format: str,
+    matrices: Mapping[str, Matrix],
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the dense tensors these stored tensors stand for; checks those of every matrix."""
     form = FORMATS[format]

@@ -7,11 +7,16 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress import storage
+from compress.artifact import gguf_file
+from compress.artifact.formats import gguf
 from compress.errors import ArtifactError, ModelError
 from compress.storage import Checkpoint, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -69,6 +74,8 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 def tensor_hashes(folder: Path) -> dict[str, str]:
     """sha256 of the bytes of every stored tensor by name, read from disk one at a time."""
+    if (folder / gguf.FILE).is_file():
+        return {name: _sha256(raw) for name, raw in gguf_file.hashed_bytes(folder)}
     checkpoint = Checkpoint(folder)
     return {name: _tensor_hash(checkpoint, name) for name in sorted(checkpoint.tensors)}
 
@@ -81,7 +88,10 @@ def _file_hash(path: Path) -> str:
 def _tensor_hash(checkpoint: Checkpoint, name: str) -> str:
     import torch
 
-    raw = checkpoint.read(name).reshape(-1).view(torch.uint8)
+    return _sha256(checkpoint.read(name).reshape(-1).view(torch.uint8))
+
+
+def _sha256(raw: Tensor) -> str:
     return hashlib.sha256(raw.numpy().data).hexdigest()
 
 

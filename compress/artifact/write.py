@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compress.anatomy import Anatomy
 from compress.artifact.formats import BESIDE, FORMATS, gguf, kv
 from compress.artifact.formats.matrix import Scheme, scheme_of
+from compress.artifact.gguf_file import GgufShard
 from compress.errors import ArtifactError
 from compress.storage import INDEX, SINGLE, ShardWriter, copy_file, write_text
 
@@ -91,7 +92,7 @@ def _make_room(folder: Path) -> None:
     if (folder / "config.json").exists():
         raise ArtifactError(f"{folder}: holds a finished model. Choose another folder.")
     for path in folder.iterdir():
-        if path.name in (SINGLE, INDEX) or _LEFTOVER.fullmatch(path.name):
+        if path.name in (SINGLE, INDEX, gguf.FILE) or _LEFTOVER.fullmatch(path.name):
             path.unlink()
 
 
@@ -127,7 +128,7 @@ def _one_scheme(caches: Mapping[str, kv.KVScheme], anatomy: Anatomy) -> kv.KVSch
 
 
 def _add_parts(
-    writer: ShardWriter,
+    writer: ShardWriter | GgufShard,
     parts: Iterable[tuple[str, Tensor | Rounded]],
     anatomy: Anatomy,
     format: str,

@@ -48,6 +48,25 @@ class Rounded:
         return weight.view(rows, columns)
 
 
+@dataclass(frozen=True)
+class Shifted(Rounded):
+    """A matrix whose weights are ``code * scale + minimum``, as llama.cpp's Q4_1 has them.
+
+    `zero` is what the grid was rounded with; the minimum is ``-zero * scale`` in float16.
+    """
+
+    minimum: Tensor | None = None  # [O, G] float32
+
+    def dequantize(self) -> Tensor:
+        """The weights that its reader computes: [O, I] float32."""
+        if self.minimum is None:
+            return super().dequantize()
+        rows, columns = self.codes.shape
+        weight = self.codes.view(rows, -1, self.group_size).float()
+        weight.mul_(self.scale[..., None]).add_(self.minimum[..., None])
+        return weight.view(rows, columns)
+
+
 def storable(scale: Tensor) -> Tensor:
     """Round scales to values exact in bfloat16 and in float16, keeping their sign; never zero."""
     smallest = 2.0**-17  # below it float16 holds fewer than bfloat16's 8 significant bits

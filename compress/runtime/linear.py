@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compress.kernels.grid import Rounded
+from compress.kernels.grid import Rounded, Shifted
 
 Path = Literal["int4pack", "int8pack", "int4pack_digits", "expanded", "dense"]
 Matrix = Tensor | Rounded
@@ -164,7 +164,8 @@ def stack(matrices: Sequence[Matrix]) -> Matrix | None:
     if len(dense) == len(matrices):
         return torch.cat(dense)
     rounded = [m for m in matrices if isinstance(m, Rounded)]
-    if len(rounded) < len(matrices) or len({(m.bits, m.group_size) for m in rounded}) > 1:
+    kinds = {(type(m), m.bits, m.group_size) for m in rounded}
+    if len(rounded) < len(matrices) or len(kinds) > 1 or isinstance(rounded[0], Shifted):
         return None
     codes, scale, zero = (
         torch.cat([getattr(m, part) for m in rounded]) for part in ("codes", "scale", "zero")

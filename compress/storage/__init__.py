@@ -5,8 +5,16 @@ by strangers: nothing here executes it, and no header, however it lies, takes mo
 than the bounds named at the top of each module. `docs/security.md` lists what is defended.
 """
 
-from compress.storage.checkpoint import INDEX, SINGLE, Checkpoint, read_file
-from compress.storage.gguf import GgufHeader, check_gguf, gguf_fields, read_gguf
+from compress.storage.checkpoint import INDEX, SINGLE, Checkpoint, check_links, read_file
+from compress.storage.gguf import (
+    GgufHeader,
+    GgufTensor,
+    check_gguf,
+    gguf_fields,
+    read_gguf,
+    read_gguf_bytes,
+)
+from compress.storage.gguf_writing import GgufWriter
 from compress.storage.headers import ITEM_BITS, TensorInfo, parse_header, read_header
 from compress.storage.text import parse_json, read_json, read_text
 from compress.storage.writing import (
@@ -27,10 +35,13 @@ __all__ = [
     "SINGLE",
     "Checkpoint",
     "GgufHeader",
+    "GgufTensor",
+    "GgufWriter",
     "ShardWriter",
     "TensorInfo",
     "append",
     "check_gguf",
+    "check_links",
     "copy_file",
     "cut",
     "gguf_fields",
@@ -40,6 +51,7 @@ __all__ = [
     "parse_json",
     "read_file",
     "read_gguf",
+    "read_gguf_bytes",
     "read_header",
     "read_json",
     "read_text",

@@ -1,4 +1,4 @@
-"""GGUF headers, read with bounds; the tensors themselves are left to transformers' converter.
+"""GGUF headers, read with bounds, and the bytes of single tensors.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md: little-endian counts, metadata by
 key, then name, shape, type and offset of every tensor, then their bytes. The library's own reader
@@ -12,11 +12,14 @@ import mmap
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.errors import ModelError, shown
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_FIELDS = 4_096
 MAX_TENSORS = 65_536
@@ -32,11 +35,22 @@ _STRING, _ARRAY = 8, 9
 
 
 @dataclass(frozen=True)
+class GgufTensor:
+    """Where one tensor lies, and what it is made of."""
+
+    kind: str  # as ggml spells it: F32, BF16, Q4_0, …
+    shape: tuple[int, ...]  # outermost extent first, as torch writes it
+    start: int  # first byte in the file
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class GgufHeader:
     """What a GGUF file says before its bytes begin."""
 
     fields: dict[str, Any]  # metadata that is a number, a text or a truth value; arrays left out
     shapes: dict[str, tuple[int, ...]]  # of tensors, innermost extent first, as GGUF writes them
+    tensors: dict[str, GgufTensor] = field(default_factory=dict)
 
 
 def read_gguf(path: Path) -> GgufHeader:
@@ -62,6 +76,25 @@ def read_gguf(path: Path) -> GgufHeader:
         raise ModelError(
             f"{path}: not a whole GGUF file ({error}). Fetch the file again."
         ) from error
+
+
+def read_gguf_bytes(path: Path, tensor: GgufTensor) -> torch.Tensor:
+    """The bytes of one tensor, as uint8 [nbytes]; `tensor` is one of the file's own header.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    import torch
+
+    try:
+        with path.open("rb") as file:
+            file.seek(tensor.start)
+            raw = bytearray(file.read(tensor.nbytes))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}).") from error
+    if len(raw) != tensor.nbytes:
+        raise ModelError(f"{path}: truncated since its header was read. Fetch the file again.")
+    return torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
 
 
 def gguf_fields(path: Path) -> Iterator[tuple[str, Any]]:
@@ -135,18 +168,27 @@ def _header(data: mmap.mmap) -> GgufHeader:
         if name in found:
             raise ValueError(f"{shown(name)} is there twice")
         found[name] = reader.value()
-    shapes, spans = _tensors(reader, tensors)
-    _check_spans(spans, _data_start(reader.at, found), len(data))
-    return GgufHeader({name: value for name, value in found.items() if value is not None}, shapes)
+    shapes, kinds, spans = _tensors(reader, tensors)
+    begin = _data_start(reader.at, found)
+    _check_spans(spans, begin, len(data))
+    return GgufHeader(
+        {name: value for name, value in found.items() if value is not None},
+        shapes,
+        {
+            name: GgufTensor(kinds[name], shapes[name][::-1], begin + start, stop - start)
+            for start, stop, name in spans
+        },
+    )
 
 
 def _tensors(
     reader: _Reader, count: int
-) -> tuple[dict[str, tuple[int, ...]], list[tuple[int, int, str]]]:
-    """Shapes by name, and the bytes each tensor takes, counted from the start of the data."""
+) -> tuple[dict[str, tuple[int, ...]], dict[str, str], list[tuple[int, int, str]]]:
+    """Shapes and types by name, and the bytes of each tensor from the start of the data."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     shapes: dict[str, tuple[int, ...]] = {}
+    kinds: dict[str, str] = {}
     spans = []
     for _ in range(count):
         name, rank = reader.text(), reader.number("<I")
@@ -155,12 +197,13 @@ def _tensors(
                 f"{shown(name)} is there twice" if name in shapes else f"{shown(name)}: rank {rank}"
             )
         shapes[name] = tuple(reader.count(_MAX_EXTENT, "columns") for _ in range(rank))
-        block, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType(reader.number("<I"))]
+        kind = GGMLQuantizationType(reader.number("<I"))
+        kinds[name], (block, nbytes) = kind.name, GGML_QUANT_SIZES[kind]
         if shapes[name][0] % block:
             raise ValueError(f"{shown(name)}: {shapes[name][0]:,} columns, its type packs {block}")
         start = reader.number("<Q")
         spans.append((start, start + math.prod(shapes[name]) // block * nbytes, name))
-    return shapes, spans
+    return shapes, kinds, spans
 
 
 def _data_start(header_end: int, fields: dict[str, Any]) -> int:

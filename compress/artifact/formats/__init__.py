@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compress.anatomy import Anatomy, Linear
-from compress.artifact.formats import compressed_tensors, dense, gptq, packed
+from compress.artifact.formats import compressed_tensors, dense, gguf, gptq, packed
 from compress.artifact.formats.matrix import Matrix, Scheme, Specs
 
 if TYPE_CHECKING:
@@ -49,11 +49,13 @@ FORMATS: dict[str, Format] = {
     "packed": packed,
     "compressed-tensors": compressed_tensors,
     "gptq": gptq,
+    "gguf": gguf,
     "dense": dense,
 }
 METHODS = {
     packed.METHOD: "packed",
     compressed_tensors.METHOD: "compressed-tensors",
     gptq.METHOD: "gptq",
+    gguf.METHOD: "gguf",
 }
 BESIDE = {"gptq": gptq.BESIDE}  # a second file that holds the `quantization_config`
