@@ -17,16 +17,16 @@ from torch import Tensor
 
 from compress import storage
 from compress.anatomy import Anatomy, Linear
-from compress.kernels.activations import Inputs
+from compress.kernels.activations import Inputs, Rounds
 from compress.kernels.grid import Rounded
 from compress.kernels.int8 import product
 from compress.kernels.kv import KVScales
 from compress.kernels.pack import pack, unpack
 from compress.results import KVBlock, LinearResult, from_json
-from compress.surgery.rounding import Rounds
 from compress.surgery.walk import Weights
 
 _UNTOUCHED: Mapping[str, Any] = {"linears": {}, "plain": []}
+_SCHEME = ("bits", "group_size", "sym", "numbers", "scale_rows", "global_scale")  # of a Rounded
 HEAD = -1  # the unit that holds the head, which belongs to no block
 
 
@@ -102,7 +102,7 @@ class Student:
         """Dense tensors outside the blocks as they now are, by stored names."""
         return self._teacher.outside() | self._dense(HEAD)
 
-    def inputs(self, index: int) -> dict[str, Inputs]:
+    def inputs(self, index: int) -> dict[str, Rounds]:
         """How linears of one block round their inputs, by name; none where none does."""
         linears = self._records.get(index, _UNTOUCHED)["linears"]
         names = [name for name, scheme in linears.items() if scheme.get("inputs")]
@@ -159,9 +159,7 @@ class Student:
             "linears": {
                 name: {
                     "columns": m.codes.shape[1],
-                    "bits": m.bits,
-                    "group_size": m.group_size,
-                    "sym": m.sym,
+                    **{field: getattr(m, field) for field in _SCHEME},
                     "inputs": _told(m.inputs),
                 }
                 for name, m in rounded.items()
@@ -221,10 +219,8 @@ class Student:
             self._folder / self._records[unit]["shard"], names
         ).values()
         codes = unpack(words, scheme["bits"], scheme["columns"])
-        return Rounded(
-            codes, scale, zero, scheme["bits"], scheme["group_size"], scheme["sym"],
-            self._inputs(unit, name),
-        )  # fmt: skip
+        fields = {field: scheme[field] for field in _SCHEME if field in scheme}
+        return Rounded(codes, scale, zero, inputs=self._inputs(unit, name), **fields)
 
     def _inputs(self, unit: int, name: str) -> Inputs | None:
         record = self._records[unit]

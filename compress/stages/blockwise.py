@@ -20,6 +20,7 @@ from compress.anatomy import Block, Linear
 from compress.errors import SolveError
 from compress.kernels.grid import Rounded
 from compress.kernels.hessian import accumulate, mean
+from compress.kernels.int8 import product
 from compress.results import LinearResult
 from compress.stages.context import Context
 from compress.student import Student
@@ -78,7 +79,7 @@ def solve_blocks(
         One record a linear, and what gives the normed final hidden states [B, T, D] of the solved
         model to whoever asks.
     """
-    stream = _Stream(student, context)
+    stream = Stream(student, context)
     blocks = student.anatomy.blocks
     solve_block = _in_order if true_sequential else _at_once
     results: list[LinearResult] = []
@@ -105,7 +106,7 @@ def solve_blocks(
     return results, stream.final
 
 
-class _Stream:
+class Stream:
     """The activations on their way through a student, taken no further than somebody asks.
 
     Blocks in which nothing is solved, or which an earlier run has finished, are only walked, and
@@ -133,6 +134,8 @@ class _Stream:
             with self.walk.filled(behind) as module:
                 for part in parts:
                     part.copy_(self.walk.call(behind, module, part))
+        if self._reached < index:
+            self._context.tell("catch up", index, index)
         self._reached = index
         return parts
 
@@ -181,7 +184,7 @@ class _Block:
             if linear.name in rounded:
                 found = rounded[linear.name]
                 dense = found.dequantize()
-                inputs.replace(self.module, self.block, linear, dense, found.inputs)
+                inputs.replace(self.module, self.block, linear, dense, product(found))
         return rounded, records
 
     def weight(self, linear: Linear) -> Tensor:

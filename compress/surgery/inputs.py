@@ -11,7 +11,8 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from compress.anatomy import Block, Linear, parallel_residual
-from compress.surgery.rounding import PRODUCTS, Rounds, attach, attached, detach, results_in
+from compress.kernels.activations import Rounds
+from compress.surgery.rounding import attach, detach
 from compress.surgery.walk import Walk
 
 
@@ -28,11 +29,9 @@ def replace(
     From now on it rounds its inputs as `rounds` says, in forwards that wait before it, too.
     """
     target = module_of(module, block, linear)
-    dtype = results_in(target)
     detach(target)
-    target.to(dtype if rounds is None else PRODUCTS)
     if rounds is not None:
-        attach(target, rounds, dtype)
+        attach(target, rounds, transposed=linear.transposed)
     old = target.get_parameter("weight")
     stored = (dense.T if linear.transposed else dense).to(old.device, old.dtype).contiguous()
     target.weight = nn.Parameter(stored, requires_grad=False)
@@ -67,21 +66,18 @@ class Forwards:
     def to(self, linear: Linear, see: Callable[[Tensor], None]) -> None:
         """Run every forward up to a linear and show `see` its inputs as [N, I]."""
         places: list[Tensor] = []
-        target = module_of(self._module, self._block, linear)
-        before = attached(target)
 
-        def pause(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor] | None:
+        def pause(_: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0]
             see(x.reshape(-1, x.shape[-1]))
             if not places:
                 places.extend(reversed(self._places(linear, x)))
             _move(x, places.pop())
+            del x, args  # a frame that waits would hold them
             getcurrent().parent.switch()
-            # torch counted the hooks of this call when it began
-            rounds = attached(target)
-            return None if rounds is before or rounds is None else (rounds.round(x),)
 
-        handle = target.register_forward_pre_hook(pause, prepend=True)  # sees what is not rounded
+        target = module_of(self._module, self._block, linear)
+        handle = target.register_forward_pre_hook(pause)
         try:
             for forward in self._running:
                 forward.switch()

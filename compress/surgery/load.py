@@ -106,13 +106,7 @@ def materialize(weights: Weights, dtype: torch.dtype) -> Any:
     tensors = weights.outside()
     for block in weights.anatomy.blocks:
         tensors.update(weights.block(block.index))
-    rounding = {k: r for b in weights.anatomy.blocks for k, r in weights.inputs(b.index).items()}
-    state = {
-        k: t.to(PRODUCTS if k.rpartition(".")[0] in rounding else dtype)
-        if t.is_floating_point()
-        else t
-        for k, t in tensors.items()
-    }
+    state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
     head = weights.anatomy.head.name + "."  # transformers calls every head lm_head
     state = {k.replace(head, "lm_head.") if k.startswith(head) else k: t for k, t in state.items()}
     left_over = sorted(set(state) - names)

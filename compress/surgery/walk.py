@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from compress.anatomy import Anatomy
 from compress.errors import ModelError, shown
+from compress.kernels.activations import Rounds
 from compress.kernels.kv import KVScales
 from compress.results import Progress
 from compress.surgery import attention, caching
-from compress.surgery.rounding import Rounds, attach, detach
+from compress.surgery.rounding import attach, detach
 
 Watch = Callable[[Progress], None] | None
 _NOT_DESCRIBED = (
@@ -81,8 +82,8 @@ class Walk:
         for buffers in (module._buffers for module in self._model.modules()):
             buffers.update({k: v.to(device) for k, v in buffers.items() if v is not None})
 
-    def _place(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        return tensor.to(self.device, (dtype or self.dtype) if tensor.is_floating_point() else None)
+    def _place(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
     @torch.inference_mode()
     def embed(self, ids: Tensor) -> Tensor:
@@ -115,11 +116,8 @@ class Walk:
         """
         module, prefix = self._modules[index], self.anatomy.blocks[index].prefix + "."
         stored = self.weights.block(index) if tensors is None else tensors
-        wanted, rounding = self._empty[index], self.weights.inputs(index)
-        state = {
-            k.removeprefix(prefix): self._place(v, PRODUCTS if _owner(k) in rounding else None)
-            for k, v in stored.items()
-        }
+        wanted = self._empty[index]
+        state = {k.removeprefix(prefix): self._place(v) for k, v in stored.items()}
         module.load_state_dict({k: v for k, v in state.items() if k in wanted}, assign=True)
         linears = [
             (linear, module.get_submodule(linear.name.removeprefix(prefix)))
@@ -186,11 +184,6 @@ class Walk:
         finally:
             for module in self._modules:
                 del module.forward
-
-
-def _owner(name: str) -> str:
-    """The module that a tensor belongs to."""
-    return name.rpartition(".")[0]
 
 
 def _described_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:

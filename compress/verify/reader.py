@@ -24,8 +24,8 @@ from compress.verify.bits import unpack
 if TYPE_CHECKING:
     import torch
 
+    from compress.kernels.activations import Rounds
     from compress.kernels.kv import KVScales
-    from compress.surgery.rounding import Rounds
 
 NUMPY = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from compress.anatomy import Anatomy
 from compress.errors import ArtifactError
+from compress.kernels.activations import Rounds
 from compress.kernels.kv import KVScales
-from compress.surgery.rounding import Rounds
 from compress.surgery.walk import Watch, Weights, hidden_states, logits
 
 VERSION = 1
