@@ -24,7 +24,15 @@ import torch
 from torch import Tensor
 
 from compress.kernels.grid import Rounded, ScaleSearch, storable
-from compress.kernels.numbers import BITS, LARGEST, Numbers, decode, encode, nearest
+from compress.kernels.numbers import (
+    BITS,
+    LARGEST,
+    Numbers,
+    decode,
+    encode,
+    nearest,
+    power_of_two_above,
+)
 
 Scales = Literal["float", "e4m3", "e8m0"]
 _AT_ONCE = 1 << 18  # weights rounded together: fits the cache, bounds the memory
@@ -114,9 +122,7 @@ def _candidates(limit: Tensor, grid: FloatGrid, search: ScaleSearch) -> Iterator
             code = (codes + step).clamp(1, 126).to(torch.uint8)  # 0 is zero, 127 is no number
             yield decode(code, "fp8_e4m3") / over
     else:
-        # 7 rounds to 6 as well as any number, so 7 is what need not be exceeded
-        mantissa, exponent = torch.frexp(limit * (6 / 7))
-        scale = torch.ldexp(torch.ones_like(limit), exponent - (mantissa == 0.5).int())
+        scale = power_of_two_above(limit * (6 / 7))  # what is below 7 rounds to 6 well enough
         yield scale.clamp(_LEAST, _MOST)
         if search != "none":
             yield (scale / 2).clamp(_LEAST, _MOST)

@@ -40,6 +40,11 @@ def nearest(values: Tensor, numbers: Numbers) -> Tensor:
     return values.div_(step).round_().mul_(step)
 
 
+def power_of_two_above(values: Tensor) -> Tensor:
+    """The smallest power of two above each positive value, float32; 1 for zero."""
+    return torch.ldexp(torch.ones_like(values), torch.frexp(values).exponent)
+
+
 def encode(values: Tensor, numbers: Numbers) -> Tensor:
     """The code of the nearest number for each value: uint8 of the same shape.
 

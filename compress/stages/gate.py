@@ -105,7 +105,9 @@ class Gated:
 
 
 def with_bits(scheme: Scheme, bits: int) -> Scheme:
-    """The same scheme on a grid of another width."""
+    """The same scheme on a grid of another width, where there is one."""
+    if scheme.floating:
+        return scheme
     return dataclasses.replace(scheme, bits=bits)  # type: ignore[arg-type]
 
 

@@ -16,6 +16,7 @@ from compress.kernels.grid import Rounded, fit, round_to_nearest
 from compress.kernels.hessian import Factor, invert, output_errors
 from compress.recipe.scheme import Scheme
 from compress.results import Limits, LinearResult
+from compress.stages.floats import round_stack
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,11 @@ class _Solution:
 
     def split(self, linears: Sequence[Linear]) -> list[_Solution]:
         """The rows of each linear of the stack."""
-        r, sizes = self.rounded, [linear.out_features for linear in linears]
-        columns = (r.codes, r.scale, r.zero, self.error, self.energy)
+        sizes = [linear.out_features for linear in linears]
+        rows = _cut(self.rounded, sizes), self.error.split(sizes), self.energy.split(sizes)
         return [
-            replace(
-                self,
-                rounded=replace(r, codes=codes, scale=scale, zero=zero),
-                error=error,
-                energy=energy,
-            )
-            for codes, scale, zero, error, energy in zip(
-                *(t.split(sizes) for t in columns), strict=True
-            )
+            replace(self, rounded=rounded, error=error, energy=energy)
+            for rounded, error, energy in zip(*rows, strict=True)
         ]
 
     def result(self, linear: Linear, scheme: Scheme) -> LinearResult:
@@ -114,7 +108,7 @@ def _round(stack: Sequence[Tensor], hessian: Tensor | None, scheme: Scheme, rows
     """Round matrices [O, I] by slices of rows: given the Hessian [I, I], rows are independent."""
     damp_percent, dead = None, 0
     if hessian is None or not scheme.needs_hessian:
-        parts = [_rounded(_whole(cut), None, None, scheme) for cut in _slices(stack, rows)]
+        parts = _rounded_parts(stack, None, None, scheme, rows)
     else:
         parts, damp_percent, dead = _solved(stack, hessian, scheme, rows)
     errors = [
@@ -136,10 +130,24 @@ def _solved(
         dead = int(inverse.dead.sum())
         factor = inverse.factor(desc_act=scheme.desc_act) if scheme.method == "gptq" else None
         del inverse  # [I, I]: beside the Hessian only its factor stays
-        solved = [_rounded(_whole(cut), importance, factor, scheme) for cut in _slices(stack, rows)]
+        solved = _rounded_parts(stack, importance, factor, scheme, rows)
     finally:
         hessian.diagonal().copy_(undamped)
     return solved, damp_percent, dead
+
+
+def _rounded_parts(
+    stack: Sequence[Tensor],
+    importance: Tensor | None,
+    factor: Factor | None,
+    scheme: Scheme,
+    rows: int,
+) -> list[Rounded]:
+    """The slices of a stack, rounded."""
+    if scheme.floating:
+        whole = round_stack(stack, importance, scheme)
+        return _cut(whole, [sum(map(len, cut)) for cut in _slices(stack, rows)])
+    return [_rounded(_whole(cut), importance, factor, scheme) for cut in _slices(stack, rows)]
 
 
 def _rounded(
@@ -183,6 +191,15 @@ def _whole(cut: Sequence[Tensor]) -> Tensor:
     """The rows of a slice: [at most `rows`, I] float32, to be held no longer than it is used."""
     whole = cut[0] if len(cut) == 1 else torch.cat(list(cut))
     return whole.float().contiguous()
+
+
+def _cut(rounded: Rounded, sizes: list[int]) -> list[Rounded]:
+    """So many rows each."""
+    columns = (t.split(sizes) for t in (rounded.codes, rounded.scale, rounded.zero))
+    return [
+        replace(rounded, codes=codes, scale=scale, zero=zero)
+        for codes, scale, zero in zip(*columns, strict=True)
+    ]
 
 
 def _joined(parts: Sequence[Rounded]) -> Rounded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +13,12 @@ import torch
 
 from compress import anatomy
 from compress.artifact.write import companions, write
+from compress.kernels.floats import FloatGrid, fit, global_scale
 from compress.kernels.grid import Rounded
 from compress.storage import Checkpoint
 
-Plan = Callable[[str], tuple[int, int, bool] | None]  # module name → bits, group_size, sym
+# module name → bits, group_size, sym; or what floating numbers
+Plan = Callable[[str], tuple[int, int, bool] | FloatGrid | None]
 
 
 def round_to_nearest(weight: torch.Tensor, bits: int, group_size: int, sym: bool) -> Rounded:
@@ -31,6 +34,13 @@ def round_to_nearest(weight: torch.Tensor, bits: int, group_size: int, sym: bool
     zero = middle if sym else (-low / scale).round().clamp(0, top)
     codes = (groups / scale[..., None] + zero[..., None]).round().clamp(0, top)
     return Rounded(codes.byte().view(rows, columns), scale, zero.byte(), bits, size, sym)
+
+
+def round_to_floats(weight: torch.Tensor, grid: FloatGrid) -> Rounded:
+    """[O, I] float → codes of floating numbers."""
+    if grid.scales == "e4m3":
+        grid = dataclasses.replace(grid, over=global_scale([weight]))
+    return grid.round(weight, fit(weight, grid))
 
 
 class Student:
@@ -51,7 +61,8 @@ class Student:
                 yield name, tensor
             else:
                 weight = tensor.T if module in self.conv1d else tensor
-                yield module, round_to_nearest(weight, *scheme)
+                rounded = isinstance(scheme, tuple) and round_to_nearest(weight, *scheme)
+                yield module, rounded or round_to_floats(weight, scheme)
 
     def dense(self) -> dict[str, torch.Tensor]:
         """The weights the student stands for, as a dense folder stores them."""
@@ -81,7 +92,11 @@ class Student:
 def every_linear() -> Callable[[int, int, bool], Plan]:
     """Make a plan that rounds all block linears alike: `every_linear(bits, group_size, sym)`."""
     outer = ("embed", "lm_head", "wte", "wpe", "project_")
-    return lambda *scheme: lambda name: None if any(o in name for o in outer) else scheme
+    return lambda *scheme: (
+        lambda name: (
+            None if any(o in name for o in outer) else scheme[0] if len(scheme) == 1 else scheme
+        )
+    )
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""`compressed-tensors` pack-quantized: what transformers and vLLM open, at 4 and 8 bits.
+"""`compressed-tensors`: what transformers and vLLM open. Integers here, floats in `ct_floats`.
 
-Tensors of a quantized linear M: ``M.weight_packed``, ``M.weight_scale``, ``M.weight_shape`` and, on
-an asymmetric grid, ``M.weight_zero_point``. The format counts integers from ``-2**(bits-1)``, yet
-stores them shifted up by as much, so the stored bits are our unsigned codes. Only keys that old
-readers know are written: they refuse a scheme with an unknown key.
+pack-quantized holds 4 and 8 bits. Tensors of a quantized linear M: ``M.weight_packed``,
+``M.weight_scale``, ``M.weight_shape`` and, on an asymmetric grid, ``M.weight_zero_point``. The
+format counts integers from ``-2**(bits-1)``, yet stores them shifted up by as much, so the stored
+bits are our unsigned codes. Only keys that old readers know are written: they refuse a scheme with
+an unknown key.
 
 Source: compressed-tensors 0.20, compressors/pack_quantized; docs/formats.md has the bytes.
 """
@@ -17,7 +18,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from compress.anatomy import Anatomy, Linear
-from compress.artifact.formats import refusing
+from compress.artifact.formats import ct_floats, floats, refusing
 from compress.artifact.formats.matrix import (
     Matrix,
     Scheme,
@@ -41,7 +42,9 @@ SUFFIXES: tuple[str, ...] = (
     ".weight_scale",
     ".weight_shape",
     ".weight_zero_point",
+    *ct_floats.SUFFIXES,
 )
+PACKED, MIXED = "pack-quantized", "mixed-precision"
 WIDTHS = (4, 8)  # other widths were packed in two ways over the years, and vLLM reads neither
 _FLOATS = ("F32", "F16", "BF16")
 
@@ -63,6 +66,9 @@ def encode(
     """Yield the stored tensors of the linear `name`."""
     import torch
 
+    if rounded.numbers != "int":
+        yield from ct_floats.encode(name, rounded, dtype)
+        return
     codes, scales, zeros = disassemble(name, rounded)
     yield f"{name}.weight_packed", codes
     yield f"{name}.weight_scale", scales.to(dtype)  # exact; readers compute weights in its dtype
@@ -78,22 +84,25 @@ def config(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> dict[str, Any] | 
     columns = {linear.name: linear.in_features for linear in (*anatomy.linears, anatomy.head)}
     targets: dict[Scheme, list[str]] = {}
     for name, scheme in schemes.items():
-        per_row = scheme.group_size == columns[name]
+        per_row = scheme.group_size == columns[name] and scheme.scale_rows < 2
         key = replace(scheme, group_size=-1) if per_row else scheme
         targets.setdefault(key, []).append(name)
+    formats = {scheme: _format(scheme) for scheme in targets}
+    mixed = len(set(formats.values())) > 1
     groups = {
         f"group_{number}": {
             # full names: "Linear" would catch a head that a reader calls otherwise than the file
             "targets": names,
             "weights": _weights(scheme),
-            "input_activations": None,
+            "input_activations": ct_floats.activations(scheme.inputs),
             "output_activations": None,
+            **({"format": formats[scheme]} if mixed else {}),
         }
         for number, (scheme, names) in enumerate(targets.items())
     }
     return {
         "quant_method": METHOD,
-        "format": "pack-quantized",
+        "format": MIXED if mixed else next(iter(formats.values())),
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": _dense_linears(anatomy, schemes),
@@ -102,7 +111,15 @@ def config(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> dict[str, Any] | 
     }
 
 
+def _format(scheme: Scheme) -> str:
+    """The format, as the library calls it, of a matrix."""
+    kind = floats.kind_of(scheme)
+    return ct_floats.FORMATS[kind] if kind else PACKED
+
+
 def _weights(scheme: Scheme) -> dict[str, Any]:
+    if scheme.numbers != "int":
+        return ct_floats.weights(scheme)
     per_row = scheme.group_size == -1
     return {
         "num_bits": scheme.bits,
@@ -132,10 +149,11 @@ def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[st
     Raises:
         ArtifactError: a format or scheme of compressed-tensors that is not read here.
     """
-    if quantization.get("format") != "pack-quantized":
+    known = (PACKED, MIXED, *ct_floats.FORMATS.values())
+    if quantization.get("format") not in known:
         raise ArtifactError(
-            f"config.json: compressed-tensors format {quantization.get('format')!r}. "
-            "Only pack-quantized is read."
+            f"config.json: compressed-tensors format {quantization.get('format')!r}. Read are "
+            f"{', '.join(known)}."
         )
     groups = quantization.get("config_groups")
     if not isinstance(groups, dict) or not all(map(_is_group, groups.values())):
@@ -144,12 +162,19 @@ def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[st
             "targets (names) and weights (a table)."
         )
     names = [
-        n.removesuffix(".weight_packed") for n in checkpoint.tensors if n.endswith(".weight_packed")
+        name.removesuffix(".weight_packed")
+        for name, info in checkpoint.tensors.items()
+        if name.endswith(".weight_packed") and info.dtype != "U8"  # which floats are
     ]
     shape_names = [f"{name}.weight_shape" for name in names]
     check_stored(dict.fromkeys(shape_names, (("I64",), (2,))), checkpoint.tensors)
     shapes = checkpoint.read_many(shape_names)
-    return {name: _matrix(name, shapes[f"{name}.weight_shape"].tolist(), groups) for name in names}
+    found = {name: _matrix(name, shapes[f"{name}.weight_shape"].tolist(), groups) for name in names}
+    floating = ct_floats.shapes(checkpoint.tensors)
+    return found | {
+        name: ct_floats.matrix(name, shape, _group_for(name, groups))
+        for name, shape in floating.items()
+    }
 
 
 def _is_group(group: Any) -> bool:
@@ -159,7 +184,7 @@ def _is_group(group: Any) -> bool:
 
 
 def _matrix(name: str, shape: list[int], groups: Mapping[str, Mapping[str, Any]]) -> Matrix:
-    weights = _scheme_for(name, groups)
+    weights = _group_for(name, groups).get("weights") or {}
     sizes = {"channel": shape[1], "group": weights.get("group_size")}
     size, bits = sizes.get(str(weights.get("strategy"))), weights.get("num_bits")
     if (
@@ -180,8 +205,8 @@ def _matrix(name: str, shape: list[int], groups: Mapping[str, Mapping[str, Any]]
     return Matrix(Scheme(bits, size, bool(weights.get("symmetric", True))), *shape)
 
 
-def _scheme_for(name: str, groups: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The weights of the group that names a module exactly, else by pattern, else by class."""
+def _group_for(name: str, groups: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The group that names a module exactly, else by pattern, else by class."""
     kinds: tuple[Callable[[str], bool], ...] = (
         lambda target: target == name,
         lambda target: target.startswith("re:") and _matches(target[3:], name),
@@ -190,7 +215,7 @@ def _scheme_for(name: str, groups: Mapping[str, Mapping[str, Any]]) -> Mapping[s
     for names_it in kinds:
         for group in groups.values():
             if any(names_it(target) for target in group.get("targets", ())):
-                return group.get("weights") or {}
+                return group
     raise ArtifactError(f"config.json: no group of config_groups targets {name}, which is packed.")
 
 
@@ -216,6 +241,8 @@ def _matches(pattern: str, name: str) -> bool:
 
 def stored(name: str, matrix: Matrix) -> Specs:
     """Names, dtypes and shapes of the tensors that hold a matrix."""
+    if matrix.scheme.numbers != "int":
+        return ct_floats.stored(name, matrix)
     specs: Specs = {
         f"{name}.weight_packed": (("I32",), matrix.code_words),
         f"{name}.weight_scale": (_FLOATS, (matrix.rows, matrix.groups)),
@@ -228,6 +255,8 @@ def stored(name: str, matrix: Matrix) -> Specs:
 
 def decode(name: str, matrix: Matrix, tensors: Mapping[str, Tensor]) -> Rounded:
     """Rebuild the linear `name` from its stored tensors."""
+    if matrix.scheme.numbers != "int":
+        return ct_floats.decode(name, matrix, tensors)
     zeros = tensors.get(f"{name}.weight_zero_point")
     packed, scales = tensors[f"{name}.weight_packed"], tensors[f"{name}.weight_scale"]
     return assemble(name, matrix, packed, scales, zeros)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from compress.kernels.grid import Rounded
 
 OUTLIERS, SCALE = ".outliers", ".input_scale"
-INPUT_SUFFIXES = (OUTLIERS, SCALE)
+GLOBAL_SCALE = ".input_global_scale"  # its inverse, as compressed-tensors stores it for nvfp4
+INPUT_SUFFIXES = (OUTLIERS, SCALE, GLOBAL_SCALE)
 
 
 @dataclass(frozen=True, order=True)
@@ -28,6 +29,7 @@ class InputScheme:
     threshold: float = 0.0
     outliers: bool = False  # whether a tensor lists columns that stay as they are
     static: bool = False  # whether a tensor holds the one scale of all inputs
+    group_size: int = 0  # columns of a row that share a scale; 0: all
 
 
 def input_scheme(inputs: Inputs | None) -> InputScheme | None:
@@ -35,7 +37,7 @@ def input_scheme(inputs: Inputs | None) -> InputScheme | None:
     if inputs is None:
         return None
     listed, static = inputs.columns is not None, inputs.scale is not None
-    return InputScheme(inputs.numbers, inputs.threshold, listed, static)
+    return InputScheme(inputs.numbers, inputs.threshold, listed, static, inputs.group_size)
 
 
 def read_inputs(fields: Any) -> InputScheme | None:
@@ -48,7 +50,9 @@ def read_inputs(fields: Any) -> InputScheme | None:
         return None
     scheme = InputScheme(**fields)
     sound = (
-        scheme.numbers in ("int8", "fp8_e4m3")
+        scheme.numbers in ("int8", "fp8_e4m3", "fp4_e2m1")
+        and type(scheme.group_size) is int
+        and scheme.group_size >= 0
         and isinstance(scheme.threshold, (int, float))
         and 0 <= scheme.threshold < math.inf
         and type(scheme.outliers) is type(scheme.static) is bool
@@ -92,6 +96,8 @@ def decode_inputs(name: str, matrix: Matrix, tensors: Mapping[str, Tensor]) -> I
     if scheme is None:
         return None
     listed, scale = tensors.get(name + OUTLIERS), tensors.get(name + SCALE)
+    if (inverse := tensors.get(name + GLOBAL_SCALE)) is not None:
+        scale = inverse.float().reciprocal()
     columns = None if listed is None else listed.long()
     if columns is not None and len(columns):
         rising = bool((columns[1:] > columns[:-1]).all())
@@ -107,4 +113,5 @@ def decode_inputs(name: str, matrix: Matrix, tensors: Mapping[str, Tensor]) -> I
         float(scheme.threshold),
         columns,
         None if scale is None else float(scale),
+        scheme.group_size,
     )

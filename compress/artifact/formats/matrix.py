@@ -26,6 +26,8 @@ class Scheme:
     group_size: int
     sym: bool
     inputs: InputScheme | None = None
+    numbers: str = "int"  # what codes stand for, see `kernels.numbers`
+    scale_rows: int = 1  # neighbouring rows that share a scale; 0: all
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Matrix:
         return self.rows, -(-self.columns * self.scheme.bits // 32)
 
     @property
+    def scale_rows(self) -> int:
+        """Rows of stored scales: as many as matrix rows, unless some share theirs."""
+        return -(-self.rows // (self.scheme.scale_rows or self.rows))
+
+    @property
     def zero_words(self) -> tuple[int, int]:
         """Shape of the packed zeros, packed along the rows."""
         return -(-self.rows * self.scheme.bits // 32), self.groups
@@ -55,8 +62,8 @@ class Matrix:
 
 def scheme_of(rounded: Rounded) -> Scheme:
     """The scheme of a matrix on the grid."""
-    told = input_scheme(rounded.inputs)
-    return Scheme(rounded.bits, rounded.group_size, rounded.sym, told)
+    r, told = rounded, input_scheme(rounded.inputs)
+    return Scheme(r.bits, r.group_size, r.sym, told, r.numbers, r.scale_rows)
 
 
 def disassemble(name: str, rounded: Rounded) -> tuple[Tensor, Tensor, Tensor | None]:

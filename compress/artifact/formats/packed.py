@@ -8,18 +8,20 @@ A quantized matrix M [O, I] is stored as
     M.outliers     int32    [K]  columns that stay as they are when its inputs are rounded
     M.input_scale  float32  [1]  of all its inputs, where it is known beforehand
 
-and means ``(code - zero) * scale``, zero being ``2**(bits-1)`` on a symmetric grid. All other
-tensors stay as they are. Byte by byte, with an example: docs/formats.md.
+and means ``(code - zero) * scale``, zero being ``2**(bits-1)`` on a symmetric grid. Codes of
+floating numbers are packed alike; their scales are told in `formats.floats`. All other tensors stay
+as they are. Byte by byte, with an example: docs/formats.md.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from compress.anatomy import Anatomy, Linear
+from compress.artifact.formats import floats
 from compress.artifact.formats.input_scheme import (
     INPUT_SUFFIXES,
     decode_inputs,
@@ -40,7 +42,9 @@ if TYPE_CHECKING:
 METHOD = "compress"
 VERSION = 1
 _MAX_GROUP = 2**24  # columns; no linear is as wide
-SUFFIXES: tuple[str, ...] = (".codes", ".scales", ".zeros", *INPUT_SUFFIXES)
+SUFFIXES: tuple[str, ...] = (".codes", ".scales", ".zeros", ".global_scale", *INPUT_SUFFIXES)
+_SOMETIMES = ("inputs", "numbers", "scale_rows")  # of a scheme: told where an artifact needs it
+_SCALES = {"fp8": "F16", "nvfp4": "F8_E4M3", "mxfp4": "U8"}
 
 
 def refusals(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> list[str]:
@@ -52,6 +56,9 @@ def encode(
     name: str, rounded: Rounded, linear: Linear | None, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the stored tensors of the matrix `name`. Codes are [O, I], also for a Conv1D linear."""
+    if rounded.numbers != "int":
+        yield from _encode_floats(name, rounded)
+        return
     codes, scales, zeros = disassemble(name, rounded)
     yield f"{name}.codes", codes
     yield f"{name}.scales", scales.half()
@@ -60,11 +67,27 @@ def encode(
     yield from encode_inputs(name, rounded)
 
 
+def _encode_floats(name: str, rounded: Rounded) -> Iterator[tuple[str, Tensor]]:
+    from compress.kernels.pack import pack
+
+    scales, over = floats.stored_scales(name, rounded)
+    yield f"{name}.codes", pack(rounded.codes, rounded.bits)
+    yield f"{name}.scales", scales if scales.itemsize == 1 else scales.half()
+    if over is not None:
+        yield f"{name}.global_scale", over
+    yield from encode_inputs(name, rounded)
+
+
 def config(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
     """The `quantization_config`: the commonest scheme, and what differs from it by name."""
-    rounding = any(scheme.inputs for scheme in schemes.values())
-    told = {name: _told(scheme, rounding) for name, scheme in schemes.items()}
-    default = _told(Counter(schemes.values()).most_common(1)[0][0], rounding) if schemes else {}
+    ordinary = Scheme(4, 64, True)
+    needed = [
+        field
+        for field in _SOMETIMES
+        if any(getattr(s, field) != getattr(ordinary, field) for s in schemes.values())
+    ]
+    told = {name: _told(scheme, needed) for name, scheme in schemes.items()}
+    default = _told(Counter(schemes.values()).most_common(1)[0][0], needed) if schemes else {}
     differing = {
         name: {key: value for key, value in fields.items() if value != default[key]}
         for name, fields in told.items()
@@ -78,12 +101,9 @@ def config(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
     }
 
 
-def _told(scheme: Scheme, rounding: bool) -> dict[str, Any]:
-    """A scheme as config.json has it; `inputs` where a linear of the artifact rounds its own."""
-    fields = asdict(scheme)
-    if not rounding:
-        del fields["inputs"]
-    return fields
+def _told(scheme: Scheme, needed: Sequence[str]) -> dict[str, Any]:
+    """A scheme as config.json has it: what old readers know, and what this artifact needs."""
+    return {k: v for k, v in asdict(scheme).items() if k not in _SOMETIMES or k in needed}
 
 
 def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[str, Matrix]:
@@ -111,10 +131,13 @@ def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[st
 
 def stored(name: str, matrix: Matrix) -> Specs:
     """Names, dtypes and shapes of the tensors that hold a matrix."""
+    kind = floats.kind_of(matrix.scheme)
     specs: Specs = {
         f"{name}.codes": (("I32",), matrix.code_words),
-        f"{name}.scales": (("F16",), (matrix.rows, matrix.groups)),
+        f"{name}.scales": ((_SCALES.get(kind or "", "F16"),), (matrix.scale_rows, matrix.groups)),
     }
+    if kind == "nvfp4":
+        specs[f"{name}.global_scale"] = (("F32",), (1,))
     if not matrix.scheme.sym:
         specs[f"{name}.zeros"] = (("I32",), matrix.zero_words)
     return specs | stored_inputs(name, matrix)
@@ -122,8 +145,14 @@ def stored(name: str, matrix: Matrix) -> Specs:
 
 def decode(name: str, matrix: Matrix, tensors: Mapping[str, Tensor]) -> Rounded:
     """Rebuild the matrix `name` from its stored tensors."""
-    zeros = tensors.get(f"{name}.zeros")
-    rounded = assemble(name, matrix, tensors[f"{name}.codes"], tensors[f"{name}.scales"], zeros)
+    from compress.kernels.pack import unpack
+
+    codes, scales = tensors[f"{name}.codes"], tensors[f"{name}.scales"]
+    if floats.kind_of(matrix.scheme):
+        found = unpack(codes, matrix.scheme.bits, matrix.columns)
+        rounded = floats.rebuilt(name, matrix, found, scales, tensors.get(f"{name}.global_scale"))
+    else:
+        rounded = assemble(name, matrix, codes, scales, tensors.get(f"{name}.zeros"))
     return replace(rounded, inputs=decode_inputs(name, matrix, tensors))
 
 
@@ -132,14 +161,14 @@ def _matrix(checkpoint: Checkpoint, name: str, fields: Mapping[str, Any]) -> Mat
         scheme = Scheme(**{**fields, "inputs": read_inputs(fields.get("inputs"))})
         sizes = scheme.bits in (2, 3, 4, 8) and 0 < scheme.group_size <= _MAX_GROUP
         types = [type(v) for k, v in vars(scheme).items() if k != "inputs"]
-        known = sizes and types == [int, int, bool]
+        known = sizes and types == [int, int, bool, str, int] and _is_known(scheme)
     except TypeError:
         known = False
     if not known:
         raise ArtifactError(
             f"config.json: quantization_config gives {name} the scheme {shown(fields)}. It must "
-            "have bits (2, 3, 4 or 8), group_size (a number of columns) and sym, may have inputs, and "
-            "nothing else."
+            "have bits (2, 3, 4 or 8), group_size (a number of columns) and sym, may have inputs, "
+            "numbers and scale_rows, and nothing else; docs/formats.md says which go together."
         )
     scales, codes = checkpoint.tensors.get(f"{name}.scales"), checkpoint.tensors[f"{name}.codes"]
     if scales is None or len(scales.shape) != 2 or len(codes.shape) != 2:
@@ -148,3 +177,10 @@ def _matrix(checkpoint: Checkpoint, name: str, fields: Mapping[str, Any]) -> Mat
     listed = checkpoint.tensors.get(f"{name}.outliers")
     outliers = listed.shape[0] if listed is not None and len(listed.shape) == 1 else 0
     return Matrix(scheme, codes.shape[0], scales.shape[1] * scheme.group_size, outliers)
+
+
+def _is_known(scheme: Scheme) -> bool:
+    """Whether numbers and scales go together."""
+    if scheme.numbers == "int":
+        return scheme.scale_rows == 1
+    return floats.sound(scheme)
