@@ -1,4 +1,4 @@
-r"""Quantize one teacher with compress and with llm-compressor, alternately, and compare.
+r"""Quantize one teacher with compress and with its peers, alternately, and compare.
 
     python benchmarks/quantize.py --teacher DIR --calibration TEXT --test TEXT \
         --second-text pydoc-topics --peer-python peer/bin/python --runs 3 --out OUT
@@ -66,6 +66,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--peer-python", type=Path, required=True, help="python of the peer's own environment")
     add("--peer-dtype", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16"])
     add("--peer-observer", help="the peer's way to find scales; default: its own, min-max")
+    add("--autoround-python", type=Path, help="python of auto-round's environment: a third side")
+    add("--autoround-iterations", type=int, default=200)
     add("--out", type=Path, required=True, help="new folder for artifacts, logs, result.json")
     add("--runs", type=int, default=1, help="runs of each side; medians are shown")
     add("--method", choices=["gptq", "rtn"], default="gptq")
@@ -85,8 +87,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     given = parser.parse_args(argv)
     if given.runs < 1:
         parser.error("--runs: at least 1")
-    if not given.peer_python.exists():
-        parser.error(f"--peer-python: {given.peer_python} is missing; see benchmarks/README.md")
+    for option in ("peer_python", "autoround_python"):
+        python = getattr(given, option)
+        if python and not python.exists():
+            flag = option.replace("_", "-")
+            parser.error(f"--{flag}: {python} is missing; see benchmarks/README.md")
     if given.reread and not (given.out / "runs.json").is_file():
         parser.error(f"--reread: {given.out / 'runs.json'} is missing; run without it first")
     if not given.reread and given.out.exists() and any(given.out.iterdir()):
@@ -108,6 +113,13 @@ def contestants(given: argparse.Namespace, windows: Path) -> list[Contestant]:
         if given.peer_observer:
             peer += ["--observer", given.peer_observer]
         sides.append(Contestant(f"llm-compressor {dtype}", tuple(peer), threads))
+    if given.autoround_python:
+        peer = [str(given.autoround_python.absolute()), str(HERE / "peers" / "autoround_run.py")]
+        peer += [str(given.teacher.resolve()), str(windows), "{out}"]
+        peer += ["--iterations", str(given.autoround_iterations)]
+        for option in ("bits", "group_size", "samples", "seq_len", "threads"):
+            peer += [f"--{option.replace('_', '-')}", str(getattr(given, option))]
+        sides.append(Contestant("auto-round", tuple(peer), threads))
     return sides
 
 

@@ -14,7 +14,6 @@ line at the end.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -28,6 +27,7 @@ from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
+from quantizing import fingerprint, flush
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODIFIERS = {"gptq": GPTQModifier, "rtn": QuantizationModifier}
@@ -41,19 +41,6 @@ def modifier(*, method: str, bits: int, group_size: int, observer: str | None) -
     )
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
     return MODIFIERS[method](config_groups={"group_0": scheme}, ignore=["lm_head"])
-
-
-def flush(folder: Path) -> None:
-    """Force the shards to the disk, as ours are before its clock stops."""
-    for shard in folder.glob("*.safetensors"):
-        with shard.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-def fingerprint(windows: list[list[int]]) -> str:
-    """sha256 of all token ids as little-endian 64-bit integers, then their shape in words."""
-    content = b"".join(i.to_bytes(8, "little") for window in windows for i in window)
-    return hashlib.sha256(content + f"{len(windows)}x{len(windows[0])}".encode()).hexdigest()
 
 
 def main() -> None:
