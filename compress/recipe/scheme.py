@@ -47,7 +47,8 @@ class Scheme:
     @property
     def needs_hessian(self) -> bool:
         """Whether the inputs of the linear must be observed."""
-        return self.method == "gptq" or self.scale_search == "hessian"
+        observed = self.scale_search == "hessian" or self.activations == "static"
+        return self.method == "gptq" or observed
 
 
 def scheme_for(
@@ -71,9 +72,12 @@ def scheme_for(
 def head_scheme(
     quantize: Quantize, head_name: str = "", allocated: Mapping[str, int] = _NONE
 ) -> Scheme | None:
-    """The scheme of the head; None where it stays dense. `allocated` as for `scheme_for`."""
+    """The scheme of the head, whose inputs are never rounded; None where it stays dense.
+
+    `allocated` as for `scheme_for`.
+    """
     bits = quantize.head or allocated.get(head_name)
-    return _scheme(quantize, bits=bits) if bits else None
+    return _scheme(quantize, bits=bits, activations="none") if bits else None
 
 
 def override_for(quantize: Quantize, linear_name: str) -> str | None:

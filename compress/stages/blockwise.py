@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
 
@@ -28,9 +28,10 @@ from compress.surgery import inputs
 from compress.surgery.walk import Walk
 
 Solution = tuple[dict[str, Rounded], list[LinearResult]]
-Solve = Callable[[Sequence[Linear], Mapping[str, Tensor], Tensor], Solution]
-"""Solve linears that share an input: given them, their weights [O, I] by name and their Hessian
-[I, I], return the codes of those that were solved and a record of each."""
+Solve = Callable[[Sequence[Linear], Mapping[str, Tensor], Tensor, Tensor], Solution]
+"""Solve linears that share an input: given them, their weights [O, I] by name, their Hessian [I, I]
+and the largest magnitude of each input column [I], return the codes of those that were solved and a
+record of each."""
 
 
 def give_back_memory() -> None:
@@ -150,6 +151,14 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class _Seen:
+    """What the inputs of linears that share them were."""
+
+    hessian: Tensor  # [I, I], summed and then the mean
+    peaks: Tensor  # [I], the largest magnitude of each column
+
+
+@dataclass(frozen=True)
 class _Block:
     """A filled block, the activations that enter it, and what is to be solved in it."""
 
@@ -164,22 +173,22 @@ class _Block:
     room: Callable[..., Tensor]
     tell: Callable[[str], None]
 
-    def solve_groups(self, hessian: Callable[[Sequence[Linear]], Tensor]) -> Solution:
+    def solve_groups(self, seen: Callable[[Sequence[Linear]], _Seen]) -> Solution:
         """Solve group after group, each from the Hessian that is made for it then."""
         rounded: dict[str, Rounded] = {}
         records: list[LinearResult] = []
         for group in self.groups:
-            codes, found = self._solve_group(group, hessian(group))
+            codes, found = self._solve_group(group, seen(group))
             rounded |= codes
             records += found
         return rounded, records
 
-    def _solve_group(self, group: Sequence[Linear], hessian: Tensor) -> Solution:
+    def _solve_group(self, group: Sequence[Linear], seen: _Seen) -> Solution:
         """Solve linears that share an input, and put what they have become in their place."""
         self.tell(group[0].name)
         give_back_memory()
         weights = {linear.name: self.weight(linear) for linear in group}
-        rounded, records = self.solve(group, weights, hessian)
+        rounded, records = self.solve(group, weights, seen.hessian, seen.peaks)
         for linear in group:
             if linear.name in rounded:
                 found = rounded[linear.name]
@@ -192,34 +201,36 @@ class _Block:
         stored = self.stored[linear.name + ".weight"].to(self.parts[0].device)
         return stored.T if linear.transposed else stored
 
-    def total(self, group: Sequence[Linear]) -> Tensor:
+    def total(self, group: Sequence[Linear]) -> _Seen:
         """A Hessian to be summed."""
-        width = group[0].in_features
-        return torch.zeros(width, width, device=self.parts[0].device)
+        width, device = group[0].in_features, self.parts[0].device
+        return _Seen(torch.zeros(width, width, device=device), torch.zeros(width, device=device))
 
-    def add(self, total: Tensor, x: Tensor) -> None:
+    def add(self, total: _Seen, x: Tensor) -> None:
         """Sum inputs [N, I] into a Hessian, those of attention sinks many times."""
-        accumulate(total, x)
+        accumulate(total.hessian, x)
         first = x.view(-1, self.parts[0].shape[1], x.shape[1])[:, : self.sinks.tokens]
-        accumulate(total, first.flatten(0, 1) * self.sinks.weight**0.5)
+        accumulate(total.hessian, first.flatten(0, 1) * self.sinks.weight**0.5)
+        total.peaks.copy_(torch.maximum(total.peaks, torch.maximum(x.amax(0), -x.amin(0))))
 
-    def mean(self, total: Tensor) -> Tensor:
+    def mean(self, total: _Seen) -> _Seen:
         """The finished Hessian: a mean in which sinks count many times."""
         windows = sum(len(part) for part in self.parts)
         extra = min(self.sinks.tokens, self.parts[0].shape[1]) * self.sinks.weight
-        return mean(total, windows * (self.parts[0].shape[1] + extra))
+        tokens = windows * (self.parts[0].shape[1] + extra)
+        return replace(total, hessian=mean(total.hessian, tokens))
 
 
 def _in_order(here: _Block) -> Solution:
     """Solve each group behind those before it; every forward runs once, paused at each group."""
     forwards = inputs.Forwards(here.walk, here.block, here.module, here.parts, here.room)
 
-    def hessian(group: Sequence[Linear]) -> Tensor:
+    def seen(group: Sequence[Linear]) -> _Seen:
         total = here.total(group)
         forwards.to(group[0], partial(here.add, total))
         return here.mean(total)
 
-    solution = here.solve_groups(hessian)
+    solution = here.solve_groups(seen)
     forwards.finish()
     return solution
 

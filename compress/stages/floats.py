@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from compress.kernels.activations import LARGEST, Inputs
 from compress.kernels.floats import FloatGrid, fit, global_scale
-from compress.kernels.grid import Rounded
+from compress.kernels.grid import Rounded, storable
 from compress.recipe.scheme import Scheme
 
 _SCALE_ROWS = {"channel": 1, "block": 128, "tensor": 0}
@@ -35,6 +36,26 @@ def round_stack(stack: Sequence[Tensor], importance: Tensor | None, scheme: Sche
         torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scale", "zero")
     )
     return replace(parts[0], codes=codes, scale=scale, zero=zero)
+
+
+def inputs_of(scheme: Scheme, peaks: Tensor | None) -> Inputs | None:
+    """How linears round their inputs; what is static follows the largest magnitudes [I] seen.
+
+    Linears that share an input share its scale, as those must that engines fuse.
+    """
+    if scheme.activations == "none":
+        return None
+    largest = None
+    if scheme.activations == "static":
+        if peaks is None:
+            raise ValueError("a static scale of inputs needs inputs that were observed")
+        largest = peaks.amax()
+    if scheme.method == "fp8":
+        size = scheme.group_size if scheme.strategy == "block" else 0
+        scale = None if largest is None else float(storable(largest / LARGEST["fp8_e4m3"]))
+        return Inputs("fp8_e4m3", scale=scale, group_size=size)
+    over = None if largest is None else 1 / global_scale([largest])
+    return Inputs("fp4_e2m1", scale=over, group_size=scheme.group_size)
 
 
 def grid_of(scheme: Scheme, stack: Sequence[Tensor]) -> FloatGrid:

@@ -7,8 +7,9 @@ all of them become.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 from torch import Tensor
@@ -38,7 +39,11 @@ class Gated:
     gate: LinearGate | None = None
 
     def __call__(
-        self, linears: Sequence[Linear], weights: Mapping[str, Tensor], hessian: Tensor | None
+        self,
+        linears: Sequence[Linear],
+        weights: Mapping[str, Tensor],
+        hessian: Tensor | None,
+        peaks: Tensor | None = None,
     ) -> Solution:
         """Round linears that share an input; see `blockwise.Solve`.
 
@@ -47,31 +52,33 @@ class Gated:
             GateMissed: one shows a larger error than it may, and no wider grid is asked for, or
                 there is none.
         """
-        rounded, records = self.rounder(linears, weights, hessian)
+        rounded, records = self.rounder(linears, weights, hessian, peaks)
         found = {record.name: record for record in records}
         for group in fused(linears):
-            self._settle(group, weights, hessian, rounded, found)
+            solve = partial(self._widened, group, weights, hessian, peaks)
+            self._settle(group, solve, rounded, found)
         return rounded, [self._told(record) for record in found.values()]
 
     def _settle(
         self,
         group: Sequence[Linear],
-        weights: Mapping[str, Tensor],
-        hessian: Tensor | None,
+        widened: Callable[[int], Solution],
         rounded: dict[str, Rounded],
         found: dict[str, LinearResult],
     ) -> None:
         """Solve a fused group again, one width further each time, until all of it passes.
 
-        `rounded` and `found` hold what it has become, before and after. Where one linear could not
-        be solved and is kept dense, so are the others.
+        `widened` solves it with at least so many bits. `rounded` and `found` hold what it has
+        become, before and after. Where one linear could not be solved and is kept dense, so are
+        the others.
         """
         gate, why = self.gate, ""
         names = [linear.name for linear in group]
         _keep_even(names, rounded, found)
         while gate and (worst := _worst([found[name] for name in names], gate.error_max)):
             told = f"{worst.name} showed {_error(worst)}, above linear_error_max {gate.error_max:g}"
-            bits = wider(worst.bits or 0, gate.widths) if gate.on_violation == "escalate" else None
+            wide = gate.on_violation == "escalate" and not self.asked[worst.name].floating
+            bits = wider(worst.bits or 0, gate.widths) if wide else None
             if bits is None and gate.on_violation != "keep_dense":
                 raise GateMissed(_missed(worst, gate), [found[name] for name in names])
             for name in names:
@@ -79,21 +86,28 @@ class Gated:
             if bits is None:
                 found |= {name: _dense(found[name], told) for name in names}
                 return
-            codes, records = self._widened(group, bits)(group, weights, hessian)
+            codes, records = widened(bits)
             rounded |= codes
             found |= {record.name: record for record in records}
             _keep_even(names, rounded, found)
             why = why or told
         found |= {n: dataclasses.replace(found[n], note=found[n].note or why) for n in names}
 
-    def _widened(self, group: Sequence[Linear], bits: int) -> Rounder:
-        """The rounder that gives a group at least so many bits."""
+    def _widened(
+        self,
+        group: Sequence[Linear],
+        weights: Mapping[str, Tensor],
+        hessian: Tensor | None,
+        peaks: Tensor | None,
+        bits: int,
+    ) -> Solution:
+        """A group, solved with at least so many bits."""
         schemes = {
             linear.name: with_bits(scheme, max(bits, scheme.bits))
             for linear in group
             for scheme in [self.rounder.schemes[linear.name]]
         }
-        return dataclasses.replace(self.rounder, schemes=schemes)
+        return dataclasses.replace(self.rounder, schemes=schemes)(group, weights, hessian, peaks)
 
     def _told(self, record: LinearResult) -> LinearResult:
         """The record, which says so where its linear was given more bits than asked for."""

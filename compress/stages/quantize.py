@@ -104,9 +104,12 @@ def _round_head(
     stored = student.anatomy.embedding if student.anatomy.tied else head.name
     context.tell("quantize", 0, 1, head.name)
     scheme = solve.asked[head.name]
-    hessian = _hessian(final_states().flatten(0, 1)) if scheme.needs_hessian else None
+    hessian = peaks = None
+    if scheme.needs_hessian:
+        states = final_states().flatten(0, 1)
+        hessian, peaks = _hessian(states), states.abs().amax(0).float()
     weight = student.outside()[stored + ".weight"]
-    rounded, results = solve([head], {head.name: weight}, hessian)
+    rounded, results = solve([head], {head.name: weight}, hessian, peaks)
     codes = {stored: rounded[head.name]} if head.name in rounded else {}
     student.commit(HEAD, codes, results)
     return results

@@ -16,7 +16,7 @@ from compress.kernels.grid import Rounded, fit, round_to_nearest
 from compress.kernels.hessian import Factor, invert, output_errors
 from compress.recipe.scheme import Scheme
 from compress.results import Limits, LinearResult
-from compress.stages.floats import round_stack
+from compress.stages.floats import inputs_of, round_stack
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,11 @@ class Rounder:
     rows: int = Limits().solve_rows  # of a stack, solved at once
 
     def __call__(
-        self, linears: Sequence[Linear], weights: Mapping[str, Tensor], hessian: Tensor | None
+        self,
+        linears: Sequence[Linear],
+        weights: Mapping[str, Tensor],
+        hessian: Tensor | None,
+        peaks: Tensor | None = None,
     ) -> tuple[dict[str, Rounded], list[LinearResult]]:
         """Round linears that share an input; see `blockwise.Solve`.
 
@@ -37,6 +41,7 @@ class Rounder:
             weights: [O, I] by name, any float, mapped maybe: a few rows at a time become float32.
             hessian: [I, I] float32, damped for a while and given back; None where no scheme needs
                 one, and errors are those of the weights themselves.
+            peaks: [I], the largest magnitude of each input column; None where none was observed.
 
         Raises:
             SolveError: one cannot be solved and the recipe does not say to keep it dense.
@@ -57,7 +62,8 @@ class Rounder:
                 results += [self._unsolved(linear, scheme, error) for linear in members]
                 continue
             for linear, piece in zip(members, solution.split(members), strict=True):
-                rounded[linear.name] = piece.rounded
+                inputs = inputs_of(scheme, peaks)
+                rounded[linear.name] = replace(piece.rounded, inputs=inputs)
                 results.append(piece.result(linear, scheme))
         return rounded, results
 
