@@ -60,6 +60,7 @@ def _signer(key: Path, password: str | None) -> Any:
     password = password or os.environ.get(PASSWORD)
     secret = password.encode() if password else None
     config = _library().signing.Config()
+    _check_there(key)
     try:
         return config.use_elliptic_key_signer(private_key=key, password=secret)
     except (OSError, ValueError, TypeError) as error:  # TypeError: a password is missing or extra
@@ -81,6 +82,7 @@ def check_signature(folder: Path, public_key: Path) -> None:
         ArtifactError: there is no signature, it is of another key, or a file is not as signed.
     """
     library = _library()
+    _check_there(public_key)
     from cryptography.exceptions import InvalidSignature
 
     path = folder / NAME
@@ -105,6 +107,11 @@ def check_signature(folder: Path, public_key: Path) -> None:
             f"{folder}: not what was signed with the key of {public_key} ({error}). `compress "
             "verify` names the files that are not as written."
         ) from error
+
+
+def _check_there(key: Path) -> None:
+    if not key.is_file():
+        raise RequestError(f"{key}: no such file. Give a key in PEM.")
 
 
 def _hashing(folder: Path) -> Any:
