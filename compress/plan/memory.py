@@ -76,14 +76,17 @@ def parse_bytes(text: str) -> int:
     """Read a size: 4GiB, 800 MiB, 2GB, or bytes.
 
     Raises:
-        RequestError: it is none.
+        RequestError: it is none, or so small that its unit was forgotten.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
     if match is None:
         raise RequestError(f"{text!r} is no size. Write it as 4GiB, 800MiB or 2GB.")
     number, unit, binary = match[1], match[2].upper(), match[3]
     scale = _UNITS[unit] if binary or not unit else 10 ** (3 * "KMGT".index(unit) + 3)
-    return int(float(number) * scale)
+    size = int(float(number) * scale)
+    if size < MIB and not unit:
+        raise RequestError(f"{text!r} is {size:,} bytes. Name the unit, as in {number}GiB.")
+    return size
 
 
 def computes_in(teacher_dtype: str) -> int:
@@ -113,11 +116,12 @@ def _cannot(job: Job, budget: int, steps: dict[str, int], room: int) -> str:
     told = [f"  {name}: {size / MIB:,.0f} MiB" for name, size in steps.items() if size > room]
     least = int(max(steps.values()) * _MARGIN / MIB) + 1
     remedies = {
-        "calibrate": "give calibration.set a text in place of self",
         "compress": "calibrate on fewer samples, or set quantize.true_sequential: false",
         "evaluate": "set evaluate.suite: none",
         "teacher": "give the teacher as a Hugging Face folder",
     }
+    if job.writes:
+        remedies = {"calibrate": "give calibration.set a text in place of self", **remedies}
     advice = [remedies[name] for name in steps if steps[name] > room and name in remedies]
     instead = f", or {'; '.join(advice)}" if advice else ""
     return "\n".join(

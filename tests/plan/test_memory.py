@@ -72,6 +72,7 @@ def test_a_budget_that_cannot_be_kept_names_the_step_and_the_least():
     assert message.startswith("--max-memory 1,024 MiB cannot be kept")
     assert "  compress: " in message
     assert "calibrate on fewer samples" in message
+    assert "in place of self" not in message  # it calibrates on a text
     least = int(message.rpartition("Allow ")[2].split(" ")[0].replace(",", "")) * MIB
     assert memory.within(job(), least)
     with pytest.raises(RequestError):
@@ -85,7 +86,7 @@ def test_the_least_leaves_room_for_nothing_else():
 @pytest.mark.parametrize(
     ("text", "size"),
     [("4GiB", 4 * GIB), ("800 MiB", 800 * MIB), ("2GB", 2 * 10**9), ("1.5g", 15 * 10**8),
-     ("123456", 123456), ("64K", 64000)],
+     ("12345678", 12345678), ("64K", 64000)],
 )  # fmt: skip
 def test_sizes_are_read_as_people_write_them(text, size):
     assert memory.parse_bytes(text) == size
@@ -95,6 +96,11 @@ def test_sizes_are_read_as_people_write_them(text, size):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(RequestError, match="is no size"):
         memory.parse_bytes(text)
+
+
+def test_a_size_whose_unit_was_forgotten_is_refused():
+    with pytest.raises(RequestError, match=r"'4' is 4 bytes\. Name the unit, as in 4GiB"):
+        memory.parse_bytes("4")
 
 
 def test_activations_past_the_limit_are_counted_on_disk():
