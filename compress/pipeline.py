@@ -196,6 +196,10 @@ def _job(recipe: Recipe, here: machine.Machine) -> footprint.Job:
 
 def _attempt(run: Run, clock: _Clock, attempt: Attempt) -> Results:
     """Make one student and judge it."""
+    gates = run.recipe.evaluate.gates
+    if attempt.number and gates:
+        wider = f"more bits for {len(attempt.raised)} linears, from block {attempt.first_block} on"
+        run.tell("escalate", attempt.number, gates.rounds_max, "round", wider)
     student = Student(
         run.teacher, run.folder / output.WORK, run.journal, firsts=attempt.first_blocks
     )

@@ -260,8 +260,13 @@ def test_a_student_that_misses_a_gate_is_rejected_with_its_report(recipe, out):
 def test_a_gate_that_escalates_gives_bits_until_it_is_kept_and_names_them(recipe, out):
     narrow = pipeline.apply(recipe("quantize.bits=2"), out=out).results.divergence.kl_mean
     gates = f'evaluate.gates={{"kl_mean_max": {narrow / 2}, "on_violation": "escalate"}}'
-    second = out.with_name("second")
-    results = pipeline.apply(recipe("quantize.bits=2", gates), out=second).results
+    second, seen = out.with_name("second"), []
+    results = pipeline.apply(
+        recipe("quantize.bits=2", gates), out=second, watch=seen.append
+    ).results
+    rounds = [record for record in seen if record.step == "escalate"]
+    assert [record.done for record in rounds] == list(range(1, len(results.verdict.rounds) + 1))
+    assert all(record.detail.startswith("more bits for ") for record in rounds)
     assert results.verdict.outcome == "ACCEPT"
     assert results.divergence.kl_mean <= narrow / 2
     assert results.verdict.rounds
