@@ -202,3 +202,11 @@ def test_what_cannot_be_solved_is_kept_dense_with_all_that_is_fused_with_it(
         told = f"fused with {attention}v_proj, which is kept dense: no scale fits"
         assert (found[attention + name].bits, found[attention + name].note) == (None, told)
     assert {name for name in found if student.rounded(name) is None} == kept
+
+
+def test_walking_up_to_the_first_block_to_be_solved_tells_when_it_is_there(tiny_llama, tmp_path):
+    seen = []
+    student = Student(open_folder(tiny_llama), tmp_path, Journal(tmp_path / "journal.jsonl", {}))
+    context = Context(IDS, "cpu", torch.float32, tmp_path, seen.append)
+    quantize.run(student, Quantize(group_size=32, targets=["model.layers.1.*"]), context)
+    assert [(r.done, r.total) for r in seen if r.step == "catch up"] == [(0, 1), (1, 1)]
