@@ -1,7 +1,8 @@
 """How long a run will take on this machine: told by runs that have finished here, or not at all.
 
 Each step's work is counted in operations; a step's pace is the work of past runs over their
-seconds. Steps whose work is not counted are taken to last as long as they did.
+seconds, of those nearest in size to the one ahead. Steps whose work is not counted are taken to
+last as long as they did. The newest few of every size are kept: tiny runs push out no real one.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import math
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ from compress.plan.sizes import stage_schemes
 log = logging.getLogger("compress")
 FILE = "pace.json"
 DRAWS = 8  # of `stages.sensitivity`, which needs torch; a test holds them equal
-_KEPT = 20  # runs; older ones are forgotten
+_KEPT = 5  # runs of one kind and size; older ones are forgotten
 _TOO_SHORT = 1.0  # seconds; such a step found its result in a cache
 _SLOW = 4.0  # a float32 product against a bfloat16 one (216 and 873 GFLOP/s on two cores of Zen 5)
 _MOVED = 3_500  # operations in whose time a weight is read, rounded, packed and written
@@ -41,6 +44,11 @@ class Run:
     date: str
     work: Mapping[str, float]  # operations by step
     seconds: Mapping[str, float]
+
+    @property
+    def kind(self) -> tuple[str, str, int, int]:
+        """What runs must share to be told apart only by their date."""
+        return self.processor, self.device, self.threads, size_class(self.work)
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ def remember(
     taken = {step: value for step, value in seconds.items() if step != "total"}
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     run = Run(processor(), device, threads, today, work(job), taken)
-    runs = [*_read(folder), run][-_KEPT:]
+    runs = newest([*_read(folder), run])
     try:
         storage.make_folder(folder)
         text = json.dumps({"runs": [asdict(one) for one in runs]}, indent=1)
@@ -102,6 +110,22 @@ def estimate(
 
 def _counted(number: int | None, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def size_class(work: Mapping[str, float]) -> int:
+    """The power of ten of a run's operations."""
+    return int(math.log10(max(sum(work.values()), 1.0)))
+
+
+def newest(runs: list[Run]) -> list[Run]:
+    """The last few runs of each kind and size, in the order in which they are."""
+    seen: Counter[tuple[str, str, int, int]] = Counter()
+    kept = []
+    for run in reversed(runs):
+        seen[run.kind] += 1
+        if seen[run.kind] <= _KEPT:
+            kept.append(run)
+    return kept[::-1]
 
 
 def work(job: Job) -> dict[str, float]:
@@ -153,11 +177,14 @@ def _allocate_work(job: Job) -> float:
 
 
 def _steps(runs: list[Run], ahead: Mapping[str, float]) -> Iterator[tuple[str, float]]:
-    """Seconds of every step that past runs tell of."""
+    """Seconds of every step that past runs tell of, those nearest in size first asked."""
+    wanted = size_class(ahead)
     for step in dict.fromkeys(step for run in runs for step in run.seconds):
         told = [run for run in runs if run.seconds.get(step, 0) >= _TOO_SHORT]
         if not told:
             continue
+        nearest = min(abs(size_class(run.work) - wanted) for run in told)
+        told = [run for run in told if abs(size_class(run.work) - wanted) == nearest]
         taken = sum(run.seconds[step] for run in told)
         if step not in ahead:
             yield step, taken / len(told)

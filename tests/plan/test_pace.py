@@ -62,10 +62,23 @@ def test_a_step_never_taken_leaves_the_time_unknown(tmp_path):
     assert pace.estimate(tmp_path, small("calibration.set=self")).seconds is None
 
 
-def test_only_the_last_runs_are_kept_and_a_broken_file_is_begun_anew(tmp_path, caplog):
+def test_many_tiny_runs_push_out_no_large_one(tmp_path):
+    large = job("calibration.samples=128", width=2048, hidden=5632, blocks=16, suite="smoke")
+    pace.remember(tmp_path, large, {"compress": 4000.0, "evaluate": 900.0}, device="cpu", threads=2)
     for _ in range(30):
         pace.remember(tmp_path, small(), SECONDS, device="cpu", threads=2)
-    assert len(json.loads((tmp_path / pace.FILE).read_text())["runs"]) == 20
+    assert pace.size_class(pace.work(large)) > pace.size_class(pace.work(small()))
+    found = pace.estimate(tmp_path, large)
+    assert found.steps["compress"] == pytest.approx(4000)
+    assert pace.estimate(tmp_path, small()).steps["compress"] == pytest.approx(100)
+
+
+def test_only_the_last_runs_are_kept_and_a_broken_file_is_begun_anew(tmp_path, caplog):
+    for number in range(30):
+        seconds = {**SECONDS, "compress": 100.0 + number}
+        pace.remember(tmp_path, small(), seconds, device="cpu", threads=2)
+    runs = json.loads((tmp_path / pace.FILE).read_text())["runs"]
+    assert [run["seconds"]["compress"] for run in runs] == [125.0, 126.0, 127.0, 128.0, 129.0]
     (tmp_path / pace.FILE).write_text('{"runs": [{}]}')
     assert pace.estimate(tmp_path, small()).seconds is None
     assert "it is begun anew" in caplog.text
