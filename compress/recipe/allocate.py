@@ -112,7 +112,7 @@ class Allocate(BaseModel):
         "get the same. An override of `quantize` that gives bits decides for its linears.",
     )
     samples: int = Field(
-        default=32,
+        default=64,
         ge=1,
         le=4096,
         description="Calibration windows, from the first on, on which sensitivities are measured.",

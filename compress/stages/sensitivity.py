@@ -6,7 +6,7 @@ One backward walk tells it of every group and width: see `compress.kernels.fishe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
 
@@ -26,7 +26,7 @@ from compress.student import Student
 from compress.surgery import gradients, inputs
 from compress.surgery.walk import Walk, head_of
 
-DRAWS = 8  # tokens drawn at each position: with 32 windows, 256 samples, 9 % of a standard error
+DRAWS = 4  # tokens drawn at each position: with 64 windows 256 samples, a standard error of 9 %
 
 
 @dataclass(frozen=True)
@@ -301,9 +301,12 @@ def _round(
     schemes: Mapping[str, Scheme],
     context: Context,
 ) -> dict[str, Rounded]:
-    """Round to nearest, on the scales that the scheme asks for: no solver, which takes longer."""
-    nearest = {name: replace(scheme, method="rtn") for name, scheme in schemes.items()}
-    rounded, _ = Rounder(nearest, "fail", context.limits.solve_rows)(linears, weights, hessian)
+    """Round as the next stage will, if from fewer tokens and the teacher's own inputs.
+
+    Rounding to nearest would save a third of the time and overrate what solvers are good at: on
+    SmolLM2 they divide the error of o by 4.2, and that of gate and up by 2.2.
+    """
+    rounded, _ = Rounder(schemes, "fail", context.limits.solve_rows)(linears, weights, hessian)
     return rounded
 
 

@@ -64,8 +64,12 @@ def through_block(
         out = walk.run(block.index, module, entering)
         of = [entering, *outputs.values()]
         columns = _gradients(out, of, above)
-    by_output = dict(zip(outputs, columns[1:], strict=True))
-    return Slopes(inputs, by_output, columns[0])
+    windows = hidden.shape[:2]  # some families flatten them on the way
+    by_output = {
+        name: column.view(len(above), *windows, -1)
+        for name, column in zip(outputs, columns[1:], strict=True)
+    }
+    return Slopes({n: x.reshape(*windows, -1) for n, x in inputs.items()}, by_output, columns[0])
 
 
 def through_norm(walk: Walk, hidden: Tensor, above: Tensor) -> Tensor:
