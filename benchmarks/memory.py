@@ -2,12 +2,14 @@ r"""Memory that a run holds: foretold and real, and against the number of blocks
 
     python benchmarks/memory.py plan quickstart smoke w4g64-gptq --out OUT
     python benchmarks/memory.py blocks --out OUT                       # 8, 16, 32 blocks
+    python benchmarks/memory.py draw BLOCKS/result.json --out FILE.svg # what blocks measured
     python benchmarks/memory.py large --out OUT                        # Llama-7B's shape, in 6 GiB
 
 `plan` runs recipes whole and holds size and peak memory against `compress plan`. `blocks` and
-`large` make their checkpoints with synthetic.py and run W4 GPTQ and W4 RTN over them. Memory is
-anonymous resident memory of all processes of the run: pages that no file backs, sampled ten times a
-second, and a hundred times in the run's own process. Prints a table.
+`large` make their checkpoints with synthetic.py and run W4 GPTQ and W4 RTN over them; `draw` makes
+a figure of what `blocks` has kept. Memory is anonymous resident memory of all processes of the run:
+pages that no file backs, sampled ten times a second, and a hundred times in the run's own process.
+Prints a table.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ artifact: {{format: packed}}
 """
 GPTQ = "method: gptq, bits: 4, group_size: 64"
 RTN = "method: rtn, bits: 4, group_size: 64, scale_search: none"  # a search takes time alone
+DRAWN = {"gptq": ("W4 GPTQ", "#1f5fa8"), "rtn": ("W4 RTN", "#b4530a")}  # case: label, colour
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -57,6 +60,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     large.add_argument("--teacher", type=Path, help="a checkpoint made before; made when missing")
     large.add_argument("--solved", type=int, default=2, help="blocks that GPTQ solves")
     large.add_argument("--max-memory", default="6GiB")
+    draw = kinds.add_parser("draw", help="a figure of what blocks measured")
+    draw.add_argument("result", type=Path, help="result.json of blocks")
+    draw.add_argument("--out", type=Path, required=True, help="the .svg file to write")
     for kind in (plan, blocks, large):
         kind.add_argument("--out", type=Path, required=True, help="new folder; it is kept")
     for kind in (blocks, large):
@@ -171,9 +177,36 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write a figure of real peak memory against the number of blocks."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "memory"}):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained", facecolor="white")
+        axes = figure.subplots()
+        for case, (label, colour) in DRAWN.items():
+            mine = [row for row in rows if row["name"] == f"{case}-{row['blocks']}"]
+            peaks = [row["anonymous_bytes"] / 2**20 for row in mine]
+            axes.plot([row["blocks"] for row in mine], peaks, color=colour, marker="o")
+            axes.annotate(label, (mine[-1]["blocks"], peaks[-1]), xytext=(8, -4),
+                          textcoords="offset points", color=colour)  # fmt: skip
+        ticks = sorted({row["blocks"] for row in rows})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_ylim(bottom=0)
+        axes.set(xlabel="decoder blocks", ylabel="peak anonymous memory, MiB")
+        axes.spines[["top", "right"]].set_visible(False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
 def main() -> None:
     """Run what was asked for; print the table, and keep result.json."""
     given = arguments()
+    if given.kind == "draw":
+        draw(json.loads(given.result.read_text("utf-8"))["rows"], given.out)
+        return
     given.out.mkdir(parents=True)
     kinds = {"plan": held_against_plans, "blocks": against_blocks, "large": large}
     rows = []

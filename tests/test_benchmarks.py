@@ -394,6 +394,19 @@ def test_a_plan_is_held_against_a_run(bench):
     assert memory.table(rows)[-1] == "| smoke | 100 | 100 | 3 | 2 | 1.50 | 7 |"
 
 
+def test_memory_against_blocks_is_drawn(bench, tmp_path):
+    memory = bench("memory")
+    rows = [
+        {"blocks": count, "name": f"{name}-{count}", "anonymous_bytes": 2**29 + count}
+        for count in (8, 16) for name in ("gptq", "rtn")
+    ]  # fmt: skip
+    for name in ("one.svg", "other.svg"):
+        memory.draw(rows, tmp_path / name)
+    text = (tmp_path / "one.svg").read_text()
+    assert all(word in text for word in ("W4 GPTQ", "W4 RTN", "decoder blocks", ">16<"))
+    assert text == (tmp_path / "other.svg").read_text()
+
+
 def test_recipes_of_the_memory_benchmark_load_and_solve_the_first_blocks(bench, tmp_path):
     memory = bench("memory")
     some = memory.some_blocks(2)
