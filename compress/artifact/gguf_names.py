@@ -50,8 +50,8 @@ def heads(module: str, config: Mapping[str, Any], architecture: str) -> int | No
     part = module.rpartition(".")[2]
     if architecture != "llama" or part not in ("q_proj", "k_proj"):
         return None
-    queries = int(config["num_attention_heads"])
-    return queries if part == "q_proj" else int(config.get("num_key_value_heads") or queries)
+    queries = config.get("num_attention_heads") or 0  # a config of strangers may not say
+    return int(queries if part == "q_proj" else config.get("num_key_value_heads") or queries)
 
 
 def interleaved(rows: Tensor, count: int) -> Tensor:
