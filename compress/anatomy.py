@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -38,6 +38,9 @@ class Family:
     final_norm: str
     head: str = "lm_head"
     transposed: bool = False  # Conv1D: weights lie [in, out]
+    # what linears share an input → the norm that makes it, and multiplies it by its weight last
+    norms: Mapping[str, str] = field(default_factory=dict)
+    gated: bool = False  # what down reads is an activation of gate times up
 
 
 _GATED: dict[str, Role] = {
@@ -45,26 +48,30 @@ _GATED: dict[str, Role] = {
     "self_attn.o_proj": "o",
     "mlp.gate_proj": "gate", "mlp.up_proj": "up", "mlp.down_proj": "down",
 }  # fmt: skip
-_LLAMA = Family("model.layers.{i}", _GATED, "model.embed_tokens", "model.norm")
-_LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+_NORMS = {"attention_input": "input_layernorm", "mlp_input": "post_attention_layernorm"}
+_GEMMA = Family("model.layers.{i}", _GATED, "model.embed_tokens", "model.norm", gated=True)
+_LLAMA = replace(_GEMMA, norms=_NORMS)  # Gemma's norms multiply by one more than their weight
 FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(_LIKE_LLAMA, _LLAMA),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), _GEMMA),
     "gpt2": Family(
         "transformer.h.{i}",
         {"attn.c_attn": "qkv", "attn.c_proj": "o", "mlp.c_fc": "up", "mlp.c_proj": "down"},
         "transformer.wte", "transformer.ln_f", transposed=True,
+        norms={"attention_input": "ln_1", "mlp_input": "ln_2"},
     ),
     "opt": Family(
         "model.decoder.layers.{i}",
         {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v",
          "self_attn.out_proj": "o", "fc1": "up", "fc2": "down"},
         "model.decoder.embed_tokens", "model.decoder.final_layer_norm",
+        norms={"attention_input": "self_attn_layer_norm", "mlp_input": "final_layer_norm"},
     ),
     "gpt_neox": Family(
         "gpt_neox.layers.{i}",
         {"attention.query_key_value": "qkv", "attention.dense": "o",
          "mlp.dense_h_to_4h": "up", "mlp.dense_4h_to_h": "down"},
-        "gpt_neox.embed_in", "gpt_neox.final_layer_norm", head="embed_out",
+        "gpt_neox.embed_in", "gpt_neox.final_layer_norm", head="embed_out", norms=_NORMS,
     ),
 }  # fmt: skip
 
@@ -208,6 +215,29 @@ def kv_width(anatomy: Anatomy, config: Mapping[str, Any]) -> int:
 def parallel_residual(config: Mapping[str, Any]) -> bool:
     """Whether attention and MLP of a block read the same input, and not one behind the other."""
     return bool(config.get("use_parallel_residual", config.get("model_type") == "gpt_neox"))
+
+
+def adds_plainly(config: Mapping[str, Any]) -> bool:
+    """Whether what o and down give is added to the stream as it is, with no norm in between."""
+    normed = config.get("model_type") in ("gemma2", "gemma3_text")
+    return not normed and bool(config.get("do_layer_norm_before", True))  # OPT-350m norms sums
+
+
+def norms_before(config: Mapping[str, Any], block: Block) -> dict[str, str]:
+    """The norms that make inputs of a block's linears, by what those share; see `Linear.shares`.
+
+    Dividing the weight (and bias) of one divides what the linears read. Left out are norms that
+    do more than multiply by their weight, and those of models that normalize sums instead.
+    """
+    family = FAMILIES[str(config["model_type"])]
+    if not config.get("do_layer_norm_before", True):  # OPT-350m
+        return {}
+    return {shared: f"{block.prefix}.{suffix}" for shared, suffix in family.norms.items()}
+
+
+def gated(config: Mapping[str, Any]) -> bool:
+    """Whether what down reads is proportional to what up gives, channel by channel."""
+    return FAMILIES[str(config["model_type"])].gated
 
 
 def _check_sizes(config: Mapping[str, Any]) -> None:

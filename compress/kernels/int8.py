@@ -67,7 +67,7 @@ def integer_product(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def round_rows(weight: Tensor, inputs: Inputs) -> Rounded:
+def round_rows(weight: Tensor) -> Rounded:
     """Round a weight [O, I] row by row by its largest magnitude, as LLM.int8() does.
 
     The scale is max|w| / 127, rounded to what bfloat16 and float16 both hold exactly: the largest
@@ -75,5 +75,4 @@ def round_rows(weight: Tensor, inputs: Inputs) -> Rounded:
     """
     scale = storable(weight.float().abs().amax(1, keepdim=True) / 127)
     middle = torch.full_like(scale, _MIDDLE)
-    rounded = round_to_nearest(weight, scale, middle, bits=8, sym=True)
-    return Rounded(rounded.codes, scale, rounded.zero, 8, weight.shape[1], True, inputs)
+    return round_to_nearest(weight, scale, middle, bits=8, sym=True)

@@ -19,14 +19,15 @@ from compress.recipe.patterns import HEAD, any_matches, fault
 
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)  # for every section of a recipe
 
-Method = Literal["gptq", "rtn", "fp8", "nvfp4", "mxfp4"]
+Method = Literal["gptq", "rtn", "w8a8", "llm_int8", "fp8", "nvfp4", "mxfp4"]
 Bits = Literal[2, 3, 4, 8]
 GroupSize = Literal[16, 32, 64, 128, -1]
 ScaleSearch = Literal["none", "mse", "hessian"]
 Strategy = Literal["channel", "block", "tensor"]
 Activations = Literal["none", "dynamic", "static"]
+Outliers = Literal["dynamic", "static"]
 Preset = Literal[
-    "W2A16", "W3A16", "W4A16", "W4A16_ASYM", "W8A16",
+    "W2A16", "W3A16", "W4A16", "W4A16_ASYM", "W8A16", "W8A8",
     "FP8", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "NVFP4", "MXFP4A16", "MXFP4",
 ]  # fmt: skip
 
@@ -36,6 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "W4A16": {"bits": 4, "group_size": 128, "sym": True},
     "W4A16_ASYM": {"bits": 4, "group_size": 128, "sym": False},
     "W8A16": {"bits": 8, "group_size": -1, "sym": True},
+    "W8A8": {"method": "w8a8"},
     "FP8": {"method": "fp8", "strategy": "tensor", "activations": "static"},
     "FP8_DYNAMIC": {"method": "fp8", "strategy": "channel", "activations": "dynamic"},
     "FP8_BLOCK": {"method": "fp8", "strategy": "block", "activations": "dynamic"},
@@ -49,6 +51,11 @@ FLOATS: dict[str, dict[str, Any]] = {  # what methods of floating numbers leave 
     "nvfp4": {"bits": 4, "group_size": 16, "sym": True},
     "mxfp4": {"bits": 4, "group_size": 32, "sym": True},
 }
+INT8: dict[str, dict[str, Any]] = {  # what methods of int8 products leave no choice of
+    "w8a8": {"bits": 8, "group_size": -1, "sym": True},
+    "llm_int8": {"bits": 8, "group_size": -1, "sym": True, "scale_search": "none"},
+}
+FIXED = FLOATS | INT8
 ACTIVATIONS: dict[str, tuple[Activations, ...]] = {  # the first is the default
     "fp8": ("dynamic", "static", "none"),
     "nvfp4": ("none", "static"),
@@ -62,11 +69,15 @@ GPTQ_ONLY = (
     "sweeps",
     "sink_tokens",
     "sink_weight",
+    "error_correction",
 )
 USED_BY: dict[str, tuple[str, ...]] = {  # by which methods; all others are used by all
     **dict.fromkeys(GPTQ_ONLY, ("gptq",)),
     "strategy": ("fp8",),
     "activations": tuple(ACTIVATIONS),
+    "smooth": ("w8a8",),
+    "threshold": ("llm_int8",),
+    "outliers": ("llm_int8",),
 }
 _ONLY_NVFP4 = "16 is the group of nvfp4 alone. Use 32, 64, 128 or -1."
 
@@ -112,8 +123,9 @@ class Quantize(BaseModel):
     method: Method = Field(
         default="gptq",
         description="`gptq` rounds column by column and spreads each error over the columns still "
-        "open; `rtn` rounds each weight to the nearest. `fp8`, `nvfp4` and `mxfp4` round to the "
-        "nearest floating number, of 8 bits or of 4.",
+        "open; `rtn` rounds each weight to the nearest. `w8a8` and `llm_int8` round inputs and "
+        "weights to int8, the latter all inputs but outlier columns. `fp8`, `nvfp4` and `mxfp4` "
+        "round to the nearest floating number, of 8 bits or of 4.",
     )
     scheme: Preset | None = Field(
         default=None,
@@ -132,6 +144,27 @@ class Quantize(BaseModel):
         "`dynamic`, with scales taken from each token; `static`, with a scale that calibration "
         "found. The default of `fp8` is `dynamic`; `nvfp4` knows no other than `static`, `mxfp4` "
         "no other than `dynamic`.",
+    )
+    smooth: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="`w8a8`: move this much of what is hard to round from inputs into weights "
+        "(SmoothQuant's alpha), by powers of two folded into what makes the inputs. Needs "
+        "calibration; null moves nothing.",
+    )
+    threshold: float = Field(
+        default=6.0,
+        ge=0,
+        le=1e6,
+        description="`llm_int8`: a column of inputs in which any magnitude reaches it is "
+        "multiplied as it is. 0: none is.",
+    )
+    outliers: Outliers = Field(
+        default="dynamic",
+        description="`llm_int8`: which columns those are: found in every batch anew (`dynamic`, as "
+        "bitsandbytes does: what a token becomes depends on its batch), or those that calibration "
+        "found (`static`).",
     )
     bits: Bits = Field(default=4, description="Width of the integer grid.")
     group_size: GroupSize = Field(
@@ -187,6 +220,14 @@ class Quantize(BaseModel):
         le=16,
         description="Rounds of coordinate descent after GPTQ; each visits every column once more.",
     )
+    error_correction: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the errors of what is rounded already that each linear is asked to "
+        "undo. Walks the teacher beside the student: nearly twice the forwards. Needs "
+        "`true_sequential`.",
+    )
     targets: Patterns = Field(
         default=("*",), min_length=1, description="Patterns of the block linears to quantize."
     )
@@ -238,9 +279,9 @@ class Quantize(BaseModel):
     @classmethod
     def _agrees_with_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         method, field = str(info.data.get("method")), str(info.field_name)
-        if method in FLOATS and value != (meant := _defaults(info.data).get(field, value)):
+        if method in FIXED and value != (meant := _defaults(info.data).get(field, value)):
             raise ValueError(_contradiction(value, f"method {method}", meant))
-        if method not in FLOATS and field == "group_size" and value == 16:
+        if method not in FIXED and field == "group_size" and value == 16:
             raise ValueError(_ONLY_NVFP4)
         return value
 
@@ -253,6 +294,23 @@ class Quantize(BaseModel):
             raise ValueError(
                 f"{method} does not use this field. Leave it out, or choose method: {choice}."
             )
+        return value
+
+    @field_validator("scale_search")
+    @classmethod
+    def _search_of_method(cls, value: Any, info: ValidationInfo) -> Any:
+        method = str(info.data.get("method"))
+        if method in INT8 and value == "hessian":
+            raise ValueError(f"{method} does not use hessian. Leave it out.")
+        if method in INT8 and value != (meant := INT8[method].get("scale_search", value)):
+            raise ValueError(_contradiction(value, f"method {method}", meant))
+        return value
+
+    @field_validator("error_correction")
+    @classmethod
+    def _corrects_in_order(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("true_sequential") is False:
+            raise ValueError(f"{value}, but true_sequential is false. Leave out one of them.")
         return value
 
     @field_validator("activations")
@@ -270,7 +328,7 @@ class Quantize(BaseModel):
     ) -> dict[str, Override]:
         method = info.data.get("method")
         for pattern, override in value.items():
-            if method in FLOATS and (odd := override.changes().keys() - {"scale_search"}):
+            if method in FIXED and (odd := override.changes().keys() - {"scale_search"}):
                 raise ValueError(
                     f"{pattern}: {method} leaves no choice of {' and '.join(sorted(odd))}. Give "
                     "these linears a stage of their own."
@@ -282,7 +340,7 @@ class Quantize(BaseModel):
     @field_validator("head")
     @classmethod
     def _head_is_not_ignored(cls, value: int | None, info: ValidationInfo) -> int | None:
-        meant = FLOATS.get(str(info.data.get("method")), {}).get("bits", value)
+        meant = FIXED.get(str(info.data.get("method")), {}).get("bits", value)
         if value and value != meant:
             raise ValueError(_contradiction(value, f"method {info.data['method']}", meant))
         if value and any_matches(info.data.get("ignore", ()), HEAD):
@@ -293,7 +351,8 @@ class Quantize(BaseModel):
     def needs_calibration(self) -> bool:
         """Whether anything here is solved from inputs of the linears."""
         searches = {self.scale_search, *(o.scale_search for o in self.overrides.values())}
-        return self.method == "gptq" or "hessian" in searches or self.activations == "static"
+        observed = self.method in ("gptq", "llm_int8") or self.smooth is not None
+        return observed or "hessian" in searches or self.activations == "static"
 
     def bits_used(self) -> set[int]:
         """Every width that a block linear or the head may get."""
@@ -304,7 +363,7 @@ class Quantize(BaseModel):
 def _defaults(data: Mapping[str, Any]) -> dict[str, Any]:
     """What a method makes of fields that are not given; of some it leaves no choice."""
     method = str(data.get("method", "gptq"))
-    found = dict(FLOATS.get(method, {}))
+    found = dict(FIXED.get(method, {}))
     if method == "fp8":
         found["group_size"] = 128 if data.get("strategy") == "block" else -1
     if method in ACTIVATIONS:

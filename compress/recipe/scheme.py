@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from compress.recipe.patterns import any_matches, matches
 from compress.recipe.quantize import (
+    FIXED,
     FLOATS,
+    INT8,
     Activations,
     Bits,
     GroupSize,
     Method,
+    Outliers,
     Quantize,
     ScaleSearch,
     Strategy,
 )
 
+_SCALE_ROWS: dict[Strategy, int] = {"channel": 1, "block": 128, "tensor": 0}
 _NONE: Mapping[str, int] = MappingProxyType({})
 
 
@@ -38,11 +43,40 @@ class Scheme:
     sweeps: int
     strategy: Strategy = "channel"
     activations: Activations = "none"
+    threshold: float = 0.0
+    outliers: Outliers = "dynamic"
 
     @property
     def floating(self) -> bool:
         """Whether weights become floating numbers, whose width cannot be another."""
         return self.method in FLOATS
+
+    @property
+    def numbers(self) -> Literal["int", "fp8_e4m3", "fp4_e2m1"]:
+        """What codes stand for; see `kernels.numbers`."""
+        if not self.floating:
+            return "int"
+        return "fp8_e4m3" if self.method == "fp8" else "fp4_e2m1"
+
+    @property
+    def scale_rows(self) -> int:
+        """Neighbouring rows that share a scale; 0: all."""
+        return _SCALE_ROWS[self.strategy] if self.method == "fp8" else 1
+
+    @property
+    def input_group(self) -> int:
+        """Columns of a row of inputs that share a scale, where inputs are rounded; 0: all."""
+        return 0 if self.method == "fp8" and self.strategy != "block" else self.group_size
+
+    @property
+    def int8_inputs(self) -> bool:
+        """Whether inputs become int8, too."""
+        return self.method in INT8
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the width of the codes cannot be another."""
+        return self.method in FIXED
 
     @property
     def needs_hessian(self) -> bool:

@@ -29,8 +29,12 @@ def weight() -> torch.Tensor:
     return drawn(OUT, IN, seed=1)
 
 
+def rounded_rows(weight: torch.Tensor, inputs: Inputs) -> Rounded:
+    return replace(round_rows(weight), inputs=inputs)
+
+
 def matrix(weight: torch.Tensor, inputs: Inputs) -> Int8Matrix:
-    found = int8_matrix(round_rows(weight, inputs))
+    found = int8_matrix(rounded_rows(weight, inputs))
     assert found is not None
     return found
 
@@ -62,7 +66,7 @@ def oracle(x: torch.Tensor, rounded: Rounded) -> torch.Tensor:
     ids=["w8a8", "dynamic", "static", "empty"],
 )
 def test_products_equal_a_float64_oracle(x, weight, inputs):
-    rounded = round_rows(weight, inputs)
+    rounded = rounded_rows(weight, inputs)
     found = int8_matrix(rounded).multiply(x)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), oracle(x, rounded), rtol=1e-5, atol=1e-4)
@@ -70,7 +74,7 @@ def test_products_equal_a_float64_oracle(x, weight, inputs):
 
 def test_products_equal_those_of_the_numbers_that_round_inputs_writes_out(x, weight):
     for inputs in (Inputs("int8"), Inputs("int8", threshold=6.0)):
-        rounded = round_rows(weight, inputs)
+        rounded = rounded_rows(weight, inputs)
         expected = round_inputs(x, inputs).double() @ rounded.dequantize().double().T
         torch.testing.assert_close(
             int8_matrix(rounded).multiply(x).double(), expected, rtol=1e-5, atol=1e-4
@@ -114,7 +118,7 @@ def test_outlier_columns_lower_the_error(x, weight):
 
 def test_bfloat16_inputs_are_multiplied_as_they_are(x, weight):
     for inputs in (Inputs("int8"), Inputs("int8", threshold=6.0)):
-        rounded = round_rows(weight, inputs)
+        rounded = rounded_rows(weight, inputs)
         narrow = x.bfloat16()
         found = int8_matrix(rounded).multiply(narrow)
         torch.testing.assert_close(
@@ -131,7 +135,7 @@ def test_shapes(weight):
 
 
 def test_rows_are_rounded_by_their_largest_weight(weight):
-    rounded = round_rows(weight, Inputs("int8"))
+    rounded = rounded_rows(weight, Inputs("int8"))
     largest = weight.abs().amax(1, keepdim=True)
     assert torch.equal(rounded.scale, storable(largest / 127))
     assert bool(((rounded.dequantize() - weight).abs() <= rounded.scale * 0.8).all())
@@ -142,7 +146,7 @@ def test_other_weights_and_inputs_are_nothing_for_integer_products(weight):
     inputs = Inputs("int8")
     scale, zero = fit(weight, bits=8, group_size=32, sym=True, search="none")
     grouped = replace(round_to_nearest(weight, scale, zero, bits=8, sym=True), inputs=inputs)
-    whole = round_rows(weight, inputs)
+    whole = rounded_rows(weight, inputs)
     assert product(grouped) is inputs
     assert isinstance(product(whole), Int8Matrix)
     floats = Inputs("fp8_e4m3")
