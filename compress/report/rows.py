@@ -89,6 +89,19 @@ def worst_table(results: Results) -> Table:
     return Table(("linear", "stored as", "relative error", "of median"), tuple(rows), words=2)
 
 
+def error_text(results: Results) -> str:
+    """One sentence on what a relative error is: without calibration, no output was ever seen."""
+    if results.provenance.calibration_tokens:
+        return (
+            "The squared error that compression adds to the output of each linear, as a share of "
+            "its squared output."
+        )
+    return (
+        "The squared error of the rounded weights of each linear, as a share of their squares: "
+        "this run looked at no inputs, so what its outputs lose is not known."
+    )
+
+
 def error_table(results: Results) -> Table:
     """Relative error by block (rows) and role (columns): the numbers of the heat map."""
     cells = {(r.block, r.role): _error_cell(r) for r in linears(results) if r.block is not None}

@@ -142,3 +142,10 @@ def test_continuations_split_at_the_first_word_that_differs(teacher, student, sp
     assert rows.differing_tail(teacher, student) == split
     assert "".join((split[0], split[1])) == teacher
     assert "".join((split[0], split[2])) == student
+
+
+def test_errors_of_a_run_without_calibration_are_those_of_weights(results):
+    assert "to the output of each linear" in rows.error_text(results)
+    blind = replace(results.provenance, calibration_tokens=0)
+    told = rows.error_text(replace(results, provenance=blind))
+    assert told.startswith("The squared error of the rounded weights")
