@@ -36,7 +36,7 @@ def in_the_making(out: Path, *, fresh: bool = False) -> Iterator[Path]:
         RequestError: nothing can be made there.
     """
     partial, rejected = beside(out, "partial"), beside(out, "rejected")
-    _refuse_finished(out, rejected)
+    refuse_finished(out)
     with _mine(partial):
         _tidy(partial, fresh=fresh)
         try:
@@ -56,8 +56,13 @@ def beside(out: Path, ending: str) -> Path:
     return out.with_name(f"{out.name}.{ending}")
 
 
-def _refuse_finished(out: Path, rejected: Path) -> None:
-    for path in (out, rejected):
+def refuse_finished(out: Path) -> None:
+    """Refuse to make what is there already; also what a gate rejected is a finished run's.
+
+    Raises:
+        ArtifactError: `out` or `OUT.rejected` exists.
+    """
+    for path in (out, beside(out, "rejected")):
         if path.exists():
             shutil.rmtree(path / WORK, ignore_errors=True)  # of a run cut short in its last moment
             raise ArtifactError(

