@@ -12,9 +12,11 @@ from typing import Any
 
 from compress.anatomy import Anatomy, Linear, longest_window
 from compress.errors import RecipeError
+from compress.plan import caching
 from compress.plan.sizes import stage_schemes
 from compress.recipe.mistakes import dotted
 from compress.recipe.patterns import HEAD, matches
+from compress.recipe.quantize import FLOATS
 from compress.recipe.schema import Quantize, Recipe
 from compress.recipe.scheme import Scheme, override_for, scheme_for
 from compress.recipe.source import Loc, Places
@@ -45,7 +47,11 @@ def check(
         RecipeError: every mistake found.
     """
     places = places or Places("recipe")
-    mistakes = [*_mistakes(recipe, anatomy), *_too_long(recipe, config or {}, suite)]
+    mistakes = [
+        *_mistakes(recipe, anatomy),
+        *caching.mistakes(recipe, anatomy, config or {}),
+        *_too_long(recipe, config or {}, suite),
+    ]
     found = sorted(mistakes, key=lambda mistake: places.order(mistake[0]))
     if found:
         raise RecipeError([f"{places.label(loc)}  {dotted(loc)}: {text}" for loc, text in found])
@@ -125,11 +131,23 @@ def _undivided(loc: Loc, quantize: Quantize, schemes: dict[Linear, Scheme]) -> F
     for field, linears in by_field.items():
         size = schemes[linears[0]].group_size
         widths = [linear.in_features for linear in linears]
+        if quantize.method in FLOATS:
+            yield from _undivided_floats(loc, quantize, linears, size)
+            continue
         if failing := [x for x in linears if size != -1 and x.in_features % size]:
             working = [s for s in GROUP_SIZES if not any(width % s for width in widths)]
             sizes = f"Use {' or '.join(map(str, working))}, or -1" if working else "Use -1"
             found = f"{size} does not divide in_features {_widths(failing)}"
             yield field, f"{found}. {sizes} for one scale per row."
+
+
+def _undivided_floats(loc: Loc, quantize: Quantize, linears: Sequence[Linear], size: int) -> Found:
+    """Of floating numbers only fp8 leaves a choice of what shares a scale."""
+    if failing := [x for x in linears if size != -1 and x.in_features % size]:
+        field = "strategy" if quantize.method == "fp8" else "method"
+        found = f"{getattr(quantize, field)} needs in_features that {size} divides, not "
+        choice = "Use strategy: channel" if field == "strategy" else "Put them on ignore"
+        yield (*loc, field), f"{found}{_widths(failing)}. {choice}."
 
 
 def _twice(loc: Loc, schemes: Iterable[Linear], taken: dict[str, int]) -> Found:
@@ -172,12 +190,15 @@ def _uneven(anatomy: Anatomy, schemes: dict[Linear, Scheme]) -> dict[str, list[l
         for fused in dict.fromkeys(linear.fused for linear in block.linears if linear.fused):
             group = [linear for linear in block.linears if linear.fused == fused]
             given = [schemes.get(linear) for linear in group]
-            if (
-                len({scheme and (scheme.bits, scheme.group_size, scheme.sym) for scheme in given})
-                > 1
-            ):
+            if len({scheme and _stored_alike(scheme) for scheme in given}) > 1:
                 found.setdefault(fused, []).append(group)
     return found
+
+
+def _stored_alike(scheme: Scheme) -> tuple[object, ...]:
+    """What linears must have in common for engines to fuse them."""
+    grid = scheme.bits, scheme.group_size, scheme.sym
+    return *grid, scheme.numbers, scheme.scale_rows, scheme.activations
 
 
 def _widths(linears: Sequence[Linear]) -> str:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from itertools import chain
 
 from compress.anatomy import Anatomy, Linear
-from compress.artifact.formats import FORMATS
-from compress.artifact.formats.matrix import Matrix
+from compress.artifact.formats import FORMATS, kv
+from compress.artifact.formats.input_scheme import InputScheme
+from compress.artifact.formats.matrix import Matrix, Specs
 from compress.artifact.formats.matrix import Scheme as Stored
 from compress.artifact.layout import PARTS, part_of
 from compress.artifact.write import config_text
@@ -43,6 +44,7 @@ class Size:
     bits_per_weight_with_head: float  # of the block linears and the head, tied or not
     parts: tuple[SizePart, ...]
     shards: int
+    at_most: bool = False  # a budget has yet to be shared out; see `plan.budget`
 
 
 def quantized(
@@ -90,16 +92,22 @@ def matrices(anatomy: Anatomy, found: Mapping[Linear, Scheme]) -> dict[str, Matr
     """The quantized matrices of an artifact by module name: a tied head goes by its embedding's."""
     return {
         anatomy.embedding if linear == anatomy.head and anatomy.tied else linear.name: Matrix(
-            Stored(
-                scheme.bits,
-                linear.in_features if scheme.group_size == -1 else scheme.group_size,
-                scheme.sym,
-            ),
+            _scheme(linear, scheme),
             linear.out_features,
             linear.in_features,
         )
         for linear, scheme in found.items()
     }
+
+
+def _scheme(linear: Linear, scheme: Scheme) -> Stored:
+    """How a linear will be stored."""
+    inputs = None
+    if scheme.activations != "none":
+        static = scheme.activations == "static"
+        inputs = InputScheme(scheme.numbers, static=static, group_size=scheme.input_group)
+    size = linear.in_features if scheme.group_size == -1 else scheme.group_size
+    return Stored(scheme.bits, size, scheme.sym, inputs, scheme.numbers, scheme.scale_rows)
 
 
 def size(recipe: Recipe, headers: Headers, allocated: Mapping[str, int] | None = None) -> Size:
@@ -113,7 +121,9 @@ def size(recipe: Recipe, headers: Headers, allocated: Mapping[str, int] | None =
     before, headers = headers, headers.cast(recipe.teacher.dtype)
     anatomy = headers.anatomy
     found = matrices(anatomy, schemes(recipe, anatomy, allocated))
-    tensors = list(_tensors(headers, found, recipe.artifact.format))
+    cached, format = caches(recipe), recipe.artifact.format
+    scales = kv.stored(format, anatomy, headers.config, cached)
+    tensors = list(_tensors(headers, found, format, scales))
     after, weights = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     for name, dtype, shape in tensors:
         after[part_of(anatomy, name)] += nbytes(dtype, shape)
@@ -121,9 +131,10 @@ def size(recipe: Recipe, headers: Headers, allocated: Mapping[str, int] | None =
         weights[part_of(anatomy, name)] += math.prod(shape)
     shards = list(_shards(tensors, recipe.artifact.max_shard_bytes))
     files = sum(map(_file_bytes, shards)) + _index_bytes(shards)
-    form = FORMATS[recipe.artifact.format]
+    form = FORMATS[format]
     written = {name: found[name].scheme for name in _order(anatomy) if name in found}
-    files += len(config_text(headers.config, form.config(anatomy, written)).encode())
+    quantization = kv.describe(format, form.config(anatomy, written), cached, anatomy)
+    files += len(config_text(headers.config, quantization).encode())
     files += sum(headers.files.values())
     after["other files"] = files - sum(after.values())
     was = _before(before)
@@ -137,6 +148,12 @@ def size(recipe: Recipe, headers: Headers, allocated: Mapping[str, int] | None =
         parts,
         len(shards),
     )
+
+
+def caches(recipe: Recipe) -> kv.KVScheme | None:
+    """How keys and values will be cached; None where they are not rounded."""
+    spec = recipe.kv_cache
+    return None if spec is None else kv.KVScheme(spec.numbers, spec.granularity)
 
 
 @dataclass(frozen=True)
@@ -185,27 +202,45 @@ def nbytes(dtype: str, shape: Iterable[int]) -> int:
 
 def _order(anatomy: Anatomy) -> Iterator[str]:
     """Modules and tensors in the order in which a student hands them over."""
-    blocks = (anatomy.inside(block.index) for block in anatomy.blocks)
-    for name in chain(anatomy.outside(), *blocks):
-        yield name.removesuffix(".weight")
+    return chain.from_iterable(
+        _within(anatomy, index) for index in (None, *range(len(anatomy.blocks)))
+    )
+
+
+def _within(anatomy: Anatomy, index: int | None) -> Iterator[str]:
+    """Modules and tensors of one block, or (None) of none."""
+    names = anatomy.outside() if index is None else anatomy.inside(index)
+    return (name.removesuffix(".weight") for name in names)
 
 
 def _stored(headers: Headers, module: str, matrix: Matrix, format: str) -> Iterator[Tensor]:
     """The tensors that hold one quantized matrix."""
+    yield from _placed(headers, FORMATS[format].stored(module, matrix))
+
+
+def _placed(headers: Headers, specs: Specs) -> Iterator[Tensor]:
+    """Tensors as they are written: in the dtype of the model where their format leaves a choice."""
     computed = DTYPES.get(str(headers.config.get("dtype", headers.config.get("torch_dtype"))))
-    for name, (dtypes, shape) in FORMATS[format].stored(module, matrix).items():
+    for name, (dtypes, shape) in specs.items():
         yield name, dtypes[0] if len(dtypes) == 1 else computed or "BF16", shape
 
 
-def _tensors(headers: Headers, found: Mapping[str, Matrix], format: str) -> Iterator[Tensor]:
+def _tensors(
+    headers: Headers, found: Mapping[str, Matrix], format: str, scales: Specs
+) -> Iterator[Tensor]:
     """Every tensor of the artifact, in the order in which it is written."""
     anatomy = headers.anatomy
-    for module in _order(anatomy):
-        if module not in found:
-            name = module if module in anatomy.tensors else f"{module}.weight"
-            yield name, headers.dtypes[name], anatomy.tensors[name]
-            continue
-        yield from _stored(headers, module, found[module], format)
+    for index in (None, *range(len(anatomy.blocks))):
+        for module in _within(anatomy, index):
+            if module in found:
+                yield from _stored(headers, module, found[module], format)
+            else:
+                name = module if module in anatomy.tensors else f"{module}.weight"
+                yield name, headers.dtypes[name], anatomy.tensors[name]
+        if index is not None:
+            attention = anatomy.blocks[index].attention + "."
+            here = {name: spec for name, spec in scales.items() if name.startswith(attention)}
+            yield from _placed(headers, here)
 
 
 def _before(headers: Headers) -> dict[str, int]:

@@ -13,8 +13,6 @@ from compress.kernels.floats import FloatGrid, fit, global_scale
 from compress.kernels.grid import Rounded, storable
 from compress.recipe.scheme import Scheme
 
-_SCALE_ROWS = {"channel": 1, "block": 128, "tensor": 0}
-
 
 def round_stack(stack: Sequence[Tensor], importance: Tensor | None, scheme: Scheme) -> Rounded:
     """Round matrices [O, I] that engines may fuse; their rows come back as one matrix.
@@ -51,18 +49,17 @@ def inputs_of(scheme: Scheme, peaks: Tensor | None) -> Inputs | None:
             raise ValueError("a static scale of inputs needs inputs that were observed")
         largest = peaks.amax()
     if scheme.method == "fp8":
-        size = scheme.group_size if scheme.strategy == "block" else 0
         scale = None if largest is None else float(storable(largest / LARGEST["fp8_e4m3"]))
-        return Inputs("fp8_e4m3", scale=scale, group_size=size)
+        return Inputs("fp8_e4m3", scale=scale, group_size=scheme.input_group)
     over = None if largest is None else 1 / global_scale([largest])
-    return Inputs("fp4_e2m1", scale=over, group_size=scheme.group_size)
+    return Inputs("fp4_e2m1", scale=over, group_size=scheme.input_group)
 
 
 def grid_of(scheme: Scheme, stack: Sequence[Tensor]) -> FloatGrid:
     """What the weights of a stack are rounded to."""
+    numbers, size = scheme.numbers, scheme.group_size
     if scheme.method == "fp8":
-        rows = _SCALE_ROWS[scheme.strategy]
-        return FloatGrid("fp8_e4m3", "float", scheme.group_size, rows)
+        return FloatGrid(numbers, "float", size, scheme.scale_rows)
     if scheme.method == "nvfp4":
-        return FloatGrid("fp4_e2m1", "e4m3", scheme.group_size, over=global_scale(stack))
-    return FloatGrid("fp4_e2m1", "e8m0", scheme.group_size)
+        return FloatGrid(numbers, "e4m3", size, over=global_scale(stack))
+    return FloatGrid(numbers, "e8m0", size)

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import ArtifactError, ModelError
-from compress.verify import caching
+from compress.verify import caching, rounding
 from compress.verify import reference as references
 from compress.verify.bits import spare_bits
 from compress.verify.layout import told_scheme
-from compress.verify.reader import OTHERS, Reading, read_json
+from compress.verify.reader import Reading, layout_of, read_json
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1  # of the manifest
@@ -69,10 +69,12 @@ def tensors(reading: Reading, manifest: Mapping[str, Any]) -> Problems:
 def numbers(reading: Reading) -> Problems:
     """Scales that every reader takes alike, codes that end where they should, all of it finite."""
     for name in reading.matrices:
-        yield from _scales(f"{name} scales", reading.scales(name))
-        if reading.format in OTHERS:
-            matrix = reading.matrices[name]
-            yield from OTHERS[reading.format].problems(reading.entries, name, matrix)
+        matrix = reading.matrices[name]
+        yield from rounding.problems(reading.entries, name, matrix)
+        if matrix.kind in ("int", "fp8"):
+            yield from _scales(f"{name} scales", reading.scales(name))
+        if layout := layout_of(reading.format, matrix):
+            yield from layout.problems(reading.entries, name, matrix)
         else:
             yield from _spare(reading, name)
     if reading.cached:

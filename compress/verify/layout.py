@@ -14,13 +14,13 @@ from typing import Any
 from compress import anatomy
 from compress.anatomy import FAMILIES, Family, Shape
 from compress.errors import ArtifactError, ModelError
-from compress.verify import caching, gptq
+from compress.verify import caching, floats, gguf, gptq, rounding
 from compress.verify.reader import (
-    OTHERS,
     Entry,
     Expected,
     Matrix,
     Reading,
+    layout_of,
     read_entries,
     read_json,
 )
@@ -63,11 +63,15 @@ def open_folder(folder: Path, also: frozenset[str] = frozenset()) -> Reading:
     """
     config = read_json(folder / "config.json")
     quantization = config.pop("quantization_config", None)
-    entries = read_entries(folder)
+    fields: dict[str, Any] = {}
+    if format_of(quantization) == "gguf":
+        entries, fields = gguf.read_file(folder, config)
+    else:
+        entries = read_entries(folder)
     plan = _plan(config, quantization, entries)
     also -= plan.shapes.keys()  # what the model has lies there dense only where it is not quantized
     cached = caching.numbers(plan.format, plan.quantization)
-    wanted = _expected(plan) | (_caches(plan, by_head=cached[1]) if cached else {})
+    wanted = _expected(plan, entries) | (_caches(plan, shared=cached[1]) if cached else {})
     if problems := [*_differences(wanted, entries, also), *_misnamed(plan)]:
         raise ArtifactError("\n".join(problems))
     shapes = {**plan.shapes, **{name: entries[name].shape for name in also & entries.keys()}}
@@ -75,9 +79,7 @@ def open_folder(folder: Path, also: frozenset[str] = frozenset()) -> Reading:
         picture = anatomy.read(config, shapes)
     except ModelError as error:
         raise ArtifactError(str(error)) from error
-    if plan.format == "gptq" and (
-        problems := [*gptq.misnamed(plan.quantization, picture, plan.matrices)]
-    ):
+    if problems := [*_misdescribed(folder, plan, picture, fields)]:
         raise ArtifactError("\n".join(problems))
     kind = cached[0] if cached else None
     return Reading(folder, plan.format, config, entries, plan.matrices, picture, kind)
@@ -89,7 +91,10 @@ def told_scheme(reading: Reading, module: str) -> str:
     if matrix is None:
         return "dense"
     size = "row" if matrix.group_size == matrix.columns else matrix.group_size
-    return f"{matrix.bits} bits g{size} {'asym' if matrix.zeros else 'sym'}"
+    grid = f"{matrix.bits} bits g{size} {'asym' if matrix.zeros else 'sym'}"
+    if matrix.kind != "int":
+        grid = f"{matrix.kind} g{size}{floats.shared(reading.entries, matrix)}"
+    return grid + rounding.in_words(reading.entries, module, matrix)
 
 
 def _plan(config: Mapping[str, Any], quantization: Any, entries: Mapping[str, Entry]) -> _Plan:
@@ -155,19 +160,23 @@ def _matrix(
     size = columns if scheme.group_size == "row" else scheme.group_size
     if columns % size:
         raise ArtifactError(f"{name}: groups of {size} do not divide its {columns} columns.")
-    codes, scales, zeros = (f"{name}.{ending}" for ending in _ENDINGS[format])
+    known = gguf.endings(scheme.bits, sym=scheme.sym) if format == "gguf" else _ENDINGS[format]
+    codes, scales, zeros = (f"{name}.{ending}" for ending in known)
+    if scheme.kind == "fp8" and format == "compressed-tensors":
+        codes = f"{name}.weight"
     return Matrix(
-        rows, columns, scheme.bits, size, turned, codes, scales, None if scheme.sym else zeros
-    )
+        rows, columns, scheme.bits, size, turned, codes, scales, None if scheme.sym else zeros,
+        scheme.kind, scheme.scale_rows, scheme.inputs,
+    )  # fmt: skip
 
 
-def _caches(plan: _Plan, *, by_head: bool) -> Expected:
+def _caches(plan: _Plan, *, shared: str) -> Expected:
     """The scales of keys and values that the folder must hold."""
     try:
         picture = anatomy.read(plan.config, plan.shapes)
     except ModelError as error:
         raise ArtifactError(str(error)) from error
-    return caching.expected(plan.format, picture, plan.config, by_head, _scale_dtype(plan))
+    return caching.expected(plan.format, picture, plan.config, shared, _scale_dtype(plan))
 
 
 def _scale_dtype(plan: _Plan) -> str:
@@ -176,7 +185,7 @@ def _scale_dtype(plan: _Plan) -> str:
     return "F16" if plan.format == "packed" else model
 
 
-def _expected(plan: _Plan) -> Expected:
+def _expected(plan: _Plan, entries: Mapping[str, Entry]) -> Expected:
     """Every tensor that the folder must hold, but for scales of keys and values."""
     scales = _scale_dtype(plan)
     found: Expected = {
@@ -185,8 +194,9 @@ def _expected(plan: _Plan) -> Expected:
         if name.removesuffix(".weight") not in plan.matrices
     }
     for name, matrix in plan.matrices.items():
-        if plan.format in OTHERS:
-            found |= OTHERS[plan.format].expected(name, matrix)
+        found |= rounding.expected(name, matrix, entries)
+        if layout := layout_of(plan.format, matrix):
+            found |= layout.expected(name, matrix)
             continue
         groups = matrix.columns // matrix.group_size
         found[matrix.codes] = ("I32",), (matrix.rows, _words(matrix.columns, matrix.bits))
@@ -216,6 +226,17 @@ def _differences(
                 )
         elif name not in also:
             yield f"{name}: extra, by config.json there is no such tensor"
+
+
+def _misdescribed(
+    folder: Path, plan: _Plan, picture: anatomy.Anatomy, fields: Mapping[str, Any]
+) -> Iterator[str]:
+    """What other people's formats say of the model, against the model."""
+    if plan.format == "gptq":
+        yield from gptq.misnamed(plan.quantization, picture, plan.matrices)
+    if plan.format == "gguf":
+        words = read_json(folder / "tokenizer.json")
+        yield from gguf.misdescribed(fields, plan.config, words, picture.vocab_size)
 
 
 def _misnamed(plan: _Plan) -> Iterator[str]:

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from compress.anatomy import Anatomy
 from compress.errors import ArtifactError
-from compress.verify import caching, gptq
+from compress.verify import caching, floats, gguf, gptq, rounding
 from compress.verify.bits import unpack
+from compress.verify.entry import NUMPY, Entry
+from compress.verify.rounding import Rounding
 
 if TYPE_CHECKING:
     import torch
@@ -27,39 +29,9 @@ if TYPE_CHECKING:
     from compress.kernels.activations import Rounds
     from compress.kernels.kv import KVScales
 
-NUMPY = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
-    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
-}  # fmt: skip
 Expected = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]  # name → dtypes allowed, shape
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _MAX_TEXT_BYTES = 100 * 1024**2  # of a header, a config, a manifest
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where one stored tensor lies, and what its header says it is."""
-
-    file: Path
-    dtype: str  # as safetensors spells it
-    shape: tuple[int, ...]
-    start: int  # first byte in the file
-    stop: int  # byte after the last
-
-    def raw(self) -> NDArray[np.uint8]:
-        """Its bytes."""
-        return np.fromfile(self.file, np.uint8, self.stop - self.start, offset=self.start)
-
-    def array(self) -> NDArray[Any]:
-        """Its values; bfloat16, which numpy lacks, as the words that hold them."""
-        return self.raw().view(NUMPY[self.dtype]).reshape(self.shape)
-
-    def floats(self) -> NDArray[np.float32]:
-        """Its values as float32, exact for all narrower floats."""
-        values = self.array()
-        if self.dtype == "BF16":
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -74,10 +46,13 @@ class Matrix:
     codes: str
     scales: str
     zeros: str | None  # None on a symmetric grid
+    kind: str = "int"  # or fp8, nvfp4, mxfp4
+    scale_rows: int = 1  # neighbouring rows that share a scale; 0: all
+    inputs: Rounding | None = None  # how they are rounded before it multiplies
 
 
 class Layout(Protocol):
-    """What the module of another people's format reads of one matrix."""
+    """What a module reads of one matrix that knows other numbers, or another people's format."""
 
     def expected(self, name: str, matrix: Matrix) -> Expected:
         """The tensors that hold it."""
@@ -96,7 +71,12 @@ class Layout(Protocol):
         """What in its numbers no writer means."""
 
 
-OTHERS: Mapping[str, Layout] = {"gptq": gptq}
+OTHERS: Mapping[str, Layout] = {"gptq": gptq, "gguf": gguf}
+
+
+def layout_of(format: str, matrix: Matrix) -> Layout | None:
+    """What reads a matrix that is not of words of integers, scales and zeros."""
+    return OTHERS.get(format) or (floats if matrix.kind != "int" else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +100,11 @@ class Reading:
         return {name: self.tensor(name) for name in self.anatomy.outside()}
 
     def inputs(self, index: int) -> Mapping[str, Rounds]:
-        """The linears of one block that round their inputs: none of the layouts read here."""
-        return {}
+        """The linears of one block that round their inputs, by name."""
+        names = [linear.name for linear in self.anatomy.blocks[index].linears]
+        known = {name: self.matrices[name] for name in names if name in self.matrices}
+        found = {name: rounding.read(self.entries, name, m) for name, m in known.items()}
+        return {name: inputs for name, inputs in found.items() if inputs is not None}
 
     def kv(self, index: int) -> KVScales | None:
         """How one block rounds the keys and values that it caches; None: it does not."""
@@ -130,7 +113,8 @@ class Reading:
         if self.cached is None:
             return None
         attention = self.anatomy.blocks[index].attention
-        return Scales(self.cached, *caching.scales(self.entries, attention))
+        found = caching.scales(self.entries, attention)
+        return Scales(self.cached, *found)
 
     def tensor(self, name: str) -> torch.Tensor:
         """One dense tensor by full name, float32, lying as its family stores it."""
@@ -146,8 +130,8 @@ class Reading:
     def dequantized(self, module: str) -> NDArray[np.float32]:
         """The weights [O, I] that a quantized matrix stands for: ``(code - zero) * scale``."""
         matrix = self.matrices[module]
-        if self.format in OTHERS:
-            return OTHERS[self.format].weights(self.entries, module, matrix)
+        if layout := layout_of(self.format, matrix):
+            return layout.weights(self.entries, module, matrix)
         scale, zero = self.scales(module)[..., None], self.zeros(module)[..., None]
         codes = unpack(self.entries[matrix.codes].array(), matrix.bits, matrix.columns)
         grouped = codes.reshape(matrix.rows, -1, matrix.group_size)
@@ -158,9 +142,10 @@ class Reading:
 
     def scales(self, module: str) -> NDArray[np.float32]:
         """The scales [O, G] of a quantized matrix."""
-        if self.format in OTHERS:
-            return OTHERS[self.format].scales(self.entries, module, self.matrices[module])
-        return self.entries[self.matrices[module].scales].floats()
+        matrix = self.matrices[module]
+        if layout := layout_of(self.format, matrix):
+            return layout.scales(self.entries, module, matrix)
+        return self.entries[matrix.scales].floats()
 
     def zeros(self, module: str) -> NDArray[np.uint8]:
         """The zeros [O, G] of a quantized matrix: packed along the rows, or all in the middle."""

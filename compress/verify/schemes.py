@@ -6,16 +6,21 @@ What the page does not describe is refused: verified are the artifacts that are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from compress.errors import ArtifactError
-from compress.verify import gptq
+from compress.verify import floats, gguf, gptq, rounding
+from compress.verify.rounding import Rounding
 
 METHODS = {
     "compress": "packed", "compressed-tensors": "compressed-tensors", "gptq": "gptq",
+    "gguf": "gguf",
 }  # fmt: skip
-_WIDTHS = {"packed": (2, 3, 4, 8), "compressed-tensors": (4, 8), "gptq": (4, 8)}
+_WIDTHS = {"packed": (2, 3, 4, 8), "compressed-tensors": (4, 8), "gptq": (4, 8), "gguf": (4, 8)}
+_SOMETIMES = ("inputs", "numbers", "scale_rows")
+_CT_FORMATS = {"int": "pack-quantized", **floats.FORMATS}  # by what weights become
+_MIXED = "mixed-precision"
 _GROUP_FIELDS = {"targets", "weights", "input_activations", "output_activations"}
 _WEIGHT_FIELDS = {
     "num_bits", "type", "symmetric", "strategy", "group_size", "dynamic", "actorder",
@@ -29,6 +34,9 @@ class Scheme:
     bits: int
     group_size: int | Literal["row"]
     sym: bool
+    kind: str = "int"  # or fp8, nvfp4, mxfp4
+    scale_rows: int = 1  # neighbouring rows that share a scale; 0: all
+    inputs: Rounding | None = None
 
 
 def format_of(quantization: Any) -> str:
@@ -76,9 +84,15 @@ def _packed(quantization: Mapping[str, Any], stored: Iterable[str]) -> dict[str,
     modules = [name.removesuffix(".codes") for name in stored if name.endswith(".codes")]
     if lost := sorted(exceptions.keys() - set(modules)):
         raise ArtifactError(f"{lost[0]}.codes: missing, config.json gives it a scheme.")
-    return {
-        name: _scheme(name, {**default, **exceptions.get(name, {})}, "packed") for name in modules
-    }
+    return {name: _packed_scheme(name, {**default, **exceptions.get(name, {})}) for name in modules}
+
+
+def _packed_scheme(name: str, fields: dict[str, Any]) -> Scheme:
+    more = {key: fields.pop(key) for key in _SOMETIMES if key in fields}
+    kind = floats.kind(name, {**fields, **more})
+    inputs = rounding.told(name, more.get("inputs"))
+    scheme = _scheme(name, fields, "packed")
+    return replace(scheme, kind=kind, scale_rows=more.get("scale_rows", 1), inputs=inputs)
 
 
 def _compressed_tensors(
@@ -86,14 +100,22 @@ def _compressed_tensors(
 ) -> dict[str, Scheme]:
     """Each group names its linears in full."""
     groups = quantization.get("config_groups")
-    if quantization.get("format") != "pack-quantized" or not isinstance(groups, dict):
-        told = quantization.get("format")
+    format = quantization.get("format")
+    if format not in (*_CT_FORMATS.values(), _MIXED) or not isinstance(groups, dict):
         raise ArtifactError(
-            f"config.json: format {told!r}; pack-quantized with its config_groups is verified."
+            f"config.json: format {format!r}; verified are {', '.join(_CT_FORMATS.values())} and "
+            f"{_MIXED}, with config_groups."
         )
     found: dict[str, Scheme] = {}
-    for label, group in groups.items():
+    for label, told_group in groups.items():
+        group, told = told_group, format
+        if format == _MIXED and isinstance(group, dict):  # each then says its own
+            told, group = group.get("format"), {k: v for k, v in group.items() if k != "format"}
         scheme = _group_scheme(label, group)
+        if told != _CT_FORMATS[scheme.kind]:
+            raise ArtifactError(
+                f"config.json: {label} is of format {told!r}, its weights {scheme.kind}."
+            )
         if twice := sorted(found.keys() & set(group["targets"])):
             raise ArtifactError(f"config.json: two groups target {twice[0]}.")
         found.update(dict.fromkeys(group["targets"], scheme))
@@ -105,12 +127,19 @@ def _gptq(quantization: Mapping[str, Any], stored: Iterable[str]) -> dict[str, S
     return {name: _scheme(name, fields, "gptq") for name, fields in found.items()}
 
 
+def _gguf(quantization: Mapping[str, Any], stored: Iterable[str]) -> dict[str, Scheme]:
+    found = gguf.schemes(quantization, stored)
+    return {name: _scheme(name, fields, "gguf") for name, fields in found.items()}
+
+
 def _group_scheme(label: str, group: Any) -> Scheme:
     if not isinstance(group, dict) or set(group) != _GROUP_FIELDS:
         raise ArtifactError(f"config.json: {label} must have {', '.join(sorted(_GROUP_FIELDS))}.")
     weights = group["weights"]
     if not is_names(group["targets"]):
         raise ArtifactError(f"config.json: targets of {label} are not names.")
+    if (floating := floats.told_weights(weights)) is not None:
+        return _floating_scheme(label, group, floating)
     if not isinstance(weights, dict) or set(weights) != _WEIGHT_FIELDS:
         fields = ", ".join(sorted(_WEIGHT_FIELDS))
         raise ArtifactError(f"config.json: weights of {label} must have {fields}.")
@@ -128,6 +157,21 @@ def _group_scheme(label: str, group: Any) -> Scheme:
         "sym": weights["symmetric"],
     }
     return _scheme(label, scheme, "compressed-tensors")
+
+
+def _floating_scheme(
+    label: str, group: Mapping[str, Any], meant: tuple[str, int | str, int]
+) -> Scheme:
+    kind, size, rows = meant
+    inputs, told = None, group["input_activations"]
+    if told is not None:
+        inputs = floats.told_inputs(told)
+    if group["output_activations"] is not None or (told is not None and inputs is None):
+        raise ArtifactError(f"config.json: {label} is a scheme that is not written here: {group}.")
+    scheme = _scheme(
+        label, {"bits": 8 if kind == "fp8" else 4, "group_size": size, "sym": True}, "packed"
+    )
+    return replace(scheme, kind=kind, scale_rows=rows, inputs=rounding.told(label, inputs))
 
 
 def _scheme(where: str, fields: Mapping[str, Any], format: str) -> Scheme:
@@ -152,5 +196,6 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Iterable[str]], dict[str, Schem
     "packed": _packed,
     "compressed-tensors": _compressed_tensors,
     "gptq": _gptq,
+    "gguf": _gguf,
     "dense": lambda quantization, stored: {},
 }

@@ -38,8 +38,11 @@ class Student:
                 scheme = self.plan(module) if tensor.dim() == 2 else None
                 yield (module, self.rounded(module, tensor, *scheme)) if scheme else (name, tensor)
 
-    def rounded(self, name: str, tensor: torch.Tensor, bits: int, size: int, sym: bool) -> Rounded:
+    def rounded(self, name: str, tensor: torch.Tensor, bits: Any, *how: Any) -> Rounded:
         weight = tensor.T if name in self.turned else tensor
+        if callable(bits):
+            return bits(weight)
+        size, sym = how
         grid = {"bits": bits, "sym": sym}
         scale, zero = fit(weight, group_size=size, search="none", **grid)
         return round_to_nearest(weight, scale, zero, **grid)
@@ -69,10 +72,10 @@ class Student:
         return None
 
 
-def linears(bits: int = 4, group_size: int = 32, sym: bool = True) -> Plan:
-    """Every block linear alike."""
+def linears(bits: Any = 4, group_size: int = 32, sym: bool = True) -> Plan:
+    """Every block linear alike; in place of bits, what rounds a weight [O, I]."""
     outer = ("embed", "lm_head", "wte", "wpe")
-    scheme = (bits, group_size, sym)
+    scheme = (bits,) if callable(bits) else (bits, group_size, sym)
     return lambda name: None if any(part in name for part in outer) else scheme
 
 
