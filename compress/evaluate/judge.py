@@ -105,13 +105,16 @@ class Judge:
         wanted = self.suite.samples
         if wanted is None or not wanted.prompts:
             return Said(())
-        said = [
-            answers(
-                weights, self.tokenizer, wanted.prompts, max_new_tokens=wanted.max_new_tokens,
-                device=self.device, dtype=self.dtype,
-            )
-            for weights in (teacher, student)
-        ]  # fmt: skip
+        said: list[list[str]] = []
+        for who, weights in (("teacher", teacher), ("student", student)):
+            self._tell("samples", len(said), f"{who} answers")
+            said.append(
+                answers(
+                    weights, self.tokenizer, wanted.prompts,
+                    max_new_tokens=wanted.max_new_tokens, device=self.device, dtype=self.dtype,
+                )
+            )  # fmt: skip
+        self._tell("samples", len(said))
         return Said(tuple(Sample(*three) for three in zip(wanted.prompts, *said, strict=True)))
 
     def alone(self, weights: Weights) -> Judgement:
@@ -148,6 +151,10 @@ class Judge:
         return bench.ask(
             weights, suite.tasks, suite.lm_eval_tasks, suite.limit, fingerprint=fingerprint
         )
+
+    def _tell(self, step: str, done: int, detail: str = "") -> None:
+        if self.watch:
+            self.watch(Progress(step, done, 2, "model", detail))
 
     def _watch(self, who: str) -> Watch:
         watch = self.watch

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from compress.errors import EvaluationError
+from compress.evaluate import judge as judges
 from compress.evaluate.judge import Judge
 
 
@@ -15,3 +16,17 @@ def test_the_tasks_of_a_suite_are_checked_without_a_model(tmp_path, monkeypatch)
     suite.tasks = ("clozes",)
     with pytest.raises(EvaluationError, match="'clozes' does not ship"):
         judge.check_tasks()
+
+
+def test_samples_tell_who_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(judges, "answers", lambda weights, *_, **__: [f"{weights} said"])
+    suite = SimpleNamespace(samples=SimpleNamespace(prompts=("Hello",), max_new_tokens=1))
+    seen = []
+    judge = Judge(suite, None, tmp_path, "cpu", torch.float32, seen.append)
+    (sample,) = judge.say("teacher", "student").samples
+    assert (sample.teacher, sample.student) == ("teacher said", "student said")
+    assert [(r.step, r.done, r.total, r.detail) for r in seen] == [
+        ("samples", 0, 2, "teacher answers"),
+        ("samples", 1, 2, "student answers"),
+        ("samples", 2, 2, ""),
+    ]
