@@ -25,12 +25,35 @@ def accumulate(total: Tensor, inputs: Tensor) -> None:
         inputs: [N, I], any float.
     """
     columns = inputs.shape[1]
-    exact_in_bfloat16 = inputs.dtype == torch.bfloat16
     x = inputs.float()
-    with bfloat16_products() if exact_in_bfloat16 else contextlib.nullcontext():
+    with _exact(inputs):
         for start in range(0, columns, _PANEL):
             stop = min(start + _PANEL, columns)
             total[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
+
+
+def accumulate_pairs(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add the sum over tokens of l rᵀ to all of `total` [L, R] float32; see `accumulate`.
+
+    Args:
+        total: [L, R] float32, written.
+        left: [N, L], any float.
+        right: [N, R], any float.
+    """
+    with _exact(left, right):
+        total.addmm_(left.T.float(), right.float())
+
+
+def outputs(inputs: Tensor, weight: Tensor) -> Tensor:
+    """X Wᵀ of inputs [N, I] and a weight [O, I], summed in float32: [N, O] float32."""
+    with _exact(inputs, weight):
+        return inputs.float() @ weight.T.float()
+
+
+def _exact(*factors: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Lets products run on bfloat16 units where that rounds none of their factors."""
+    fits = all(factor.dtype == torch.bfloat16 for factor in factors)
+    return bfloat16_products() if fits else contextlib.nullcontext()
 
 
 def mean(total: Tensor, tokens: float) -> Tensor:

@@ -21,12 +21,13 @@ from typing import Any
 
 from compress import storage
 from compress.errors import StorageError
+from compress.plan import caching
 from compress.plan.footprint import Job
 from compress.plan.sizes import stage_schemes
 
 log = logging.getLogger("compress")
 FILE = "pace.json"
-DRAWS = 8  # of `stages.sensitivity`, which needs torch; a test holds them equal
+DRAWS = 4  # of `stages.sensitivity`, which needs torch; a test holds them equal
 _KEPT = 5  # runs of one kind and size; older ones are forgotten
 _TOO_SHORT = 1.0  # seconds; such a step found its result in a cache
 _SLOW = 4.0  # a float32 product against a bfloat16 one (216 and 873 GFLOP/s on two cores of Zen 5)
@@ -145,7 +146,7 @@ def _stage_work(job: Job, index: int) -> float:
     """Forwards, Hessians, searches and solvers of one stage."""
     spec, tokens = job.recipe.stages[index].quantize, float(job.tokens)
     if spec is None:
-        return _allocate_work(job)
+        return caching.work(job) if job.recipe.stages[index].kv_cache else _allocate_work(job)
     operations = 0.0
     seen: set[tuple[int | None, str]] = set()
     for linear, scheme in stage_schemes(job.recipe, index, job.anatomy).items():
@@ -157,11 +158,12 @@ def _stage_work(job: Job, index: int) -> float:
         if scheme.needs_hessian and (linear.block, linear.shares) not in seen:
             seen.add((linear.block, linear.shares))
             operations += tokens * columns**2 + _SLOW * 3 * columns**3
+            operations += 2 * tokens * columns**2 if spec.error_correction else 0
     last = max(
         (len(job.anatomy.blocks) if block is None else block + 1 for block, _ in seen), default=0
     )
     walked = sum(linear.weights for block in job.anatomy.blocks[:last] for linear in block.linears)
-    forwards = 1 if spec.true_sequential else 2
+    forwards = 2 if spec.error_correction or not spec.true_sequential else 1
     return operations + 2 * forwards * tokens * walked
 
 

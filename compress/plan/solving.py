@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from compress.anatomy import Block, Linear, parallel_residual
-from compress.plan import sizes
+from compress.plan import caching, sizes
 from compress.plan.footprint import HEAP, Job
+from compress.plan.pace import DRAWS
 from compress.recipe.schema import Quantize
 from compress.recipe.scheme import Scheme
 from compress.results import Limits
 
+_PROBABILITIES = 128  # kernels.fisher: tokens whose probabilities are held at once
 _SLICE = 3.4  # float32 copies of the rows being solved (kernels.gptq), and their codes
 
 
@@ -29,7 +31,28 @@ def compress(job: Job, limits: Limits) -> int:
         if job.anatomy.head.name in schemes:
             peak = max(peak, _head(job, limits, found[job.anatomy.head]))
         before |= schemes.keys()
-    return job.base_bytes + HEAP + peak
+    return max(job.base_bytes + HEAP + peak, caching.memory(job, limits))
+
+
+def _allocate(job: Job, limits: Limits) -> int:
+    """The walk there and back: what enters each block, gradients, and codes of every width."""
+    spec, calibration, anatomy = job.recipe.allocate, job.recipe.calibration, job.anatomy
+    if spec is None:
+        return 0
+    seq_len = min(spec.seq_len, calibration.seq_len)
+    tokens = min(spec.samples, calibration.samples) * seq_len
+    states = tokens * anatomy.hidden_size
+    entering = (len(anatomy.blocks) + 1) * states * job.item_bytes
+    held = 0 if entering > limits.resident_bytes else entering
+    slopes = DRAWS * states * (8 + 2 * job.item_bytes)  # by final states, by a block's two ends
+    part = min(tokens, max(1, limits.batch_tokens // seq_len) * seq_len)
+    linears = anatomy.blocks[0].linears
+    wide = sum(linear.in_features + (DRAWS + 2) * linear.out_features for linear in linears)
+    solving = 12 * max(linear.in_features for linear in linears) ** 2
+    codes = (len(spec.bits) + job.item_bytes) * sum(linear.weights for linear in linears)
+    head = 8 * anatomy.head.weights + 16 * _PROBABILITIES * anatomy.vocab_size
+    block = codes + max(solving, part * wide * job.item_bytes)
+    return held + slopes + max(block, head)
 
 
 def _head(job: Job, limits: Limits, scheme: Scheme) -> int:
@@ -103,12 +126,23 @@ class _BlockMemory:
         for number, group in enumerate(groups):
             alive = [hessians[number]] if self.spec.true_sequential else hessians[number:]
             here = self.weights() + self.held(group[0][0].shares) + codes + replaced + sum(alive)
+            here += self.beside(group)
             peak = max(peak, here + self.forward(), here + self.solving(group))
             codes += sum(_codes(linear, scheme) for linear, scheme in group)
             largest = max(linear.weights for linear, _ in group)
             replaced += self.job.item_bytes * sum(linear.weights for linear, _ in group)
             peak = max(peak, here + codes + replaced + 4 * largest)
         return peak
+
+    def beside(self, group: Sequence[tuple[Linear, Scheme]]) -> int:
+        """For error correction: the teacher's forwards, the drift, and what the linears lack."""
+        if not self.spec.error_correction:
+            return 0
+        columns = group[0][0].in_features
+        lacks = 8 * sum(linear.weights for linear, _ in group)  # and the targets they make
+        return (
+            self.weights() + self.held(group[0][0].shares) + self.held("") + lacks + 8 * columns**2
+        )
 
     def solving(self, group: Sequence[tuple[Linear, Scheme]]) -> int:
         """Beside the Hessian: two more of its size to invert it, then its factor and rows."""

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from compress.errors import RecipeError
 from compress.kernels.allocation import best, smallest, total
-from compress.recipe.allocate import Allocate
+from compress.recipe.allocate import Allocate, too_tight
 from compress.results import Allocation, Share, StageResult, Width
 from compress.stages.context import Context, Sizes
 from compress.stages.sensitivity import Group, groups, measure
@@ -126,7 +126,8 @@ class Market:
                 f"{math.fsum(map(min, self.costs)):.3g}. Allow more, or add 8 to bits."
             )
         size = self.sizes.artifact(self.bits(self._narrowest()))
-        return too_tight(spec, size.bits_per_weight, size.size_bytes)
+        told = too_tight(spec, size.bits_per_weight, size.size_bytes)
+        return told or f"{spec.written} leaves no room for any choice. Allow more."
 
     def _narrowest(self) -> tuple[int, ...]:
         return tuple(min(range(len(row)), key=row.__getitem__) for row in self.nbytes)
@@ -138,12 +139,3 @@ class Market:
         widths = tuple(Width(*row) for row in zip(bits, costs, nbytes, strict=True))
         names = tuple(linear.name for linear in group.linears)
         return Share(names, group.block, group.kind, bits[place], widths)
-
-
-def too_tight(spec: Allocate, bits_per_weight: float, size_bytes: int) -> str:
-    """What is said of a budget that even the narrowest grids, which take so much, do not keep."""
-    least = f"{bits_per_weight:.3f} bits" if spec.parsed.bits else f"{size_bytes / 1e6:.3f} MB"
-    return (
-        f"{spec.written} cannot be kept: the narrowest grids take {least}. Allow more, add "
-        "narrower ones to bits, or share scales in larger groups."
-    )

@@ -9,29 +9,33 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from compress.anatomy import Block, Linear
-from compress.errors import SolveError
 from compress.kernels.grid import Rounded
 from compress.kernels.hessian import accumulate, mean
 from compress.kernels.int8 import product
 from compress.results import LinearResult
 from compress.stages.context import Context
+from compress.stages.drift import Drift, Sinks, Teacher
+from compress.stages.stream import Stream, check
 from compress.student import Student
 from compress.surgery import inputs
 from compress.surgery.walk import Walk
 
 Solution = tuple[dict[str, Rounded], list[LinearResult]]
-Solve = Callable[[Sequence[Linear], Mapping[str, Tensor], Tensor, Tensor], Solution]
-"""Solve linears that share an input: given them, their weights [O, I] by name, their Hessian [I, I]
-and the largest magnitude of each input column [I], return the codes of those that were solved and a
-record of each."""
+Solve = Callable[
+    [Sequence[Linear], Mapping[str, Tensor], Tensor, Tensor, Mapping[str, Tensor]], Solution
+]
+"""Solve linears that share an input, given their weights [O, I] by name, their Hessian [I, I], the
+largest magnitude of each input column [I], and what they lack, [O, I] by name (see `drift`).
+
+Returns the codes of those that were solved and a record of each."""
 
 
 def give_back_memory() -> None:
@@ -43,17 +47,6 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-@dataclass(frozen=True)
-class Sinks:
-    """The first tokens of a window, to which all later ones attend; their errors reach all of them.
-
-    Each counts `weight` times more than another token. Xiao et al. 2023, arXiv:2309.17453.
-    """
-
-    tokens: int
-    weight: float
-
-
 def solve_blocks(
     student: Student,
     context: Context,
@@ -62,6 +55,7 @@ def solve_blocks(
     wanted: Callable[[Linear], bool],
     true_sequential: bool,
     sinks: Sinks,
+    correction: float = 0.0,
     step: str,
 ) -> tuple[list[LinearResult], Callable[[], Tensor]]:
     """Walk a student, solving and committing each of its blocks.
@@ -74,6 +68,8 @@ def solve_blocks(
         true_sequential: o_proj sees what the rounded q, k and v make of the input, and so on. It
             takes one forward a block instead of two, and holds what all of them have at hand.
         sinks: which tokens of a window count for more.
+        correction: share of the teacher's lead that linears are asked to make up for; see `drift`.
+            Needs true_sequential, and a walk of the teacher beside the student's.
         step: what to call this in progress records.
 
     Returns:
@@ -81,11 +77,12 @@ def solve_blocks(
         model to whoever asks.
     """
     stream = Stream(student, context)
+    teacher = Teacher(student, context, correction, sinks) if correction else None
     blocks = student.anatomy.blocks
     solve_block = _in_order if true_sequential else _at_once
     results: list[LinearResult] = []
     for block in blocks:
-        groups = _sharing(block, wanted)
+        groups = sharing(block, wanted)
         if not groups:
             continue
         told = partial(context.tell, step, block.index, len(blocks))
@@ -93,61 +90,19 @@ def solve_blocks(
         if found is None:
             parts = stream.before(block.index)
             stored = student.block(block.index)
-            with stream.walk.filled(block.index, stored) as module:
+            beside = teacher.beside(block, parts) if teacher else contextlib.nullcontext()
+            with stream.walk.filled(block.index, stored) as module, beside as drift:
                 here = _Block(
                     stream.walk, block, module, stored, parts, groups, solve, sinks, context.room,
-                    told,
+                    told, drift,
                 )  # fmt: skip
                 rounded, found = solve_block(here)
-            _check(block, parts)
+            check(block, parts)
             student.commit(block.index, rounded, found)
             stream.passed(block.index)
         results += found
         context.tell(step, block.index + 1, len(blocks))
     return results, stream.final
-
-
-class Stream:
-    """The activations on their way through a student, taken no further than somebody asks.
-
-    Blocks in which nothing is solved, or which an earlier run has finished, are only walked, and
-    only when a block behind them, or the head, has yet to be solved.
-    """
-
-    def __init__(self, student: Student, context: Context) -> None:
-        self._student, self._context = student, context
-        self._reached = 0
-
-    @cached_property
-    def walk(self) -> Walk:
-        """Built when it is first needed: a run with nothing left to solve never does."""
-        return Walk(self._student, device=self._context.device, dtype=self._context.dtype)
-
-    @cached_property
-    def _parts(self) -> Sequence[Tensor]:
-        return _activations(self.walk, self._context)
-
-    def before(self, index: int) -> Sequence[Tensor]:
-        """The activations that enter block `index`; whoever runs it leaves its outputs there."""
-        parts = self._parts
-        for behind in range(self._reached, index):
-            self._context.tell("catch up", behind, index)
-            with self.walk.filled(behind) as module:
-                for part in parts:
-                    part.copy_(self.walk.call(behind, module, part))
-        if self._reached < index:
-            self._context.tell("catch up", index, index)
-        self._reached = index
-        return parts
-
-    def passed(self, index: int) -> None:
-        """Take note that the activations have passed a block."""
-        self._reached = index + 1
-
-    def final(self) -> Tensor:
-        """The normed final hidden states [B, T, D]."""
-        parts = self.before(len(self._student.anatomy.blocks))
-        return torch.cat([self.walk.finish(part).cpu() for part in parts])
 
 
 @dataclass(frozen=True)
@@ -156,6 +111,8 @@ class _Seen:
 
     hessian: Tensor  # [I, I], summed and then the mean
     peaks: Tensor  # [I], the largest magnitude of each column
+    given: Sequence[Tensor] = ()  # the inputs [N, I] themselves, where the drift is looked at
+    lacks: Mapping[str, Tensor] = field(default_factory=dict)  # by linear, see `drift`
 
 
 @dataclass(frozen=True)
@@ -172,6 +129,7 @@ class _Block:
     sinks: Sinks
     room: Callable[..., Tensor]
     tell: Callable[[str], None]
+    drift: Drift | None = None
 
     def solve_groups(self, seen: Callable[[Sequence[Linear]], _Seen]) -> Solution:
         """Solve group after group, each from the Hessian that is made for it then."""
@@ -188,12 +146,15 @@ class _Block:
         self.tell(group[0].name)
         give_back_memory()
         weights = {linear.name: self.weight(linear) for linear in group}
-        rounded, records = self.solve(group, weights, seen.hessian, seen.peaks)
+        rounded, records = self.solve(group, weights, seen.hessian, seen.peaks, seen.lacks)
         for linear in group:
+            dense = weights[linear.name]
             if linear.name in rounded:
                 found = rounded[linear.name]
                 dense = found.dequantize()
                 inputs.replace(self.module, self.block, linear, dense, product(found))
+            if self.drift is not None:
+                self.drift.passed(linear, seen.given, dense)
         return rounded, records
 
     def weight(self, linear: Linear) -> Tensor:
@@ -216,19 +177,31 @@ class _Block:
     def mean(self, total: _Seen) -> _Seen:
         """The finished Hessian: a mean in which sinks count many times."""
         windows = sum(len(part) for part in self.parts)
-        extra = min(self.sinks.tokens, self.parts[0].shape[1]) * self.sinks.weight
-        tokens = windows * (self.parts[0].shape[1] + extra)
+        tokens = self.sinks.counted(windows, self.parts[0].shape[1])
         return replace(total, hessian=mean(total.hessian, tokens))
+
+    def with_lacks(self, group: Sequence[Linear], seen: _Seen) -> _Seen:
+        """What was seen, and what the linears lack of the teacher's."""
+        if self.drift is None:
+            return seen
+        weights = {linear.name: self.weight(linear) for linear in group}
+        lacks = self.drift.lacks(group, seen.given, weights, seen.hessian)
+        return replace(seen, lacks=lacks)
 
 
 def _in_order(here: _Block) -> Solution:
     """Solve each group behind those before it; every forward runs once, paused at each group."""
     forwards = inputs.Forwards(here.walk, here.block, here.module, here.parts, here.room)
+    if here.drift is not None and all(linear.role != "o" for g in here.groups for linear in g):
+        here.drift.skipped()
 
     def seen(group: Sequence[Linear]) -> _Seen:
+        given: list[Tensor] = []
         total = here.total(group)
-        forwards.to(group[0], partial(here.add, total))
-        return here.mean(total)
+        forwards.to(group[0], given.append)
+        for x in given:
+            here.add(total, x)
+        return here.with_lacks(group, replace(here.mean(total), given=given))
 
     solution = here.solve_groups(seen)
     forwards.finish()
@@ -248,27 +221,7 @@ def _at_once(here: _Block) -> Solution:
     return solution
 
 
-def _sharing(block: Block, wanted: Callable[[Linear], bool]) -> list[list[Linear]]:
+def sharing(block: Block, wanted: Callable[[Linear], bool]) -> list[list[Linear]]:
+    """The wanted linears of a block, those together that share an input."""
     linears = [linear for linear in block.linears if wanted(linear)]
     return [list(group) for _, group in groupby(linears, key=lambda linear: linear.shares)]
-
-
-def _activations(walk: Walk, context: Context) -> Sequence[Tensor]:
-    """The inputs of block 0, cut into forwards: views of one tensor."""
-    batch, seq_len = context.ids.shape
-    rows = max(1, context.limits.batch_tokens // seq_len)
-    shape = (batch, seq_len, walk.embed(context.ids[:1]).shape[-1])
-    hidden = context.room(shape, dtype=context.dtype, device=context.device)
-    parts: Sequence[Tensor] = hidden.split(rows)
-    for part, ids in zip(parts, context.ids.split(rows), strict=True):
-        part.copy_(walk.embed(ids))
-    walk.forget_embedding()
-    return parts
-
-
-def _check(block: Block, parts: Sequence[Tensor]) -> None:
-    if not all(torch.isfinite(part).all() for part in parts):
-        raise SolveError(
-            f"{block.prefix}: its outputs hold NaN or infinite values. Check the teacher's "
-            "weights, or run in float32 (teacher.dtype: float32)."
-        )

@@ -44,6 +44,7 @@ class Gated:
         weights: Mapping[str, Tensor],
         hessian: Tensor | None,
         peaks: Tensor | None = None,
+        lacks: Mapping[str, Tensor] | None = None,
     ) -> Solution:
         """Round linears that share an input; see `blockwise.Solve`.
 
@@ -52,10 +53,10 @@ class Gated:
             GateMissed: one shows a larger error than it may, and no wider grid is asked for, or
                 there is none.
         """
-        rounded, records = self.rounder(linears, weights, hessian, peaks)
+        rounded, records = self.rounder(linears, weights, hessian, peaks, lacks)
         found = {record.name: record for record in records}
         for group in fused(linears):
-            solve = partial(self._widened, group, weights, hessian, peaks)
+            solve = partial(self._widened, group, weights, hessian, peaks, lacks)
             self._settle(group, solve, rounded, found)
         return rounded, [self._told(record) for record in found.values()]
 
@@ -99,6 +100,7 @@ class Gated:
         weights: Mapping[str, Tensor],
         hessian: Tensor | None,
         peaks: Tensor | None,
+        lacks: Mapping[str, Tensor] | None,
         bits: int,
     ) -> Solution:
         """A group, solved with at least so many bits."""
@@ -107,7 +109,8 @@ class Gated:
             for linear in group
             for scheme in [self.rounder.schemes[linear.name]]
         }
-        return dataclasses.replace(self.rounder, schemes=schemes)(group, weights, hessian, peaks)
+        wider_rounder = dataclasses.replace(self.rounder, schemes=schemes)
+        return wider_rounder(group, weights, hessian, peaks, lacks)
 
     def _told(self, record: LinearResult) -> LinearResult:
         """The record, which says so where its linear was given more bits than asked for."""

@@ -25,7 +25,6 @@ from compress.stages.context import Context
 from compress.stages.inputs import Seen, watch_block
 from compress.stages.smooth import Smoothed, smooth
 from compress.stages.stream import Stream, check
-from compress.stages.stream import Stream, check
 from compress.student import Student
 
 if TYPE_CHECKING:

@@ -11,11 +11,14 @@ from torch import Tensor
 from compress.anatomy import Block
 from compress.kernels.grid import Rounded
 from compress.kernels.hessian import accumulate, mean
+from compress.recipe.quantize import INT8
 from compress.recipe.schema import Quantize
 from compress.recipe.scheme import Scheme, head_scheme, scheme_for
 from compress.results import LinearResult, StageResult
-from compress.stages.blockwise import Sinks, solve_blocks
+from compress.stages import int8
+from compress.stages.blockwise import solve_blocks
 from compress.stages.context import Context
+from compress.stages.drift import Sinks
 from compress.stages.gate import Gated, fused, with_bits
 from compress.stages.rounding import Rounder
 from compress.student import HEAD, Student
@@ -44,8 +47,11 @@ def run(student: Student, spec: Quantize, context: Context) -> StageResult:
             wanted=lambda linear: linear.name in schemes,
             true_sequential=spec.true_sequential,
             sinks=Sinks(spec.sink_tokens, spec.sink_weight),
+            correction=spec.error_correction,
             step="quantize",
         )
+    elif spec.method in INT8 and spec.needs_calibration:
+        results = int8.round_blocks(student, spec, context, solve)
     else:
         results = _round_blocks(student, solve, context)
     head = student.anatomy.head.name

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from compress.anatomy import Linear
 from compress.errors import SolveError
+from compress.kernels.activations import Inputs
 from compress.kernels.gptq import gptq
 from compress.kernels.grid import Rounded, fit, round_to_nearest
 from compress.kernels.hessian import Factor, invert, output_errors
+from compress.kernels.int8 import round_rows
 from compress.recipe.scheme import Scheme
 from compress.results import Limits, LinearResult
 from compress.stages.floats import inputs_of, round_stack
+from compress.stages.int8 import int8_inputs, product_error
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Rounder:
     schemes: Mapping[str, Scheme]
     on_unsolvable: str
     rows: int = Limits().solve_rows  # of a stack, solved at once
+    probe: Tensor | None = None  # [n, I], inputs on which errors count that round inputs, too
 
     def __call__(
         self,
@@ -33,6 +37,7 @@ class Rounder:
         weights: Mapping[str, Tensor],
         hessian: Tensor | None,
         peaks: Tensor | None = None,
+        lacks: Mapping[str, Tensor] | None = None,
     ) -> tuple[dict[str, Rounded], list[LinearResult]]:
         """Round linears that share an input; see `blockwise.Solve`.
 
@@ -42,6 +47,8 @@ class Rounder:
             hessian: [I, I] float32, damped for a while and given back; None where no scheme needs
                 one, and errors are those of the weights themselves.
             peaks: [I], the largest magnitude of each input column; None where none was observed.
+            lacks: [O, I] by name, what linears lack of the teacher's (see `drift`): they are solved
+                for weights that make up for it, and errors are those against these.
 
         Raises:
             SolveError: one cannot be solved and the recipe does not say to keep it dense.
@@ -56,15 +63,20 @@ class Rounder:
         for scheme, same in groupby(sound, key=lambda linear: self.schemes[linear.name]):
             members = list(same)
             stack = [weights[linear.name] for linear in members]
+            missing = [lacks[linear.name] for linear in members] if lacks else []
             try:
-                solution = _round(stack, hessian, scheme, self.rows)
+                solution = _round(stack, hessian, scheme, self.rows, missing)
             except SolveError as error:
                 results += [self._unsolved(linear, scheme, error) for linear in members]
                 continue
             for linear, piece in zip(members, solution.split(members), strict=True):
-                inputs = inputs_of(scheme, peaks)
-                rounded[linear.name] = replace(piece.rounded, inputs=inputs)
-                results.append(piece.result(linear, scheme))
+                found = replace(piece.rounded, inputs=_inputs(scheme, peaks))
+                rounded[linear.name] = found
+                result = piece.result(linear, scheme)
+                if self.probe is not None and found.inputs is not None:
+                    shown = product_error(self.probe, weights[linear.name], found)
+                    result = replace(result, relative_error=shown)
+                results.append(result)
         return rounded, results
 
     def _unsolved(self, linear: Linear, scheme: Scheme, error: SolveError) -> LinearResult:
@@ -110,13 +122,19 @@ class _Solution:
         )  # fmt: skip
 
 
-def _round(stack: Sequence[Tensor], hessian: Tensor | None, scheme: Scheme, rows: int) -> _Solution:
+def _round(
+    stack: Sequence[Tensor],
+    hessian: Tensor | None,
+    scheme: Scheme,
+    rows: int,
+    lacks: Sequence[Tensor] = (),
+) -> _Solution:
     """Round matrices [O, I] by slices of rows: given the Hessian [I, I], rows are independent."""
     damp_percent, dead = None, 0
     if hessian is None or not scheme.needs_hessian:
         parts = _rounded_parts(stack, None, None, scheme, rows)
     else:
-        parts, damp_percent, dead = _solved(stack, hessian, scheme, rows)
+        stack, parts, damp_percent, dead = _solved(stack, hessian, scheme, rows, lacks)
     errors = [
         _errors(_whole(cut), part, hessian)
         for cut, part in zip(_slices(stack, rows), parts, strict=True)
@@ -126,20 +144,26 @@ def _round(stack: Sequence[Tensor], hessian: Tensor | None, scheme: Scheme, rows
 
 
 def _solved(
-    stack: Sequence[Tensor], hessian: Tensor, scheme: Scheme, rows: int
-) -> tuple[list[Rounded], float, int]:
-    """The slices solved, what damping it took, and how many columns were dead."""
+    stack: Sequence[Tensor],
+    hessian: Tensor,
+    scheme: Scheme,
+    rows: int,
+    lacks: Sequence[Tensor],
+) -> tuple[Sequence[Tensor], list[Rounded], float, int]:
+    """What was solved for, its slices solved, what damping it took, how many columns were dead."""
     undamped = hessian.diagonal().clone()
     try:
         inverse = invert(hessian, scheme.damp_percent)
         importance, damp_percent = inverse.curvature, inverse.damp_percent
         dead = int(inverse.dead.sum())
+        if lacks:
+            stack = [w + lack @ inverse.inverse for w, lack in zip(stack, lacks, strict=True)]
         factor = inverse.factor(desc_act=scheme.desc_act) if scheme.method == "gptq" else None
         del inverse  # [I, I]: beside the Hessian only its factor stays
         solved = _rounded_parts(stack, importance, factor, scheme, rows)
     finally:
         hessian.diagonal().copy_(undamped)
-    return solved, damp_percent, dead
+    return stack, solved, damp_percent, dead
 
 
 def _rounded_parts(
@@ -159,6 +183,8 @@ def _rounded_parts(
 def _rounded(
     weight: Tensor, importance: Tensor | None, factor: Factor | None, scheme: Scheme
 ) -> Rounded:
+    if scheme.method == "llm_int8":
+        return round_rows(weight)
     scale, zero = fit(
         weight, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym,
         search=scheme.scale_search, importance=importance,
@@ -168,6 +194,11 @@ def _rounded(
     codes = gptq(weight, factor, scale, zero, bits=scheme.bits, sweeps=scheme.sweeps)
     size = weight.shape[1] // scale.shape[1]
     return Rounded(codes, scale, zero.byte(), scheme.bits, size, scheme.sym)
+
+
+def _inputs(scheme: Scheme, peaks: Tensor | None) -> Inputs | None:
+    """How linears of a scheme round their inputs."""
+    return int8_inputs(scheme, peaks) if scheme.int8_inputs else inputs_of(scheme, peaks)
 
 
 def _errors(weight: Tensor, rounded: Rounded, hessian: Tensor | None) -> tuple[Tensor, Tensor]:

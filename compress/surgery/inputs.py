@@ -64,15 +64,18 @@ class Forwards:
 
     @torch.inference_mode()
     def to(self, linear: Linear, see: Callable[[Tensor], None]) -> None:
-        """Run every forward up to a linear and show `see` its inputs as [N, I]."""
+        """Run every forward up to a linear and show `see` its inputs as [N, I].
+
+        They stay what they are until the forwards go on.
+        """
         places: list[Tensor] = []
 
         def pause(_: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0]
-            see(x.reshape(-1, x.shape[-1]))
             if not places:
                 places.extend(reversed(self._places(linear, x)))
             _move(x, places.pop())
+            see(x.view(-1, x.shape[-1]))
             del x, args  # a frame that waits would hold them
             getcurrent().parent.switch()
 

@@ -3,38 +3,18 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import CONFIGS
+from students import IDS, damage, run, states
 
 from compress.errors import SolveError
 from compress.journal import Journal
 from compress.kernels.grid import Rounded, fit
 from compress.recipe.schema import Quantize
-from compress.results import Limits
 from compress.stages import quantize, rounding
 from compress.stages.context import Context
 from compress.student import Student
 from compress.surgery.load import materialize
-from compress.surgery.walk import hidden_states, logits
+from compress.surgery.walk import logits
 from compress.teacher.folder import open_folder
-
-IDS = torch.randint(0, 256, (8, 32), generator=torch.Generator().manual_seed(0))
-
-
-def run(folder, scratch, ids=IDS, *, batch_tokens=64, resident_bytes=1 << 30, **fields):
-    scratch.mkdir(exist_ok=True)
-    student = Student(open_folder(folder), scratch, Journal(scratch / "journal.jsonl", {}))
-    context = Context(
-        ids, "cpu", torch.float32, scratch, limits=Limits(batch_tokens, resident_bytes)
-    )
-    spec = Quantize(**{"group_size": 32, **fields})
-    return student, quantize.run(student, spec, context)
-
-
-def states(weights):
-    return hidden_states(weights, IDS, device="cpu", dtype=torch.float32)
-
-
-def damage(student, folder):
-    return float((states(student) - states(open_folder(folder))).square().mean())
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))

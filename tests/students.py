@@ -1,0 +1,32 @@
+"""Students of tiny teachers, and how far they are from them."""
+
+import torch
+
+from compress.journal import Journal
+from compress.recipe.schema import Quantize
+from compress.results import Limits
+from compress.stages import quantize
+from compress.stages.context import Context
+from compress.student import Student
+from compress.surgery.walk import hidden_states
+from compress.teacher.folder import open_folder
+
+IDS = torch.randint(0, 256, (8, 32), generator=torch.Generator().manual_seed(0))
+
+
+def run(folder, scratch, ids=IDS, *, batch_tokens=64, resident_bytes=1 << 30, **fields):
+    scratch.mkdir(exist_ok=True)
+    student = Student(open_folder(folder), scratch, Journal(scratch / "journal.jsonl", {}))
+    context = Context(
+        ids, "cpu", torch.float32, scratch, limits=Limits(batch_tokens, resident_bytes)
+    )
+    spec = Quantize(**{"group_size": 32, **fields})
+    return student, quantize.run(student, spec, context)
+
+
+def states(weights):
+    return hidden_states(weights, IDS, device="cpu", dtype=torch.float32)
+
+
+def damage(student, folder):
+    return float((states(student) - states(open_folder(folder))).square().mean())
