@@ -30,7 +30,7 @@ from compress.recipe.suite import Suite
 from compress.results import Limits, Progress, Provenance, from_json
 from compress.surgery import load
 from compress.surgery.walk import Watch
-from compress.teacher import finite, sources
+from compress.teacher import finite, headers, sources
 from compress.teacher.folder import Teacher
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ def find_teacher(
     """
     teacher = sources.of_recipe(recipe, watch=watch)
     plan.check(recipe, teacher.anatomy, places, config=teacher.config, suite=suite)
+    plan.check_budget(recipe, headers.of_folder(teacher.folder, teacher.name), places)
     finite.check(teacher)
     return teacher
 

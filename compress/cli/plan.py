@@ -86,10 +86,12 @@ def facts(found: Plan) -> dict[str, str]:
     bits = f"{size.bits_per_weight:.3f}; with the head {size.bits_per_weight_with_head:.3f}"
     disk = {name: taken for name, taken in found.disk_bytes.items() if taken}
     took = "" if found.seconds is None else f"about {numbers.duration(found.seconds)}, "
+    most, least = ("at most ", "at least ") if size.at_most else ("", "")
     told = {
-        "size": f"{numbers.size(size.before_bytes)} → {numbers.size(size.size_bytes)}, "
-        f"{numbers.ratio(size.before_bytes, size.size_bytes)}",
-        "bits per weight": bits,
+        "size": f"{numbers.size(size.before_bytes)} → {most}{numbers.size(size.size_bytes)}, "
+        f"{least}{numbers.ratio(size.before_bytes, size.size_bytes)}",
+        "bits per weight": most + bits,
+        "keys and values": "{:,} → {:,} bytes a token".format(*found.kv_bytes_per_token),
         "peak memory": f"{numbers.size(found.peak_memory_bytes)}: {_each(found.memory_bytes)}",
         "disk": f"{numbers.size(sum(disk.values()))}: {_each(disk)}",
         "time": took + found.seconds_note,
@@ -118,7 +120,8 @@ def linears(found: Plan) -> Table:
 
 def parts(found: Plan) -> Table:
     """Stored bytes of each part, before and after."""
-    table = _table("part", "before", "after", last="")
+    after = "after, at most" if found.size.at_most else "after"
+    table = _table("part", "before", after, last="")
     for part in found.size.parts:
         table.add_row(part.part, f"{part.before_bytes:,}", f"{part.after_bytes:,}", "")
     return table

@@ -2,6 +2,7 @@
 
 mistakes.py    what cannot work: `check`
 sizes.py       the artifact to the byte, and the disk that making it takes
+budget.py      whether a budget of bits can be kept, and what it allows at most: `check_budget`
 footprint.py   what each step of a run holds in memory
 solving.py     what the stages hold, which is most of it
 memory.py      the limits that keep it within a budget
@@ -10,7 +11,8 @@ consumers.py   who will open the artifact, and why not
 overview.py    all of it as one `Plan`: `make`
 """
 
+from compress.plan.budget import check as check_budget
 from compress.plan.mistakes import check
 from compress.plan.overview import Plan, make
 
-__all__ = ["Plan", "check", "make"]
+__all__ = ["Plan", "check", "check_budget", "make"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.plan import memory, pace, sizes
+from compress.plan import budget, caching, memory, pace, sizes
 from compress.plan.consumers import Consumer, consumers
 from compress.plan.footprint import Job
 from compress.plan.mistakes import GROUP_SIZES, check
@@ -28,7 +28,7 @@ class Row:
     count: int
     shape: tuple[int, int]  # O, I
     scheme: str  # "dense", or method, bits, group size and grid
-    bits_per_weight: float
+    bits_per_weight: float  # the most, where `allocate` has a choice
     group_sizes: tuple[int, ...]  # that divide I
 
 
@@ -54,6 +54,7 @@ class Plan:
     seconds_note: str
     consumers: tuple[Consumer, ...]
     notes: tuple[str, ...]
+    kv_bytes_per_token: tuple[int, int] = (0, 0)  # keys and values as cached, before and after
 
 
 def make(
@@ -81,6 +82,7 @@ def make(
     """
     suite, anatomy = suite_of(recipe), headers.anatomy
     check(recipe, anatomy, places, config=headers.config, suite=suite)
+    budget.check(recipe, headers, places)
     job = Job(recipe, headers, suite, memory.computes_in(recipe.teacher.dtype))
     bounded = memory.within(job, budget_bytes)
     steps = memory.predict(job, bounded.limits, bounded.left_out)
@@ -93,7 +95,7 @@ def make(
         len(anatomy.blocks),
         anatomy.weights + job.ends,
         anatomy.tied,
-        sizes.size(recipe, headers),
+        budget.at_most(recipe, headers),
         tuple(_rows(recipe, headers)),
         max(steps.values()),
         steps,
@@ -105,31 +107,34 @@ def make(
         time.note,
         consumers(anatomy, headers.config, found, recipe.artifact.format),
         tuple(_notes(headers)),
+        caching.per_token(recipe, headers),
     )
 
 
 def _rows(recipe: Recipe, headers: Headers) -> Iterator[Row]:
     """One row for each kind of linear and scheme, in the order of the model."""
     anatomy = headers.anatomy
-    schemes = sizes.schemes(recipe, anatomy)
+    schemes, free = sizes.schemes(recipe, anatomy), set(budget.free(recipe, anatomy))
     alike = Counter(
         (linear.name.rpartition(".")[2], (linear.out_features, linear.in_features),
-         schemes.get(linear))
+         schemes.get(linear), linear.name in free)
         for linear in (*anatomy.linears, anatomy.head)
     )  # fmt: skip
     dense = 16 if recipe.teacher.dtype != "float32" else 32
-    for (name, shape, scheme), count in alike.items():
+    for (name, shape, scheme, chosen), count in alike.items():
         fitting = tuple(size for size in GROUP_SIZES if shape[1] % size == 0)
         bits = _stored_bits(scheme, shape[1]) if scheme else dense
-        yield Row(name, count, shape, _said(scheme), bits, fitting)
+        said = _said(scheme, recipe.allocate.bits if recipe.allocate and chosen else ())
+        yield Row(name, count, shape, said, bits, fitting)
 
 
-def _said(scheme: Scheme | None) -> str:
+def _said(scheme: Scheme | None, choices: Sequence[int] = ()) -> str:
     if scheme is None:
         return "dense"
     groups = "one group a row" if scheme.group_size == -1 else f"groups of {scheme.group_size}"
     grid = "symmetric" if scheme.sym else "asymmetric"
-    return f"{scheme.method}, {scheme.bits} bits, {groups}, {grid}"
+    bits = " or ".join(map(str, choices or [scheme.bits]))
+    return f"{scheme.method}, {bits} bits, {groups}, {grid}"
 
 
 def _stored_bits(scheme: Scheme, columns: int) -> float:

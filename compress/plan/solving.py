@@ -31,6 +31,7 @@ def compress(job: Job, limits: Limits) -> int:
         if job.anatomy.head.name in schemes:
             peak = max(peak, _head(job, limits, found[job.anatomy.head]))
         before |= schemes.keys()
+    peak = max(peak, _allocate(job, limits))
     return max(job.base_bytes + HEAP + peak, caching.memory(job, limits))
 
 

@@ -166,3 +166,24 @@ def bits_used(allocate: Allocate, quantize: Quantize) -> set[int]:
     """Every width that a linear may get from the two stages."""
     given = {quantize.head, *(override.bits for override in quantize.overrides.values())}
     return {*allocate.bits, *(bits for bits in given if bits is not None)}
+
+
+def too_tight(allocate: Allocate, bits_per_weight: float, size_bytes: int) -> str | None:
+    """Why a budget cannot be kept; None where it can.
+
+    Args:
+        allocate: the stage; a budget of KL is not judged here.
+        bits_per_weight: of the block linears, all on their narrowest grids.
+        size_bytes: of that artifact.
+    """
+    budget = allocate.parsed
+    if budget.bits is not None and bits_per_weight > budget.bits:
+        least = f"{bits_per_weight:.3f} bits"
+    elif budget.nbytes is not None and size_bytes > budget.nbytes:
+        least = f"{size_bytes / 1e6:.3f} MB"
+    else:
+        return None
+    return (
+        f"{allocate.written} cannot be kept: the narrowest grids take {least}. Allow more, add "
+        "narrower ones to bits, or share scales in larger groups."
+    )

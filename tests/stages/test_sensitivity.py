@@ -78,7 +78,12 @@ def test_fused_linears_are_one_group_and_overrides_leave_no_choice(tiny_llama):
     ]
     assert (1, "o") not in [row[:2] for row in told]
     assert told[-1] == (None, "head", 1, [2, 3, 4, 8])
-    assert [g.kind for g in groups(anatomy, SPEC, Quantize())][:4] == ["qkv", "o", "gate_up", "down"]
+    assert [g.kind for g in groups(anatomy, SPEC, Quantize())][:4] == [
+        "qkv",
+        "o",
+        "gate_up",
+        "down",
+    ]
 
 
 @pytest.mark.parametrize(("budget", "head", "widths"), [
