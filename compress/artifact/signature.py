@@ -14,6 +14,7 @@ from typing import Any
 from compress import storage
 from compress.artifact.manifest import LEFT_OUT, MAX_BYTES
 from compress.artifact.manifest import NAME as MANIFEST
+from compress.artifact.output import WORK
 from compress.errors import ArtifactError, RequestError
 
 NAME = "model.sig"
@@ -41,7 +42,7 @@ def sign(folder: Path, key: Path, *, password: str | None = None) -> Path:
         raise ArtifactError(f"{folder}: holds no {MANIFEST}; only a finished artifact is signed.")
     path = folder / NAME
     try:
-        config.set_hashing_config(_hashing(folder)).sign(folder, path)
+        config.set_hashing_config(_hashing(WORK)).sign(folder, path)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder}: cannot be signed ({error}).") from error
     return path
@@ -96,7 +97,7 @@ def check_signature(folder: Path, public_key: Path) -> None:
         ) from error
     try:
         storage.read_json(path, MAX_BYTES)  # bounded; the library reads whatever is there
-        config.set_hashing_config(_hashing(folder)).verify(folder, path)
+        config.set_hashing_config(_hashing()).verify(folder, path)
     except InvalidSignature as error:
         raise ArtifactError(
             f"{path}: not made with the key that belongs to {public_key}, or changed since. Get "
@@ -114,11 +115,13 @@ def _check_there(key: Path) -> None:
         raise RequestError(f"{key}: no such file. Give a key in PEM.")
 
 
-def _hashing(folder: Path) -> Any:
-    """Which files are signed: all but those that may be made anew, and the signature itself."""
-    names = sorted((LEFT_OUT | {NAME}) - {MANIFEST})
-    config = _library().hashing.Config()
-    return config.set_ignored_paths(paths=[folder / name for name in names], ignore_git_paths=False)
+def _hashing(*also: str) -> Any:
+    """Which files are signed: all but those that may be made anew, and the signature itself.
+
+    Names, not paths: the folder is signed before it gets its own name. `also` is left out, too.
+    """
+    names = sorted((LEFT_OUT | {NAME, *also}) - {MANIFEST})
+    return _library().hashing.Config().set_ignored_paths(paths=names, ignore_git_paths=False)
 
 
 def _library() -> ModuleType:

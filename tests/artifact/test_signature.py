@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 from compress.artifact.manifest import check_manifest, write_manifest
+from compress.artifact.output import WORK
 from compress.artifact.signature import NAME, PASSWORD, check_signature, sign
 from compress.errors import ArtifactError, RequestError
 
@@ -43,6 +45,24 @@ def test_what_was_signed_is_accepted_under_its_own_name(signed):
     folder, public = signed
     check_signature(folder, public)
     assert check_manifest(folder) == []  # the signature is no part of what the manifest names
+
+
+def test_a_run_signs_a_relative_folder_in_which_it_still_works(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    partial = Path(shutil.copytree(tiny_llama, "b.partial"))
+    write_manifest(partial, {})
+    (partial / WORK).mkdir()
+    (partial / WORK / "journal.jsonl").write_text("{}")
+    private, public = keys(Path(), "mine")
+    sign(partial, private)
+    shutil.rmtree(partial / WORK)
+    finished = partial.rename("b")
+    check_signature(finished, public)
+    (finished / "report.md").write_text("made anew")
+    check_signature(finished.absolute(), public)
+    (finished / "more.py").write_text("import this")
+    with pytest.raises(ArtifactError, match=r"Extra files .*more\.py"):
+        check_signature(finished, public)
 
 
 def test_what_may_be_made_anew_may_be(signed):
