@@ -169,14 +169,28 @@ class GgufCheckpoint:
 
 
 def hashed_bytes(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Name and bytes of every tensor of a GGUF file, as they lie there, in order of names.
+    """Name and bytes of every tensor of a GGUF file, as they lie there, in order of their names.
+
+    Names are those that a `GgufCheckpoint` gives them.
 
     Raises:
         ModelError: the file cannot be read.
     """
-    file = folder / FILE
-    for name, tensor in sorted(storage.read_gguf(file).tensors.items()):
+    file, found = folder / FILE, {}
+    for called, tensor in storage.read_gguf(file).tensors.items():
+        if (name := _named(called, tensor)) is not None:
+            found[name] = tensor
+    for name, tensor in sorted(found.items()):
         yield name, storage.read_gguf_bytes(file, tensor)
+
+
+def _named(called: str, tensor: GgufTensor) -> str | None:
+    """The name of a tensor here; None where it is none of a model."""
+    module, _, ending = called.rpartition(".")
+    name = gguf_names.here(module)
+    if name is None or ending not in ("weight", "bias"):
+        return None
+    return f"{name}.{tensor.kind if tensor.kind in BLOCK_BYTES else ending}"
 
 
 def _dtype(spelled: str) -> torch.dtype:

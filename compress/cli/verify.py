@@ -32,6 +32,15 @@ def verify(
             help="The Python of the environment that holds vLLM.",
         ),
     ] = None,
+    llama_python: Annotated[
+        Path | None,
+        typer.Option(
+            "--llama-python",
+            envvar="COMPRESS_LLAMA_PYTHON",
+            metavar="PATH",
+            help="The Python of the environment that holds llama.cpp (xllamacpp).",
+        ),
+    ] = None,
     signature: Annotated[
         Path | None,
         typer.Option(
@@ -44,13 +53,14 @@ def verify(
     """Read an artifact by the written format, hold it against its student, load it everywhere."""
     from compress.artifact.signature import check_signature
     from compress.verify import run
-    from compress.verify.consumers import CONSUMERS
+    from compress.verify.consumers import CONSUMERS, Pythons
 
     if signature is not None:
         check_signature(folder, signature)
     consumers = () if no_consumers else CONSUMERS
+    pythons = Pythons(vllm_python, llama_python)
     with console.watching(quiet=quiet) as watch:
-        found = run.verify(folder, consumers=consumers, vllm_python=vllm_python, watch=watch)
+        found = run.verify(folder, consumers=consumers, pythons=pythons, watch=watch)
     if json:
         console.emit_json({**dataclasses.asdict(found), "passed": found.passed})
     elif not quiet:

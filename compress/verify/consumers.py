@@ -24,12 +24,13 @@ from compress.anatomy import longest_window
 from compress.errors import ArtifactError, ModelError
 from compress.results import CheckOutcome, Consumer
 from compress.surgery.walk import hidden_states, logits
+from compress.verify import gguf
 from compress.verify.child import ChildFailed, run_child
 from compress.verify.layout import told_scheme
 from compress.verify.reader import Reading
 from compress.verify.reference import probe
 
-PYTHON = "COMPRESS_VLLM_PYTHON"
+PYTHON, LLAMA_PYTHON = "COMPRESS_VLLM_PYTHON", "COMPRESS_LLAMA_PYTHON"
 NEW_TOKENS, TOP = 16, 16
 PROMPTS = (
     "The capital of France is",
@@ -51,6 +52,8 @@ class Tolerance:
 
 
 TOLERANCES = {
+    # its products round the inputs of every block of weights to eight bits
+    "int8 inputs": Tolerance(margin=0.5, log_probability=None, kl_mean=0.02),
     "float32": Tolerance(margin=2e-3, log_probability=1e-3, kl_mean=1e-4),
     "bfloat16": Tolerance(margin=0.5, log_probability=None, kl_mean=0.02),
 }
@@ -65,18 +68,29 @@ class Answer:
     top: list[dict[int, float]]  # per token: log-probabilities by id
 
 
-def ask(reading: Reading, name: str, vllm_python: Path | None = None) -> list[Consumer]:
+@dataclass(frozen=True)
+class Pythons:
+    """Interpreters of the environments that hold consumers; None: as the environment says."""
+
+    vllm: Path | None = None
+    llama: Path | None = None
+
+
+ANYWHERE = Pythons()
+
+
+def ask(reading: Reading, name: str, pythons: Pythons = ANYWHERE) -> list[Consumer]:
     """Load an artifact in one consumer, in each dtype that it is held to.
 
     Args:
         reading: the artifact.
         name: of `CONSUMERS`.
-        vllm_python: interpreter of the environment that holds vLLM.
+        pythons: where consumers are that live elsewhere.
     """
-    return CONSUMERS[name](reading, vllm_python)
+    return CONSUMERS[name](reading, pythons)
 
 
-def _runtime(reading: Reading, _: Path | None) -> list[Consumer]:
+def _runtime(reading: Reading, _: Pythons) -> list[Consumer]:
     from compress.runtime.engine import Engine
 
     def judged(dtype: str) -> Consumer:
@@ -104,11 +118,13 @@ def _continued(model: Any, prompt: list[int]) -> Answer:
     return Answer(prompt, tokens, top)
 
 
-def _transformers(reading: Reading, _: Path | None) -> list[Consumer]:
+def _transformers(reading: Reading, _: Pythons) -> list[Consumer]:
     name, schemes = "transformers", {told_scheme(reading, module) for module in reading.matrices}
     asymmetric = any(matrix.zeros for matrix in reading.matrices.values())
     if reading.format == "packed":
         return [Consumer(name, "not applicable", "packed is our own layout")]
+    if reading.format == "gguf":
+        return [_by_gguf(reading)]
     if reading.format == "compressed-tensors" and not _installed("compressed_tensors"):
         return [Consumer(name, "not installed", "pip install compressed-tensors")]
     if reading.format == "gptq" and not _installed("gptqmodel"):
@@ -125,25 +141,40 @@ def _transformers(reading: Reading, _: Path | None) -> list[Consumer]:
     return [_child(reading, name, "float32", sys.executable, {"dequantize": False})]
 
 
-def _vllm(reading: Reading, python: Path | None) -> list[Consumer]:
+def _by_gguf(reading: Reading) -> Consumer:
+    """The GGUF reader of transformers, which expands the weights."""
+    told = {"dequantize": False, "gguf_file": gguf.FILE}
+    return _child(reading, "transformers", "float32", sys.executable, told, "by its GGUF reader")
+
+
+def _vllm(reading: Reading, pythons: Pythons) -> list[Consumer]:
     if reading.format == "packed":
         return [Consumer("vllm", "not applicable", "packed is our own layout")]
-    named = str(python or os.environ.get(PYTHON, ""))
+    if reading.format == "gguf":
+        return [Consumer("vllm", "not applicable", "vLLM 0.32 opens no GGUF files")]
+    named = str(pythons.vllm or os.environ.get(PYTHON, ""))
     if not named and not _installed("vllm"):
         reason = f"to name the interpreter that has it: --vllm-python, or {PYTHON}"
         return [Consumer("vllm", "not installed", reason)]
     return [_child(reading, "vllm", "bfloat16", named or sys.executable)]
 
 
-def _llama_cpp(reading: Reading, _: Path | None) -> list[Consumer]:
-    return [Consumer("llama.cpp", "not applicable", f"it opens GGUF, this is {reading.format}")]
+def _llama_cpp(reading: Reading, pythons: Pythons) -> list[Consumer]:
+    name = "llama.cpp"
+    if reading.format != "gguf":
+        return [Consumer(name, "not applicable", f"it opens GGUF, this is {reading.format}")]
+    named = str(pythons.llama or os.environ.get(LLAMA_PYTHON, ""))
+    if not named and not _installed("xllamacpp"):
+        reason = f"to name the interpreter that has it: --llama-python, or {LLAMA_PYTHON}"
+        return [Consumer(name, "not installed", reason)]
+    return [_child(reading, name, "int8 inputs", named or sys.executable)]
 
 
 def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-CONSUMERS: Mapping[str, Callable[[Reading, Path | None], list[Consumer]]] = {
+CONSUMERS: Mapping[str, Callable[[Reading, Pythons], list[Consumer]]] = {
     "compress": _runtime,
     "transformers": _transformers,
     "vllm": _vllm,
@@ -159,12 +190,12 @@ def _child(
     options: Mapping[str, Any] | None = None,
     note: str = "",
 ) -> Consumer:
-    """Ask a consumer in a process of its own, by the script ``in_<name>.py``."""
+    """Ask a consumer in a process of its own, by its script ``in_<name>.py``."""
     request = {
         "folder": str(reading.folder.resolve()), "prompts": prompts(reading), "dtype": dtype,
         "new_tokens": NEW_TOKENS, "top": TOP, **(options or {}),
     }  # fmt: skip
-    script = Path(__file__).with_name(f"in_{name}.py")
+    script = Path(__file__).with_name(f"in_{name.replace('.', '')}.py")
     try:
         told = run_child(python, script, request, timeout_seconds=_TIMEOUT_SECONDS)
     except ChildFailed as error:

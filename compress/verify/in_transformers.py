@@ -14,7 +14,7 @@ def main(asked: Path, answer: Path) -> None:
     import transformers
 
     request = json.loads(asked.read_text(encoding="utf-8"))
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {k: request[k] for k in ("gguf_file",) if k in request}
     if request["dequantize"]:  # see docs/formats.md, asymmetric grids
         options["quantization_config"] = transformers.CompressedTensorsConfig(dequantize=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(

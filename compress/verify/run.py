@@ -12,7 +12,7 @@ from compress.results import Check, Consumer, Progress, Verification, to_json
 from compress.storage import write_text
 from compress.surgery.walk import Watch
 from compress.verify import checks, reference
-from compress.verify.consumers import CONSUMERS, ask
+from compress.verify.consumers import ANYWHERE, CONSUMERS, Pythons, ask
 from compress.verify.layout import open_folder
 from compress.verify.reader import Reading
 
@@ -25,7 +25,7 @@ def verify(
     folder: Path,
     *,
     consumers: Collection[str] = CONSUMERS,
-    vllm_python: Path | None = None,
+    pythons: Pythons = ANYWHERE,
     watch: Watch = None,
 ) -> Verification:
     """Hold an artifact against its format, its manifest and its student; load it in its consumers.
@@ -36,8 +36,8 @@ def verify(
     Args:
         folder: the artifact.
         consumers: which to load it in, of `CONSUMERS`; none of them when the layout is wrong.
-        vllm_python: the interpreter of the environment that holds vLLM; by default the variable
-            COMPRESS_VLLM_PYTHON, else this one.
+        pythons: interpreters of the environments that hold vLLM and llama.cpp; by default the
+            variables COMPRESS_VLLM_PYTHON and COMPRESS_LLAMA_PYTHON, else this one.
         watch: told of progress.
 
     Raises:
@@ -48,7 +48,7 @@ def verify(
         raise ArtifactError(f"{folder}: no such folder. Give the folder of an artifact.")
     found = _Found(len(_AFTER_LAYOUT) + 3 + len(consumers), watch)
     reading = _check(folder, found)
-    answers = () if reading is None else _consume(reading, consumers, vllm_python, found)
+    answers = () if reading is None else _consume(reading, consumers, pythons, found)
     outcome = Verification(reading.format if reading else None, tuple(found.checks), answers)
     write_text(folder / NAME, to_json(outcome))
     return outcome
@@ -171,10 +171,10 @@ def _hold(reading: Reading, known: Mapping[str, Any] | None, found: _Found) -> N
 
 
 def _consume(
-    reading: Reading, consumers: Collection[str], vllm_python: Path | None, found: _Found
+    reading: Reading, consumers: Collection[str], pythons: Pythons, found: _Found
 ) -> tuple[Consumer, ...]:
     answers: list[Consumer] = []
     for name in consumers:
-        answers += ask(reading, name, vllm_python)
+        answers += ask(reading, name, pythons)
         found.step(name)
     return tuple(answers)

@@ -23,7 +23,7 @@ FLAGS = {
     },
     "inspect": {"ARTIFACT", "--json"},
     "verify": {
-        "ARTIFACT", "--no-consumers", "--vllm-python", "--signature", "--json", "--quiet",
+        "ARTIFACT", "--no-consumers", "--vllm-python", "--llama-python", "--signature", "--json", "--quiet",
     },
     "diff": {"A", "B", "--rehash", "--json"},
     "report": {"DIR"},

@@ -54,7 +54,7 @@ def test_verify_as_json(run, asked, tmp_path):
     code, out, _ = run("verify", tmp_path, "--json", "--no-consumers", "--vllm-python", "python9")
     told = json.loads(out)
     assert (code, told["passed"], told["checks"][-1]["outcome"]) == (1, False, "failed")
-    assert (tuple(asked["consumers"]), str(asked["vllm_python"])) == ((), "python9")
+    assert (tuple(asked["consumers"]), str(asked["pythons"].vllm)) == ((), "python9")
 
 
 def test_verify_loads_in_every_consumer_unless_told_not_to(run, asked, tmp_path):

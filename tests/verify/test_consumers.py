@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from compress.verify import consumers
-from compress.verify.consumers import CONSUMERS, ask
+from compress.verify.consumers import CONSUMERS, Pythons, ask
 from compress.verify.layout import open_folder
 from compress.verify.run import verify
 
@@ -27,6 +27,7 @@ json.dump(json.load(open({canned!r})), open(sys.argv[-1], "w"))
 @pytest.fixture(autouse=True)
 def nowhere_else(monkeypatch):
     monkeypatch.delenv(consumers.PYTHON, raising=False)
+    monkeypatch.delenv(consumers.LLAMA_PYTHON, raising=False)
 
 
 @pytest.mark.parametrize("format", ["packed", CT, "dense"])
@@ -103,7 +104,7 @@ def folder(artifact):
 
 def test_an_engine_elsewhere_is_asked_through_its_interpreter(folder, tmp_path, monkeypatch):
     python = canned(tmp_path, {"version": "9.9", "answers": own_answers(folder)})
-    (found,) = ask(open_folder(folder), "vllm", python)
+    (found,) = ask(open_folder(folder), "vllm", Pythons(vllm=python))
     assert (found.outcome, found.version, found.dtype) == ("passed", "9.9", "bfloat16")
     assert (found.tokens, found.ties, found.margin_max) == (64, 0, 0.0)
     assert found.kl_mean == pytest.approx(0, abs=1e-5)
@@ -116,13 +117,15 @@ def test_near_ties_are_counted_and_other_tokens_fail(folder, tmp_path):
     runner_up = list(answers[0]["top"][-1])[1]
     answers[0]["tokens"][-1] = runner_up  # the last, so that nothing follows from it
     python = canned(tmp_path, {"version": "9.9", "answers": answers})
-    (found,) = ask(reading, "vllm", python)
+    (found,) = ask(reading, "vllm", Pythons(vllm=python))
     assert found.margin_max > 0
     allowed = consumers.TOLERANCES["bfloat16"].margin
     assert (found.ties, found.outcome) == (1, "passed" if found.margin_max <= allowed else "failed")
 
     answers[0]["tokens"] = [7] * 16
-    (found,) = ask(reading, "vllm", canned(tmp_path, {"version": "9.9", "answers": answers}))
+    (found,) = ask(
+        reading, "vllm", Pythons(canned(tmp_path, {"version": "9.9", "answers": answers}))
+    )
     assert found.outcome == "failed"
     assert "less likely than the likeliest" in found.detail
 
@@ -131,22 +134,41 @@ def test_probabilities_that_are_off_fail_in_float32_and_by_kl(folder, tmp_path):
     reading, answers = open_folder(folder), own_answers(folder)
     for answer in answers:
         answer["top"] = [dict(zip(row, [-2.0] * len(row), strict=True)) for row in answer["top"]]
-    (found,) = ask(reading, "vllm", canned(tmp_path, {"version": "9.9", "answers": answers}))
+    (found,) = ask(
+        reading, "vllm", Pythons(canned(tmp_path, {"version": "9.9", "answers": answers}))
+    )
     assert found.outcome == "failed"
     assert "KL" in found.detail
 
 
 def test_a_named_interpreter_without_vllm_is_told(folder, tmp_path):
     python = canned(tmp_path, {"missing": "no vllm there"})
-    (found,) = ask(open_folder(folder), "vllm", python)
+    (found,) = ask(open_folder(folder), "vllm", Pythons(vllm=python))
     assert (found.outcome, found.detail) == ("not installed", f"{python}: no vllm there")
+
+
+def test_llama_cpp_is_asked_of_gguf_folders_only(artifact, tmp_path, monkeypatch):
+    folder = artifact("gguf", 4, 32, True)
+    assert outcome(folder, "vllm") == ("not applicable", "vLLM 0.32 opens no GGUF files")
+    monkeypatch.setattr(consumers, "_installed", lambda module: False)
+    found, detail = outcome(folder, "llama.cpp")
+    assert found == "not installed"
+    assert "--llama-python, or COMPRESS_LLAMA_PYTHON" in detail
+    python = canned(tmp_path, {"version": "9.9", "answers": own_answers(folder)})
+    (found,) = ask(open_folder(folder), "llama.cpp", Pythons(llama=python))
+    assert (found.outcome, found.version, found.dtype) == ("passed", "9.9", "int8 inputs")
+
+
+def test_gptq_in_transformers_wants_a_package(artifact):
+    found, detail = outcome(artifact("gptq", 4, 32, True), "transformers")
+    assert (found, detail.partition(",")[0]) == ("not installed", "pip install gptqmodel")
 
 
 def test_an_engine_that_crashes_is_a_failure(folder, tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'ValueError: it has no such layer' >&2\nexit 1\n")
     python.chmod(0o755)
-    (found,) = ask(open_folder(folder), "vllm", python)
+    (found,) = ask(open_folder(folder), "vllm", Pythons(vllm=python))
     assert (found.outcome, found.detail) == ("failed", "ValueError: it has no such layer")
 
 
@@ -155,7 +177,7 @@ def test_an_engine_without_a_kernel_for_a_scheme_refuses(folder, tmp_path):
     line = "ValueError: Failed to find a kernel that can implement the WNA16 linear layer."
     python.write_text(f"#!/bin/sh\necho '{line}'\nexit 1\n")
     python.chmod(0o755)
-    (found,) = ask(open_folder(folder), "vllm", python)
+    (found,) = ask(open_folder(folder), "vllm", Pythons(vllm=python))
     assert (found.outcome, found.detail) == ("refused", line)
 
 
@@ -196,7 +218,7 @@ VLLM = os.environ.get(consumers.PYTHON)
 def test_vllm_agrees(artifact, sym):
     sizes = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256}  # heads that it runs
     folder = artifact(CT, 4, 32, sym, **sizes)
-    (found,) = ask(open_folder(folder), "vllm", Path(VLLM))
+    (found,) = ask(open_folder(folder), "vllm", Pythons(Path(VLLM)))
     assert (found.outcome, found.tokens) == ("passed", 64), found
 
 

@@ -49,8 +49,14 @@ def test_gptq_passes(artifact, bits, group_size, tied):
     assert_clean(artifact("gptq", bits, group_size, True, tied=tied))
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 64), (8, -1)])
+def test_gguf_passes(artifact, bits, group_size, family):
+    assert_clean(artifact("gguf", bits, group_size, True, family=family, tied=bits == 8))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
-@pytest.mark.parametrize("format", ["packed", "compressed-tensors", "gptq", "dense"])
+@pytest.mark.parametrize("format", ["packed", "compressed-tensors", "gptq", "gguf", "dense"])
 def test_every_dtype_passes(artifact, format, dtype):
     assert_clean(artifact(format, dtype=dtype))
 
