@@ -251,5 +251,10 @@ def _told(inputs: Inputs | None) -> dict[str, Any] | None:
     }
 
 
+def _scale_names(block: Block) -> tuple[str, str]:
+    """What the scales of keys and values are called in the shard of a block."""
+    return f"{block.attention}.k_scale", f"{block.attention}.v_scale"
+
+
 def _results(record: Mapping[str, Any]) -> list[LinearResult]:
-    return [LinearResult(**fields) for fields in record["results"]]
+    return [from_json(LinearResult, json.dumps(fields)) for fields in record["results"]]

@@ -84,6 +84,9 @@ class LinearResult:
     dead_columns: int = 0
     note: str = ""
     escalated_from: int | None = None  # the bits that the recipe asked for, where they were raised
+    outlier_columns: int = 0  # input columns that reached the threshold in the calibration
+    outlier_share: float = 0.0  # of the columns, as multiplied in float, mean over its batches
+    largest_columns: tuple[int, ...] = ()  # a few of those columns, the furthest out first
 
 
 def fell_back(linear: LinearResult) -> bool:

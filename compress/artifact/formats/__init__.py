@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compress.anatomy import Anatomy, Linear
-from compress.artifact.formats import compressed_tensors, dense, gguf, gptq, packed
+from compress.artifact.formats import bnb_int8, compressed_tensors, dense, gguf, gptq, packed
 from compress.artifact.formats.matrix import Matrix, Scheme, Specs
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ FORMATS: dict[str, Format] = {
     "packed": packed,
     "compressed-tensors": compressed_tensors,
     "gptq": gptq,
+    "bnb-int8": bnb_int8,
     "gguf": gguf,
     "dense": dense,
 }
@@ -56,6 +57,7 @@ METHODS = {
     packed.METHOD: "packed",
     compressed_tensors.METHOD: "compressed-tensors",
     gptq.METHOD: "gptq",
+    bnb_int8.METHOD: "bnb-int8",
     gguf.METHOD: "gguf",
 }
 BESIDE = {"gptq": gptq.BESIDE}  # a second file that holds the `quantization_config`

@@ -4,7 +4,7 @@ pack-quantized holds 4 and 8 bits. Tensors of a quantized linear M: ``M.weight_p
 ``M.weight_scale``, ``M.weight_shape`` and, on an asymmetric grid, ``M.weight_zero_point``. The
 format counts integers from ``-2**(bits-1)``, yet stores them shifted up by as much, so the stored
 bits are our unsigned codes. Only keys that old readers know are written: they refuse a scheme with
-an unknown key.
+an unknown key. int-quantized is in `int8`.
 
 Source: compressed-tensors 0.20, compressors/pack_quantized; docs/formats.md has the bytes.
 """
@@ -18,7 +18,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from compress.anatomy import Anatomy, Linear
-from compress.artifact.formats import ct_floats, floats, refusing
+from compress.artifact.formats import ct_floats, floats, int8, refusing
+from compress.artifact.formats.input_scheme import InputScheme
 from compress.artifact.formats.matrix import (
     Matrix,
     Scheme,
@@ -44,20 +45,34 @@ SUFFIXES: tuple[str, ...] = (
     ".weight_zero_point",
     *ct_floats.SUFFIXES,
 )
-PACKED, MIXED = "pack-quantized", "mixed-precision"
+PACKED, INT8, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 WIDTHS = (4, 8)  # other widths were packed in two ways over the years, and vLLM reads neither
 _FLOATS = ("F32", "F16", "BF16")
+_INT8_INPUTS = {
+    "num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "group_size": None,
+    "dynamic": True,
+}  # fmt: skip
 
 
 def refusals(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> list[str]:
     """Say what this format cannot hold of the planned (or finished) schemes, one line a reason."""
+    columns = {linear.name: linear.in_features for linear in (*anatomy.linears, anatomy.head)}
+    linears = {name: scheme for name, scheme in schemes.items() if name in columns}
     reasons = chain(
         refusing.widths(schemes, WIDTHS),
+        int8.one_scale_a_row(linears, columns),
+        int8.listed_outliers(schemes),
+        _thresholds(schemes),
         refusing.embedding(anatomy, schemes),
         refusing.conv1d(anatomy, schemes),
         refusing.fusions(anatomy, schemes),
     )
     return refusing.messages(METHOD, reasons)
+
+
+def _thresholds(schemes: Mapping[str, Scheme]) -> Iterator[str]:
+    if odd := [n for n, s in schemes.items() if s.inputs is not None and s.inputs.threshold]:
+        yield f"{odd[0]}{refusing.more(odd)}: outlier columns; bnb-int8 holds them"
 
 
 def encode(
@@ -68,6 +83,10 @@ def encode(
 
     if rounded.numbers != "int":
         yield from ct_floats.encode(name, rounded, dtype)
+        return
+    if rounded.inputs is not None:
+        yield f"{name}.weight", int8.signed(rounded)
+        yield f"{name}.weight_scale", rounded.scale.to(dtype)  # exact
         return
     codes, scales, zeros = disassemble(name, rounded)
     yield f"{name}.weight_packed", codes
@@ -94,7 +113,7 @@ def config(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> dict[str, Any] | 
             # full names: "Linear" would catch a head that a reader calls otherwise than the file
             "targets": names,
             "weights": _weights(scheme),
-            "input_activations": ct_floats.activations(scheme.inputs),
+            "input_activations": _activations(scheme.inputs),
             "output_activations": None,
             **({"format": formats[scheme]} if mixed else {}),
         }
@@ -114,7 +133,13 @@ def config(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> dict[str, Any] | 
 def _format(scheme: Scheme) -> str:
     """The format, as the library calls it, of a matrix."""
     kind = floats.kind_of(scheme)
-    return ct_floats.FORMATS[kind] if kind else PACKED
+    return ct_floats.FORMATS[kind] if kind else INT8 if scheme.inputs else PACKED
+
+
+def _activations(inputs: InputScheme | None) -> dict[str, Any] | None:
+    if inputs is None or inputs.numbers != "int8":
+        return ct_floats.activations(inputs)
+    return dict(_INT8_INPUTS)
 
 
 def _weights(scheme: Scheme) -> dict[str, Any]:
@@ -149,7 +174,7 @@ def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[st
     Raises:
         ArtifactError: a format or scheme of compressed-tensors that is not read here.
     """
-    known = (PACKED, MIXED, *ct_floats.FORMATS.values())
+    known = (PACKED, INT8, MIXED, *ct_floats.FORMATS.values())
     if quantization.get("format") not in known:
         raise ArtifactError(
             f"config.json: compressed-tensors format {quantization.get('format')!r}. Read are "
@@ -170,6 +195,10 @@ def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[st
     check_stored(dict.fromkeys(shape_names, (("I64",), (2,))), checkpoint.tensors)
     shapes = checkpoint.read_many(shape_names)
     found = {name: _matrix(name, shapes[f"{name}.weight_shape"].tolist(), groups) for name in names}
+    for name, info in checkpoint.tensors.items():
+        if name.endswith(".weight") and info.dtype == "I8":
+            module = name.removesuffix(".weight")
+            found[module] = _product(module, info.shape, groups)
     floating = ct_floats.shapes(checkpoint.tensors)
     return found | {
         name: ct_floats.matrix(name, shape, _group_for(name, groups))
@@ -203,6 +232,29 @@ def _matrix(name: str, shape: list[int], groups: Mapping[str, Mapping[str, Any]]
             "group_size that divides the columns, actorder null, weight or static."
         )
     return Matrix(Scheme(bits, size, bool(weights.get("symmetric", True))), *shape)
+
+
+def _product(name: str, shape: tuple[int, ...], groups: Mapping[str, Mapping[str, Any]]) -> Matrix:
+    """A linear of int8 products, of a stored shape and as its group of `config_groups` tells."""
+    group = _group_for(name, groups)
+    weights, rounds = group.get("weights") or {}, group.get("input_activations")
+    known = (
+        len(shape) == 2
+        and min(shape) > 0
+        and weights.get("strategy") == "channel"
+        and (weights.get("num_bits"), weights.get("type", "int")) == (8, "int")
+        and weights.get("symmetric", True) is True
+        and isinstance(rounds, dict)
+        and all(rounds.get(key, value) == value for key, value in _INT8_INPUTS.items())
+        and rounds.get("dynamic") is True
+    )
+    if not known:
+        raise ArtifactError(
+            f"config.json: the scheme of {name} is not one that is read: {shown(weights)}, inputs "
+            f"{shown(rounds)}, for the shape {list(shape)}. Read are int8 weights of strategy "
+            "channel with int8 inputs of strategy token, dynamic."
+        )
+    return Matrix(Scheme(8, shape[1], True, InputScheme("int8")), *shape)
 
 
 def _group_for(name: str, groups: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -243,6 +295,11 @@ def stored(name: str, matrix: Matrix) -> Specs:
     """Names, dtypes and shapes of the tensors that hold a matrix."""
     if matrix.scheme.numbers != "int":
         return ct_floats.stored(name, matrix)
+    if matrix.scheme.inputs is not None:
+        return {
+            f"{name}.weight": (("I8",), (matrix.rows, matrix.columns)),
+            f"{name}.weight_scale": (_FLOATS, (matrix.rows, 1)),
+        }
     specs: Specs = {
         f"{name}.weight_packed": (("I32",), matrix.code_words),
         f"{name}.weight_scale": (_FLOATS, (matrix.rows, matrix.groups)),
@@ -257,6 +314,9 @@ def decode(name: str, matrix: Matrix, tensors: Mapping[str, Tensor]) -> Rounded:
     """Rebuild the linear `name` from its stored tensors."""
     if matrix.scheme.numbers != "int":
         return ct_floats.decode(name, matrix, tensors)
+    if matrix.scheme.inputs is not None:
+        scales = tensors[f"{name}.weight_scale"]
+        return int8.rebuilt(name, matrix, tensors[f"{name}.weight"], scales)
     zeros = tensors.get(f"{name}.weight_zero_point")
     packed, scales = tensors[f"{name}.weight_packed"], tensors[f"{name}.weight_scale"]
     return assemble(name, matrix, packed, scales, zeros)
