@@ -174,7 +174,7 @@ def _found(device: str) -> str:
 
 def _tell(outcome: Outcome, *, json: bool, quiet: bool) -> None:
     from compress.cli.verify import sentence
-    from compress.report.rows import summary
+    from compress.report.rows import fallback_text, summary
 
     if json:
         results, measured = (
@@ -190,5 +190,7 @@ def _tell(outcome: Outcome, *, json: bool, quiet: bool) -> None:
         if outcome.results.verdict:
             console.show(console.gate_table(outcome.results.verdict))
         console.show(console.summary_table(summary(outcome.results, outcome.measured)))
+        if outcome.results.fallbacks:
+            console.emit(f"Fallbacks: {fallback_text(outcome.results)} The report names them.")
         console.emit(sentence(outcome.verification))
         console.emit(f"Made {outcome.folder}, with its report: {outcome.folder / 'report.html'}")

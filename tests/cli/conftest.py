@@ -70,7 +70,7 @@ def verified() -> Verification:
 @pytest.fixture
 def pipeline(monkeypatch, results, measured, verified) -> SimpleNamespace:
     """Stands for compress.pipeline: `asked` holds the last arguments, `fails` what to raise."""
-    stub = SimpleNamespace(asked={}, fails=None)
+    stub = SimpleNamespace(asked={}, fails=None, results=results)
 
     def ran(found, asked):
         stub.asked = asked
@@ -82,7 +82,7 @@ def pipeline(monkeypatch, results, measured, verified) -> SimpleNamespace:
 
     stub.apply = lambda recipe, **asked: ran(
         SimpleNamespace(
-            folder=asked["out"], results=results, measured=measured, verification=verified
+            folder=asked["out"], results=stub.results, measured=measured, verification=verified
         ),
         {"recipe": recipe, **asked},
     )

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def test_apply_hands_the_request_to_the_pipeline_and_ends_with_one_table(run, pi
         "cloze",
     ):
         assert text in out
+    assert "Fallbacks" not in out
     verified, made = out.rstrip().splitlines()[-2:]
     assert verified == (
         "Verified: 1 of 2 checks passed; loads and answers alike in compress; not installed: vllm."
@@ -33,6 +35,15 @@ def test_apply_hands_the_request_to_the_pipeline_and_ends_with_one_table(run, pi
     assert made.endswith("small/report.html")
     assert "a library that prints" in err
     assert "a library that prints" not in out
+
+
+def test_linears_that_fell_back_are_said_in_the_terminal_too(run, pipeline, results):
+    (stage,) = results.stages
+    dense = dataclasses.replace(stage.linears[0], outcome="kept_dense", note="a reason")
+    stages = (dataclasses.replace(stage, linears=(dense,)),)
+    pipeline.results = dataclasses.replace(results, stages=stages)
+    told = "Fallbacks: 1 of 1 linears did not become what the recipe asked for."
+    assert told in run("apply", "quickstart")[1]
 
 
 def test_progress_in_a_pipe_is_plain_lines_on_stderr(run, pipeline):
