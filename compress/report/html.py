@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from compress.report import numbers, plots, rows, verdict
+from compress.report import numbers, plots, rows, shares, verdict
 from compress.results import Measured, Results
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def render(results: Results, measured: Measured | None) -> str:
         measured=measured,
         rows=rows,
         gates=verdict,
+        shares=shares,
         verdict=re.sub(r"(?<=\d) (?=[%kMGT])", "\N{NO-BREAK SPACE}", rows.verdict(results)),
         summary=rows.summary(results, measured),
         headline=headline(results),
@@ -67,6 +68,8 @@ def _figures(results: Results) -> dict[str, tuple[str, str]]:
     linears = rows.linears(results)
     if any(linear.block is not None for linear in linears):
         figures["heat"] = (plots.heat_map(linears), plots.heat_map(linears, tall=True))
+    if results.allocation:
+        figures["bits"] = (plots.bits_map(linears), plots.bits_map(linears, tall=True))
     if results.divergence:
         kl = results.divergence
         figures["divergence"] = (plots.divergence(kl), plots.divergence(kl, narrow=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from compress.report import numbers, rows, verdict
+from compress.report import numbers, rows, shares, verdict
 from compress.report.rows import Table
 from compress.results import Measured, Results, Sample
 
@@ -28,6 +28,7 @@ def render(results: Results, measured: Measured | None) -> str:
         *_gates(results),
         "## Before and after",
         _summary(results, measured),
+        *_shares(results),
         "## Where the error is",
         *_errors(results),
         "## How far from the teacher",
@@ -98,6 +99,15 @@ def _gates(results: Results) -> Iterator[str]:
     if results.verdict.rounds:
         yield "A student that misses a gate is given up, and its worst linears get more bits:"
         yield _table(verdict.round_table(results.verdict))
+
+
+def _shares(results: Results) -> Iterator[str]:
+    if results.allocation is None:
+        return
+    yield "## Where the bits went"
+    yield _plain(shares.sentence(results, results.allocation))
+    yield _table(shares.kinds(results.allocation))
+    yield _table(shares.groups(results.allocation))
 
 
 def _summary(results: Results, measured: Measured | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -27,6 +28,12 @@ PARTS = {  # part of the model → CSS variable of its colour
     "norms and biases": "part-3",
     "other files": "part-4",
 }
+BITS = {  # → colour of a cell and of its number
+    2: ("heat-0", "ink"),
+    3: ("heat-2", "ink"),
+    4: ("heat-5", "paper"),
+    8: ("heat-8", "paper"),
+}
 
 _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -42,25 +49,37 @@ def heat_map(linears: Sequence[LinearResult], *, tall: bool = False) -> str:
         one svg element; each cell is a group of class ``cell`` titled with its linear and error.
     """
     inside = [linear for linear in linears if linear.block is not None]
-    blocks = sorted({linear.block for linear in inside if linear.block is not None})
-    names = list(dict.fromkeys(linear.role for linear in inside))
     scale = _heat_scale([linear.relative_error for linear in inside if _on_scale(linear)])
-    down = len(blocks) if tall else len(names)
     with svg.settings(f"heat-{tall}"):
-        figure = svg.figure(NARROW if tall else WIDE, 96 + (17 if tall else 27) * down)
-        axes = svg.bare_axes(
-            figure, left=44, right=2, top=22 if tall else 2, bottom=74 if tall else 94
-        )
-        axes.set(xlim=(0, len(names) if tall else len(blocks)), ylim=(down, 0))
-        titles = {}
+        figure, axes, places = _frame(inside, tall=tall, key=True)
         for linear in inside:
-            row, column = names.index(linear.role), blocks.index(linear.block or 0)
-            _cell(axes, (row, column) if tall else (column, row), linear, scale)
-            titles[_cell_id(linear)] = _cell_title(linear)
-        _block_ticks(axes, blocks, names, tall=tall)
+            _cell(axes, places[linear.name], linear, scale)
         _colour_key(figure, scale)
-        label = f"Heat map of the relative error of {len(inside)} linears in {len(blocks)} blocks"
+        titles = {_cell_id(linear): _cell_title(linear) for linear in inside}
+        blocks = len({linear.block for linear in inside})
+        label = f"Heat map of the relative error of {len(inside)} linears in {blocks} blocks"
         return svg.finish(figure, f"{label}; {_extremes(inside)}", titles)
+
+
+def bits_map(linears: Sequence[LinearResult], *, tall: bool = False) -> str:
+    """Draw the bits of each block linear: a colour, and the number itself in its cell.
+
+    Args:
+        linears: what became of each linear; those outside the blocks are left out.
+        tall: blocks run down instead of across, for a narrow page.
+
+    Returns:
+        one svg element; each cell is a group of class ``cell`` titled with its linear and bits.
+    """
+    inside = [linear for linear in linears if linear.block is not None]
+    with svg.settings(f"bits-{tall}"):
+        figure, axes, places = _frame(inside, tall=tall, key=False)
+        for linear in inside:
+            _bits_cell(axes, places[linear.name], linear)
+        titles = {_cell_id(linear): f"{linear.name}: {_bits_text(linear)}" for linear in inside}
+        counts = Counter(map(_bits_text, inside))
+        said = ", ".join(f"{count} linears at {bits}" for bits, count in sorted(counts.items()))
+        return svg.finish(figure, f"Bits by block and linear: {said}", titles)
 
 
 def divergence(measured: Divergence, *, narrow: bool = False) -> str:
@@ -110,6 +129,45 @@ def _heat_scale(errors: Sequence[float]) -> Scale:
     bounds = [low * (high / low) ** (level / HEAT_LEVELS) for level in range(HEAT_LEVELS + 1)]
     colours = ListedColormap([PAINT[f"heat-{level}"] for level in range(HEAT_LEVELS)])
     return colours, BoundaryNorm(bounds, HEAT_LEVELS)
+
+
+def _frame(
+    inside: Sequence[LinearResult], *, tall: bool, key: bool
+) -> tuple[Figure, Axes, dict[str, tuple[int, int]]]:
+    """An empty map of blocks and roles, and the place of each linear's cell; room for a key."""
+    blocks = sorted({linear.block for linear in inside if linear.block is not None})
+    names = list(dict.fromkeys(linear.role for linear in inside))
+    down = len(blocks) if tall else len(names)
+    top, bottom = (22, 2) if tall else (2, 42)
+    bottom += (72 if tall else 52) if key else 0
+    figure = svg.figure(NARROW if tall else WIDE, top + bottom + (17 if tall else 27) * down)
+    axes = svg.bare_axes(figure, left=44, right=2, top=top, bottom=bottom)
+    axes.set(xlim=(0, len(names) if tall else len(blocks)), ylim=(down, 0))
+    _block_ticks(axes, blocks, names, tall=tall)
+    places = {}
+    for linear in inside:
+        row, column = names.index(linear.role), blocks.index(linear.block or 0)
+        places[linear.name] = (row, column) if tall else (column, row)
+    return figure, axes, places
+
+
+def _bits_cell(axes: Axes, place: tuple[int, int], linear: LinearResult) -> None:
+    """Draw one cell with its number, in whatever shows on its colour in light and in dark."""
+    from matplotlib.patches import Rectangle
+
+    fill, ink = BITS.get(linear.bits or 0, ("dense", "ink"))
+    cell = Rectangle(place, 1, 1, facecolor=PAINT[fill], edgecolor=PAINT["paper"], linewidth=1.5)
+    cell.set(clip_on=False, gid=_cell_id(linear))
+    axes.add_patch(cell)
+    x, y = place
+    axes.text(
+        x + 0.5, y + 0.5, str(linear.bits or "×"), color=PAINT[ink], ha="center",
+        va="center_baseline", fontsize=12,
+    )  # fmt: skip
+
+
+def _bits_text(linear: LinearResult) -> str:
+    return f"{linear.bits} bits" if linear.bits else "kept dense"
 
 
 def _cell(axes: Axes, place: tuple[int, int], linear: LinearResult, scale: Scale) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from compress.results import (
+    Allocation,
     Divergence,
     LinearResult,
     Measured,
@@ -14,10 +15,12 @@ from compress.results import (
     Provenance,
     Results,
     Sample,
+    Share,
     Side,
     SizePart,
     StageResult,
     TaskScore,
+    Width,
 )
 
 RECIPE = """\
@@ -135,6 +138,36 @@ def results():
             ),
         ),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def allocated(results):
+    """The same run, its bits shared out under a budget."""
+    bits = {"qkv": 4, "o": 2, "gate_up": 3, "down": 8}
+    fused = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+    groups = {}
+    for linear in results.linears:
+        kind = fused.get(linear.role, linear.role)
+        groups.setdefault((linear.block, kind), []).append(linear.name)
+    shares = tuple(
+        Share(
+            tuple(names), block, kind, bits.get(kind, 8),
+            tuple(Width(b, 0.004 * 4.0**-b, 1000 * b) for b in (2, 3, 4, 8) if block != 0 or b == 8)
+            if kind in bits and bits[kind] != 8
+            else (Width(8, 1e-6, 8000),),
+        )
+        for (block, kind), names in groups.items()
+        if not (block == 0 and bits.get(kind) != 8)
+    )  # fmt: skip
+    allocation = Allocation("3.7 bits", 0.0912, 3.6999, 72_000_000, shares)
+    linears = tuple(
+        replace(r, bits=r.bits and bits.get(fused.get(r.role, r.role), 8)) for r in results.linears
+    )
+    stages = (
+        StageResult("allocate", "allocate", (), allocation),
+        replace(results.stages[0], linears=linears),
+    )
+    return replace(results, stages=stages)
 
 
 @pytest.fixture(scope="session")

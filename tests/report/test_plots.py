@@ -27,6 +27,26 @@ def test_heat_map_has_a_titled_cell_for_every_block_linear(linears, tall):
     assert not any("lm_head" in title for title in named)
 
 
+@pytest.mark.parametrize("tall", [False, True])
+def test_bits_map_says_the_bits_of_every_block_linear_in_words_and_numbers(allocated, tall):
+    svg = plots.bits_map(rows.linears(allocated), tall=tall)
+    assert svg.count('class="cell"') == 30 * 7
+    named = titles(svg)
+    assert "model.layers.3.self_attn.o_proj: 2 bits" in named
+    assert "model.layers.29.mlp.down_proj: kept dense" in named
+    written = [
+        "".join(node.itertext()).strip() for node in ElementTree.fromstring(svg).iter("text")
+    ]
+    assert [written.count(bits) >= count for bits, count in (("8", 29), ("×", 1))] == [True, True]
+    assert "30 linears at 2 bits" in ElementTree.fromstring(svg).get("aria-label")
+    assert not re.search(r"#[0-9a-fA-F]{6}", svg)
+
+
+def test_each_width_has_a_colour_and_a_number_that_shows_on_it():
+    assert set(plots.BITS) == {2, 3, 4, 8}
+    assert len({colour for colour, _ in plots.BITS.values()}) == 4
+
+
 def test_larger_errors_are_painted_in_higher_levels(linears):
     svg = plots.heat_map(linears)
     cells = re.findall(r"fill: var\(--heat-(\d)\).*?<title>([^:]+):", svg, re.S)
