@@ -102,7 +102,7 @@ def _inner(schema: Schema) -> dict[str, Schema]:
     """The sections inside a recipe by their path, in the order of a recipe."""
     models = schema["$defs"]
     top = {name: models[name.title()] for name in Recipe.model_fields if name.title() in models}
-    stage = {"stages[].quantize": models["Quantize"]}
+    stage = {f"stages[].{name.lower()}": models[name] for name in ("Allocate", "Quantize")}
     inside = {"stages[].quantize.overrides[pattern]": models["Override"]}
     gates = {"evaluate.gates": models["Gates"]}
     before = {k: v for k, v in top.items() if k in ("teacher", "calibration")}
