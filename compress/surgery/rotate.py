@@ -152,10 +152,12 @@ def rotated(weights: Weights, *, stream: bool, values: bool, seed: int = 0) -> R
 
 def _orthogonal(size: int, generator: torch.Generator) -> Tensor:
     """A random orthogonal matrix: Hadamard's with random signs where it has one of that size."""
-    if size & (size - 1) == 0:
-        matrix = torch.ones(1, 1, dtype=torch.float64)
-        while len(matrix) < size:
-            matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-        signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
-        return matrix * signs / size**0.5
-    return torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
+    if size & (size - 1):
+        drawn = torch.randn(size, size, generator=generator, dtype=torch.float64)
+        turn: Tensor = torch.linalg.qr(drawn).Q
+        return turn
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
+    return matrix * signs / float(size) ** 0.5
