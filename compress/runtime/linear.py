@@ -6,6 +6,8 @@
     8 bits, one symmetric scale a row             int8pack         packed product   expand, matmul
     8 bits, groups a multiple of 32               int4pack_digits  packed product   expand, matmul
     any other codes, and all codes in float32     expanded         matmul, expanded at load
+    int8 rows of a linear that rounds to int8     int8             int8 product, outlier columns apart
+    other codes of a linear that rounds           rounding         round, matmul, expanded at load
     stored dense                                  dense            matmul
 
 The packed products read codes instead of weights, and reading is what decoding one token costs. But
@@ -16,16 +18,18 @@ Their layout depends on the processor: it is made at load and never stored.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compress.kernels.activations import Inputs, Rounds
 from compress.kernels.grid import Rounded, Shifted
+from compress.kernels.int8 import Int8Matrix, product
 
-Path = Literal["int4pack", "int8pack", "int4pack_digits", "expanded", "dense"]
+Path = Literal["int4pack", "int8pack", "int4pack_digits", "expanded", "int8", "rounding", "dense"]
 Matrix = Tensor | Rounded
 
 # Rows up to which a packed product beats expanding and multiplying (576 → 1536, bfloat16, AVX-512).
@@ -104,12 +108,17 @@ class Linear:
     """y = x Wᵀ + b."""
 
     path: Path
-    weight: Tensor | Codes
+    weight: Tensor | Codes | Int8Matrix
     bias: Tensor | None = None
     few: Product | None = None  # the product for at most FEW_ROWS rows
+    rounds: Rounds | None = None  # how it rounds x before it multiplies
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [N, I] to [N, O]."""
+        if self.rounds is not None:
+            weight = self.weight if isinstance(self.weight, Tensor) else x  # of int8 not needed
+            y = self.rounds.multiply(x, weight)
+            return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
         if self.few is None or x.shape[0] > FEW_ROWS[self.path]:
             return functional.linear(x, self.rows(), self.bias)
         y = self.few(x)
@@ -117,7 +126,8 @@ class Linear:
 
     def rows(self, which: Tensor | slice = _EVERY) -> Tensor:
         """Rows of the weight, [n, I]: what an embedding looks up, without expanding the others."""
-        return self.weight.rows(which) if isinstance(self.weight, Codes) else self.weight[which]
+        weight = self.weight
+        return weight[which] if isinstance(weight, Tensor) else weight.rows(which)
 
     @property
     def nbytes(self) -> int:
@@ -128,6 +138,10 @@ class Linear:
 def path(rounded: Rounded, dtype: torch.dtype) -> Path:
     """The path that a quantized matrix takes with activations of `dtype`."""
     rows, columns = rounded.codes.shape
+    if rounded.inputs is not None:
+        return "int8" if isinstance(product(rounded), Int8Matrix) else "rounding"
+    if rounded.numbers != "int":
+        return "expanded"
     if dtype != torch.bfloat16:
         return "expanded"  # in float32 the packed products are slow, and it is chosen to be exact
     # The int8 product checks no shape: with columns off a multiple of 16 it reads past the row.
@@ -151,6 +165,11 @@ def linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype) -> Linear:
     chosen = path(matrix, dtype)
     if chosen == "expanded":
         return Linear(chosen, matrix.dequantize().to(dtype), bias)
+    rounds = product(matrix)
+    if isinstance(rounds, Int8Matrix):
+        return Linear(chosen, rounds, bias, rounds=rounds)
+    if chosen == "rounding":
+        return Linear(chosen, matrix.dequantize().to(dtype), bias, rounds=rounds)
     if chosen == "int8pack":
         codes = _signed_bytes(matrix)
         return Linear(chosen, codes, bias, _int8_product(codes))
@@ -164,15 +183,24 @@ def stack(matrices: Sequence[Matrix]) -> Matrix | None:
     if len(dense) == len(matrices):
         return torch.cat(dense)
     rounded = [m for m in matrices if isinstance(m, Rounded)]
-    kinds = {(type(m), m.bits, m.group_size) for m in rounded}
+    kinds = {(type(m), m.bits, m.group_size, m.numbers) for m in rounded}
     if len(rounded) < len(matrices) or len(kinds) > 1 or isinstance(rounded[0], Shifted):
+        return None
+    if not all(_rounds_alike(rounded[0].inputs, m.inputs) for m in rounded):
         return None
     codes, scale, zero = (
         torch.cat([getattr(m, part) for m in rounded]) for part in ("codes", "scale", "zero")
     )
-    return Rounded(
-        codes, scale, zero, rounded[0].bits, rounded[0].group_size, all(m.sym for m in rounded)
-    )
+    sym = all(m.sym for m in rounded)
+    return replace(rounded[0], codes=codes, scale=scale, zero=zero, sym=sym)
+
+
+def _rounds_alike(first: Inputs | None, other: Inputs | None) -> bool:
+    """Whether two linears round their inputs alike; never where columns are listed."""
+    if first is None or other is None:
+        return first is other
+    listed = first.columns is not None or other.columns is not None
+    return not listed and first == other
 
 
 def _centred(rounded: Rounded) -> bool:
