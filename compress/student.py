@@ -116,10 +116,14 @@ class Student:
 
     def kv(self, index: int) -> KVScales | None:
         """How one block rounds the keys and values that it caches; None: it does not."""
-        found = self.cached(index)
+        found, names = self.cached(index), _scale_names(self.anatomy.blocks[index])
         if found is None:
             return None
-        keys, values = torch.tensor(found.key_scales), torch.tensor(found.value_scales)
+        if found.granularity == "token":
+            return KVScales(found.numbers, None, None)
+        keys, values = storage.read_file(
+            self._folder / self._records[index]["shard"], names
+        ).values()
         return KVScales(found.numbers, keys, values)
 
     def commit(
@@ -128,7 +132,7 @@ class Student:
         rounded: Mapping[str, Rounded],
         results: Sequence[LinearResult],
         plain: Mapping[str, Tensor] | None = None,
-        kv: KVBlock | None = None,
+        kv: tuple[KVBlock, KVScales] | None = None,
     ) -> None:
         """Make what a stage did to one block (or to the head) final and durable.
 
@@ -140,7 +144,7 @@ class Student:
             results: one record for each linear that a stage was asked for, solved or not.
             plain: tensors that stay as they are stored but got other values (a norm that a scaling
                 was folded into), by full name; in the teacher's dtype and shape.
-            kv: what became of the keys and values of a block.
+            kv: what became of the keys and values of a block, and their scales; by the last stage.
         """
         before = self._records.get(unit, _UNTOUCHED)
         rounded = {name: self._read(unit, name) for name in before["linears"]} | dict(rounded)
@@ -152,6 +156,10 @@ class Student:
             tensors[name + ".scale"], tensors[name + ".zero"] = matrix.scale, matrix.zero
             if matrix.inputs is not None and matrix.inputs.columns is not None:
                 tensors[name + ".columns"] = matrix.inputs.columns
+        if kv:
+            names = _scale_names(self.anatomy.blocks[unit])
+            pairs = zip(names, (kv[1].keys, kv[1].values), strict=True)
+            tensors |= {name: scale for name, scale in pairs if scale is not None}
         shard = self._folder / f"{self._key(unit).replace('/', '-')}.safetensors"
         storage.write_file(shard, tensors)
         record = {
@@ -166,7 +174,7 @@ class Student:
             },
             "plain": changed,
             "results": [dataclasses.asdict(result) for result in results],
-            "kv": dataclasses.asdict(kv) if kv else before.get("kv"),
+            "kv": dataclasses.asdict(kv[0]) if kv else None,
         }
         self._ledger.add(self._key(unit), record, [shard])
         self._records[unit] = record

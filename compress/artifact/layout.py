@@ -86,15 +86,14 @@ class Artifact:
         if self.cached is None:
             return None
         attention = self.anatomy.blocks[index].attention
-        names = tuple(attention + suffix for suffix in kv.SUFFIXES)
+        scales = kv.stored(self.format, self.anatomy, self.config, self.cached)
+        names = tuple(name for name in scales if name.startswith(attention + "."))
         return kv.decode(attention, self.cached, self._read(names))
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values that a token takes in a cache, over all blocks."""
-        dtype = str(self.config.get("dtype", self.config.get("torch_dtype")))
-        item_bytes = 4 if dtype == "float32" else 2
-        return kv.bytes_per_token(self.anatomy, self.config, self.cached, item_bytes)
+        return kv.bytes_per_token(self.anatomy, self.config, self.cached)
 
     def _dense(self, names: tuple[str, ...]) -> dict[str, Tensor]:
         plain = self._read(

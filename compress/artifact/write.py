@@ -72,7 +72,7 @@ def write(
     writer: ShardWriter | GgufShard = ShardWriter(folder, max_shard_bytes)
     if format == "gguf":
         writer = GgufShard(folder, anatomy, config, tokenizer_files)
-    dtype, caches = _dtype(config), dict[str, kv.KVScheme]()
+    dtype, caches = dtype_of(config), dict[str, kv.KVScheme]()
     rest = _without_caches(writer, parts, caches, format, dtype)
     schemes = _add_parts(writer, rest, anatomy, format, dtype)
     cached = _one_scheme(caches, anatomy)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping
 
 from compress.artifact import write
+from compress.artifact.formats.kv import bytes_per_token
 from compress.artifact.layout import PARTS, Artifact
 from compress.evaluate.judge import Judgement
 from compress.results import Side, SizePart
@@ -21,18 +22,21 @@ def by_part(before: Mapping[str, int], artifact: Artifact) -> tuple[SizePart, ..
 def side_before(teacher: Teacher, parts: Mapping[str, int], found: Judgement | None) -> Side:
     """The teacher as it was found, and what it scored, if it was judged."""
     bits = 8 * parts["block linears"] / teacher.anatomy.weights
-    return _side(sum(parts.values()), bits, found)
+    cached = bytes_per_token(teacher.anatomy, teacher.config, None)
+    return _side(sum(parts.values()), bits, cached, found)
 
 
 def side_after(artifact: Artifact, found: Judgement | None) -> Side:
     """The student as it lies on disk, and what it scored, if it was judged."""
-    return _side(artifact.size_bytes, artifact.bits_per_weight, found)
+    cached = artifact.kv_bytes_per_token
+    return _side(artifact.size_bytes, artifact.bits_per_weight, cached, found)
 
 
-def _side(size_bytes: int, bits_per_weight: float, found: Judgement | None) -> Side:
-    if found is None:
-        return Side(size_bytes, bits_per_weight, None)
-    return Side(size_bytes, bits_per_weight, found.perplexity, found.tasks)
+def _side(
+    size_bytes: int, bits_per_weight: float, kv_bytes_per_token: int, found: Judgement | None
+) -> Side:
+    scored = (None, ()) if found is None else (found.perplexity, found.tasks)
+    return Side(size_bytes, bits_per_weight, *scored, kv_bytes_per_token)
 
 
 def parts_before(teacher: Teacher) -> dict[str, int]:

@@ -1,8 +1,9 @@
-"""How keys and values are rounded when they are cached: eight bits a number, scales known before.
+"""How keys and values are rounded when they are cached: eight bits a number.
 
-A cached number is ``code * scale``. Scales are calibrated once and belong to a whole tensor or to
-one head; they are exact in bfloat16 and float16, as those of weights are. Keys are rounded as they
-are cached, behind the rotation of their positions.
+A cached number is ``code * step``. Steps are calibrated once and belong to a whole tensor, to a
+head or to a channel; or each token's head gets its own when it is cached. All are exact in bfloat16
+and float16, as scales of weights are. Keys are rounded as they are cached, behind the rotation of
+their positions.
 """
 
 from __future__ import annotations
@@ -17,107 +18,144 @@ from torch import Tensor
 from compress.kernels.grid import storable
 
 Numbers = Literal["int8", "fp8_e4m3"]
-Granularity = Literal["tensor", "head"]
+Granularity = Literal["tensor", "head", "channel", "token"]
 Search = Literal["none", "mse"]
 LARGEST = {"int8": 127.0, "fp8_e4m3": 448.0}
 DTYPES = {"int8": torch.int8, "fp8_e4m3": torch.float8_e4m3fn}
-_SHRINKS = torch.linspace(1.0, 0.3, 29).tolist()  # of the range that clips nothing
-_TRIED_TOKENS = 8192  # on which a search tries its candidates
+TRIED = tuple(1.0 - step / 40 for step in range(29))  # shares of the range that clips nothing
+TRIED_TOKENS = 8192  # on which a search tries them
 
 
 @dataclass(frozen=True)
 class KVScales:
-    """How one block caches its keys and values."""
+    """How one block caches its keys and values.
+
+    A scale is [1], [KV, 1] with one for each head, or [KV, D] with one for each channel of a head;
+    float32, exact in bfloat16 and float16. None: each token's head gets its own.
+    """
 
     numbers: Numbers
-    keys: Tensor  # [1], or [KV] with one scale a head; float32, exact in bfloat16 and float16
-    values: Tensor  # like keys
+    keys: Tensor | None
+    values: Tensor | None
+
+    @property
+    def granularity(self) -> Granularity:
+        """What shares a scale."""
+        if self.keys is None:
+            return "token"
+        if self.keys.dim() == 1:
+            return "tensor"
+        return "head" if self.keys.shape[1] == 1 else "channel"
 
     def round(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """What keys and values [B, KV, T, D] are once they have been cached, in their dtype."""
         return (
-            dequantize(encode(keys, self.keys, self.numbers), self.keys).to(keys.dtype),
-            dequantize(encode(values, self.values, self.numbers), self.values).to(values.dtype),
+            rounded(keys, self.keys, self.numbers).to(keys.dtype),
+            rounded(values, self.values, self.numbers).to(values.dtype),
         )
 
     def on(self, device: str) -> KVScales:
         """The same, on a device."""
+        if self.keys is None or self.values is None:
+            return self
         return KVScales(self.numbers, self.keys.to(device), self.values.to(device))
 
 
-def encode(states: Tensor, scale: Tensor, numbers: Numbers) -> Tensor:
-    """Codes of keys or values: int8 from -128 to 127, or float8 e4m3; what is beyond is clipped.
+def steps(states: Tensor, scale: Tensor | None, numbers: Numbers) -> Tensor:
+    """What one code is worth in keys or values [..., KV, T, D], in a shape that meets them.
 
     Args:
-        states: [..., KV, T, D], any float.
-        scale: [1] or [KV].
+        states: any float.
+        scale: as in `KVScales`; None makes one for the head of each token, that clips nothing.
         numbers: what a code is.
     """
-    steps = states.float() / _by_head(scale)
+    if scale is None:
+        return storable(states.abs().amax(-1, keepdim=True).float() / LARGEST[numbers])
+    return scale.view(1, 1, 1) if scale.dim() == 1 else scale[:, None, :]
+
+
+def encode(states: Tensor, step: Tensor, numbers: Numbers) -> Tensor:
+    """Codes: int8 from -128 to 127, or float8 e4m3, as near to states / step as there are."""
+    exact = states.float() / step
     if numbers == "int8":
-        return steps.round_().clamp_(-128, 127).to(torch.int8)  # halves go to even
+        return exact.round_().clamp_(-128, 127).to(torch.int8)  # halves go to even
     limit = LARGEST[numbers]
-    return steps.clamp_(-limit, limit).to(torch.float8_e4m3fn)
+    return exact.clamp_(-limit, limit).to(torch.float8_e4m3fn)
 
 
-def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """What codes [..., KV, T, D] stand for, float32."""
-    return codes.float().mul_(_by_head(scale))
+def rounded(states: Tensor, scale: Tensor | None, numbers: Numbers) -> Tensor:
+    """What keys or values [..., KV, T, D] are once they have been cached, float32."""
+    step = steps(states, scale, numbers)
+    return encode(states, step, numbers).float().mul_(step)
 
 
-def fit(states: Tensor, numbers: Numbers, granularity: Granularity, search: Search) -> Tensor:
+def fit(
+    states: Tensor,
+    numbers: Numbers,
+    *,
+    granularity: Granularity,
+    search: Search,
+    rotated: bool = False,
+) -> Tensor:
     """Choose the scales of keys or values that calibration has shown.
 
     Args:
         states: [N, KV, D] of N tokens.
         numbers: what a code is.
-        granularity: one scale for all heads, or one for each.
+        granularity: what shares a scale; for "token" there is none to choose.
         search: none takes the range that clips nothing; mse tries shrunken ranges on at most 8,192
             tokens, evenly spaced, and keeps the one of least squared error.
+        rotated: channels i and i + D/2 are turned into each other by the position, further than
+            calibration has shown; they share a scale, whose range is the length of both.
 
     Returns:
-        [1] or [KV] float32, exact in bfloat16 and float16.
+        A scale as in `KVScales`.
     """
-    largest = _reduced(states.abs(), granularity).float()
+    paired = rotated and granularity == "channel"
+    largest = _range(states, granularity, paired)
     if search == "none":
         return storable(largest / LARGEST[numbers])
-    tokens = states[:: -(-len(states) // _TRIED_TOKENS)].float()
-    best, found = torch.full_like(largest, torch.inf), torch.ones_like(largest)
+    heads = states[:: -(-len(states) // TRIED_TOKENS)].float().transpose(0, 1)
+    best, found = torch.full_like(largest, torch.inf, dtype=torch.float64), largest
     for scale in _candidates(largest, numbers):
-        error = _error(tokens, scale, numbers, granularity)
+        error = _error(heads, scale, numbers, paired=paired)
         found = torch.where(error < best, scale, found)
         best = torch.minimum(error, best)
     return found
 
 
-def relative_error(states: Tensor, scale: Tensor, numbers: Numbers) -> float:
+def relative_error(states: Tensor, scale: Tensor | None, numbers: Numbers) -> float:
     """Squared error of rounding keys or values [N, KV, D], over their squares."""
     missed = squares = 0.0
-    for part in states.split(_TRIED_TOKENS):
+    for part in states.split(TRIED_TOKENS):
         exact = part.float().transpose(0, 1)
-        rounded = dequantize(encode(exact, scale, numbers), scale)
-        missed += float((rounded - exact).double().square().sum())
+        missed += float((rounded(exact, scale, numbers) - exact).double().square().sum())
         squares += float(exact.double().square().sum())
     return missed / squares if squares else 0.0
 
 
 def _candidates(largest: Tensor, numbers: Numbers) -> Iterator[Tensor]:
-    yield from (storable(largest * (shrink / LARGEST[numbers])) for shrink in _SHRINKS)
+    yield from (storable(largest * (share / LARGEST[numbers])) for share in TRIED)
 
 
-def _error(tokens: Tensor, scale: Tensor, numbers: Numbers, granularity: Granularity) -> Tensor:
-    heads = tokens.transpose(0, 1)
-    missed = dequantize(encode(heads, scale, numbers), scale).sub_(heads).double().square_()
-    by_head = missed.sum((1, 2))
-    return by_head if granularity == "head" else by_head.sum(0, keepdim=True)
+def _range(states: Tensor, granularity: Granularity, paired: bool) -> Tensor:
+    """The largest magnitude of what shares a scale, in the shape of that scale."""
+    parts = states.split(TRIED_TOKENS)
+    if paired:
+        pairs = (part.float().unflatten(-1, (2, -1)).square().sum(-2).amax(0) for part in parts)
+        return torch.stack(list(pairs)).amax(0).sqrt().repeat(1, 2)
+    by_channel = torch.stack([part.abs().amax(0).float() for part in parts]).amax(0)
+    if granularity == "tensor":
+        return by_channel.amax().view(1)
+    return by_channel.amax(1, keepdim=True) if granularity == "head" else by_channel
 
 
-def _reduced(magnitudes: Tensor, granularity: Granularity) -> Tensor:
-    """The largest of each head [KV], or of all [1]."""
-    by_head = magnitudes.amax((0, 2))
-    return by_head if granularity == "head" else by_head.amax(0, keepdim=True)
-
-
-def _by_head(scale: Tensor) -> Tensor:
-    """Scales, shaped to meet states [..., KV, T, D]."""
-    return scale.view(-1, 1, 1)
+def _error(heads: Tensor, scale: Tensor, numbers: Numbers, *, paired: bool) -> Tensor:
+    """Squared error of [KV, N, D] in the shape of the scale, float64."""
+    missed = rounded(heads, scale, numbers).sub_(heads).square_()
+    by_channel = missed.sum(1, dtype=torch.float64)
+    if paired:
+        return by_channel.unflatten(-1, (2, -1)).sum(-2).repeat(1, 2)
+    if scale.dim() == 1:
+        return by_channel.sum().view(1)
+    return by_channel if scale.shape[1] > 1 else by_channel.sum(1, keepdim=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from compress.anatomy import Anatomy
 from compress.artifact.formats import FORMATS
+from compress.artifact.formats.kv import KVScheme
 from compress.artifact.formats.matrix import Matrix
 
 # Of `runtime.model` and `runtime.rope`, which need torch; a test holds them equal.
@@ -34,7 +35,11 @@ class Consumer:
 
 
 def consumers(
-    anatomy: Anatomy, config: Mapping[str, Any], matrices: Mapping[str, Matrix], format: str
+    anatomy: Anatomy,
+    config: Mapping[str, Any],
+    matrices: Mapping[str, Matrix],
+    format: str,
+    cached: KVScheme | None = None,
 ) -> tuple[Consumer, ...]:
     """Ask every consumer.
 
@@ -43,13 +48,14 @@ def consumers(
         config: its ``config.json``.
         matrices: what will be quantized, by module name.
         format: of the artifact.
+        cached: how keys and values will be rounded.
     """
     closed = tuple(_unopened(anatomy, matrices, format))
     told = {
         "compress": tuple(_ours(anatomy, config)),
         "transformers": closed or tuple(_transformers(matrices)),
-        "vLLM on CUDA": closed or tuple(_vllm_cuda(matrices)),
-        "vLLM on a CPU": closed or tuple(_vllm_cpu(anatomy, matrices)),
+        "vLLM on CUDA": closed or (*_vllm_cuda(matrices), *_vllm_caches(cached)),
+        "vLLM on a CPU": closed or (*_vllm_cpu(anatomy, matrices), *_vllm_caches(cached)),
         "llama.cpp": ("opens GGUF files only, which are not written yet",),
     }
     asymmetric = not all(matrix.scheme.sym for matrix in matrices.values())
@@ -114,6 +120,12 @@ def _vllm_cpu(anatomy: Anatomy, matrices: Mapping[str, Matrix]) -> Iterator[str]
     widths = {m.columns for m in matrices.values()} | set(rows.values())
     if odd := sorted(width for width in widths if width % _CPU_MULTIPLE):
         yield f"its product needs widths that {_CPU_MULTIPLE} divides, not {odd[0]}"
+
+
+def _vllm_caches(cached: KVScheme | None) -> Iterator[str]:
+    """What its reader of compressed-tensors takes of keys and values."""
+    if cached and cached.numbers != "fp8_e4m3":
+        yield "it caches keys and values as fp8, not as int8, where scales are known beforehand"
 
 
 def _named(names: list[str]) -> str:

@@ -105,7 +105,7 @@ def make(
         time.seconds,
         time.steps,
         time.note,
-        consumers(anatomy, headers.config, found, recipe.artifact.format),
+        consumers(anatomy, headers.config, found, recipe.artifact.format, sizes.caches(recipe)),
         tuple(_notes(headers)),
         caching.per_token(recipe, headers),
     )

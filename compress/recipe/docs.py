@@ -103,12 +103,13 @@ def _inner(schema: Schema) -> dict[str, Schema]:
     models = schema["$defs"]
     top = {name: models[name.title()] for name in Recipe.model_fields if name.title() in models}
     stage = {f"stages[].{name.lower()}": models[name] for name in ("Allocate", "Quantize")}
+    cache = {"stages[].kv_cache": models["KVCache"]}
     inside = {"stages[].quantize.overrides[pattern]": models["Override"]}
     gates = {"evaluate.gates": models["Gates"]}
     before = {k: v for k, v in top.items() if k in ("teacher", "calibration")}
     after = {k: v for k, v in top.items() if k not in before}
     evaluate = {"evaluate": after.pop("evaluate")}
-    return {**before, **stage, **inside, **evaluate, **gates, **after}
+    return {**before, **stage, **inside, **cache, **evaluate, **gates, **after}
 
 
 def _section(path: str, section: Schema, schema: Schema) -> str:

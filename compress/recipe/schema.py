@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 
 from compress.recipe.allocate import Allocate, bits_used
 from compress.recipe.gates import WIDTHS, Gates, LinearGate, in_bytes
-from compress.recipe.quantize import STRICT, Quantize
+from compress.recipe.kv_cache import HELD_BY, KVCache
+from compress.recipe.quantize import FLOATS, STRICT, Quantize
 
 __all__ = [
     "Allocate",
@@ -21,6 +22,7 @@ __all__ = [
     "Calibration",
     "Evaluate",
     "Gates",
+    "KVCache",
     "Quantize",
     "Recipe",
     "Resolved",
@@ -99,6 +101,11 @@ class Stage(BaseModel):
         description="Share bits out among linears under a budget, for the next stage.",
         examples=['{budget: "3.7 bits"}'],
     )
+    kv_cache: KVCache | None = Field(
+        default=None,
+        description="Round the keys and values that a runtime caches; the last stage.",
+        examples=["{numbers: int8}"],
+    )
 
     @model_validator(mode="after")
     def _is_one(self) -> Stage:
@@ -116,9 +123,9 @@ class Stage(BaseModel):
         return name
 
     @property
-    def spec(self) -> Allocate | Quantize:
+    def spec(self) -> Allocate | KVCache | Quantize:
         """Its fields."""
-        found: Allocate | Quantize = getattr(self, self.name)
+        found: Allocate | KVCache | Quantize = getattr(self, self.name)
         return found
 
 
@@ -263,6 +270,18 @@ class Recipe(BaseModel):
                 )
         return value
 
+    @field_validator("stages")
+    @classmethod
+    def _caches_last(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        for index, stage in enumerate(value[:-1]):
+            if stage.kv_cache:
+                raise ValueError(
+                    f"stages[{index}].kv_cache: its scales are those of finished weights, and "
+                    f"stages[{index + 1}].{value[index + 1].name} comes behind it. Move it to the "
+                    "end, and have one."
+                )
+        return value
+
     @field_validator("evaluate")
     @classmethod
     def _has_bits_to_give(cls, value: Evaluate, info: ValidationInfo) -> Evaluate:
@@ -287,6 +306,18 @@ class Recipe(BaseModel):
                 )
         return value
 
+    @field_validator("artifact")
+    @classmethod
+    def _format_holds_caches(cls, value: Artifact, info: ValidationInfo) -> Artifact:
+        specs = [stage.kv_cache for stage in info.data.get("stages", ()) if stage.kv_cache]
+        for spec in specs:
+            if value.format not in (held := HELD_BY[spec.granularity]):
+                raise ValueError(
+                    f"format {value.format} has no place for the scales of stage kv_cache, one a "
+                    f"{spec.granularity}. Use {' or '.join(held)}, or change the stage."
+                )
+        return value
+
     @property
     def seed(self) -> int:
         """The seed of the run."""
@@ -295,7 +326,7 @@ class Recipe(BaseModel):
     @property
     def needs_calibration(self) -> bool:
         """Whether any stage is solved from inputs of the linears."""
-        measured = self.allocate is not None
+        measured = self.allocate is not None or self.kv_cache is not None
         return measured or any(spec.needs_calibration for _, spec in self.quantizations)
 
     @property
@@ -307,6 +338,11 @@ class Recipe(BaseModel):
     def allocate(self) -> Allocate | None:
         """The stage that shares out bits, if there is one."""
         return next((stage.allocate for stage in self.stages if stage.allocate), None)
+
+    @property
+    def kv_cache(self) -> KVCache | None:
+        """The stage that rounds keys and values, if there is one."""
+        return self.stages[-1].kv_cache
 
     def fed(self, index: int) -> Allocate | None:
         """The stage `allocate` that says the bits of stage `index`."""

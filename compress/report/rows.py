@@ -121,6 +121,23 @@ def size_table(results: Results) -> Table:
     return Table(("part", "weights", "before", "after", "bits/weight"), tuple(rows))
 
 
+def cache_table(results: Results) -> Table:
+    """Keys and values of each block: their largest scales and what rounding them loses."""
+    cached = [block for stage in results.stages for block in stage.kv]
+    rows = tuple(
+        (
+            str(block.block),
+            numbers.digits(block.key_scale_max),
+            numbers.error(block.key_error),
+            numbers.digits(block.value_scale_max),
+            numbers.error(block.value_error),
+        )
+        for block in cached
+    )
+    header = ("block", "key scale", "relative error", "value scale", "relative error")
+    return Table(header, rows, words=0)
+
+
 def fallback_table(results: Results) -> Table:
     """Linears that did not become what the recipe asked for, and why."""
     rows = ((r.name, _asked(r), _outcome(r), r.note or NONE) for r in results.fallbacks)
@@ -204,6 +221,17 @@ def _bits_rows(results: Results) -> Iterator[Row]:
             note = "counted apart from the block linears"
             difference = numbers.signed(now - was, 2)
             yield Row("bits per weight, head", f"{was:.2f}", f"{now:.2f}", difference, note)
+    yield from _cache_rows(results)
+
+
+def _cache_rows(results: Results) -> Iterator[Row]:
+    cached = [block for stage in results.stages for block in stage.kv]
+    was = results.before.kv_bytes_per_token
+    now = results.after.kv_bytes_per_token if results.after else None
+    if cached and was and now:
+        note = f"bytes a token; {cached[0].numbers}, a scale each {cached[0].granularity}"
+        difference = f"{numbers.change(was, now)}, {numbers.ratio(was, now)}"
+        yield Row("keys and values", f"{was:,}", f"{now:,}", difference, note)
 
 
 def _perplexity_rows(before: Perplexity | None, after: Perplexity | None) -> Iterator[Row]:

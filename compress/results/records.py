@@ -100,11 +100,11 @@ class KVBlock:
 
     block: int
     numbers: Literal["int8", "fp8_e4m3"]
-    key_scales: tuple[float, ...]  # one, or one for each head
-    value_scales: tuple[float, ...]
+    granularity: Literal["tensor", "head", "channel", "token"]  # what shares a scale
+    key_scale_max: float
+    value_scale_max: float
     key_error: float  # squared error of the keys of the calibration, over their squares
     value_error: float
-    folded: int = 0  # largest power of two by which keys were scaled and queries scaled back
 
 
 @dataclass(frozen=True)

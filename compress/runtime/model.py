@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from compress.anatomy import Anatomy, Block
 from compress.errors import ModelError
 from compress.kernels.grid import Rounded
+from compress.kernels.kv import KVScales
 from compress.runtime import rope
 from compress.runtime.kv_cache import KVCache
 from compress.runtime.linear import Linear, Matrix, linear, stack
@@ -42,6 +43,9 @@ class Stored(Protocol):
 
     def tensor(self, name: str) -> Tensor:
         """A tensor by its full name."""
+
+    def kv(self, index: int) -> KVScales | None:
+        """How one block rounds the keys and values that it caches; None: it does not."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ class Model:
             ) from error
         read = _Reader(stored, self.settings, dtype)
         self.blocks = tuple(read.block(block) for block in anatomy.blocks)
+        told = [stored.kv(block.index) for block in anatomy.blocks]
+        self.kv_scales = tuple(scales for scales in told if scales is not None)
         self.norm = read.norm(anatomy.final_norm)
         head = anatomy.embedding if anatomy.tied else anatomy.head.name
         self.head = read.fan([head])
@@ -125,7 +131,8 @@ class Model:
     def cache(self, *, batch: int = 1) -> KVCache:
         """An empty KV cache for this model."""
         shape = (len(self.blocks), batch, self.settings.kv_heads, self.settings.head_dim)
-        return KVCache(shape, dtype=self.dtype, limit=self.settings.max_tokens)
+        limit = self.settings.max_tokens
+        return KVCache(shape, dtype=self.dtype, limit=limit, scales=self.kv_scales)
 
     @torch.inference_mode()
     def hidden(self, ids: Tensor, cache: KVCache) -> Tensor:
@@ -173,7 +180,18 @@ class Model:
         turned = rope.rotate(turned, *turn).transpose(1, 2)
         queries, keys = turned[:, : s.heads], turned[:, s.heads :]
         keys, values = cache.write(index, keys, values.transpose(1, 2))
-        return block.o(attend(queries, keys, values, s.windows[index]))
+        steps = cache.steps(index)
+        if steps is None:
+            return block.o(attend(queries, keys, values, s.windows[index]))
+        mixed = attend(_scaled(queries, steps[0]), keys, values, s.windows[index])
+        by_head = mixed.view(len(mixed), s.heads, 1, s.head_dim)
+        return block.o(_scaled(by_head, steps[1]).view_as(mixed))
+
+
+def _scaled(heads: Tensor, steps: Tensor) -> Tensor:
+    """Query heads [N, H, T, D] times the steps [1 or KV, 1, 1 or D] of the keys that each reads."""
+    grouped = heads.unflatten(1, (len(steps), -1))  # [N, 1 or KV, H / KV, T, D]
+    return (grouped * steps[:, None]).to(heads.dtype).flatten(1, 2)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from compress.anatomy import Anatomy, kv_heads
+from compress.anatomy import Anatomy, kv_heads, kv_width
 from compress.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ _FIXED = {
 }  # fmt: skip
 
 
-def numbers(format: str, quantization: Mapping[str, Any]) -> tuple[Numbers, bool] | None:
-    """What cached numbers are, and whether each head has its scales; None: nothing is rounded.
+def numbers(format: str, quantization: Mapping[str, Any]) -> tuple[Numbers, str] | None:
+    """What cached numbers are, and what shares a scale; None: nothing is rounded.
 
     Raises:
         ArtifactError: something that the page does not describe.
@@ -53,14 +53,24 @@ def expected(
     format: str, anatomy: Anatomy, config: Mapping[str, Any], by_head: bool, dtype: str
 ) -> Expected:
     """The scales that a folder must hold; `dtype` is that of its scales."""
-    heads = kv_heads(config) if by_head else 1
-    shape = (heads, 1, 1) if heads > 1 and format != "packed" else (heads,)
+    if shared == "token":
+        return {}
+    heads = kv_heads(config)
+    channels = kv_width(anatomy, config) // heads if shared == "channel" else 1
+    shape: tuple[int, ...] = (1,) if shared == "tensor" else (heads, channels)
+    if shared == "head" and format != "packed":
+        shape = (heads, 1, 1)
     names = (f"{block.attention}.{ending}" for block in anatomy.blocks for ending in ENDINGS)
     return {name: ((dtype,), shape) for name in names}
 
 
-def scales(entries: Mapping[str, Entry], attention: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales of keys and of values of one block, float32, one or one for each head."""
+def scales(
+    entries: Mapping[str, Entry], attention: str
+) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    """Scales of keys and of values of one block: [1], [KV, 1] or [KV, D] float32.
+
+    None where each token makes its own.
+    """
     import torch
 
     keys, values = (entries[f"{attention}.{ending}"].floats().flatten() for ending in ENDINGS)

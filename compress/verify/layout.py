@@ -14,7 +14,8 @@ from typing import Any
 from compress import anatomy
 from compress.anatomy import FAMILIES, Family, Shape
 from compress.errors import ArtifactError, ModelError
-from compress.verify import caching, floats, gguf, gptq, rounding
+from compress.verify import caching, floats, gguf, gptq, int8, rounding
+from compress.verify.entry import Entry
 from compress.verify.reader import (
     Entry,
     Expected,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from compress.anatomy import Anatomy
 from compress.errors import ArtifactError
-from compress.verify import caching, floats, gguf, gptq, rounding
+from compress.verify import caching, floats, gguf, gptq, int8, rounding
 from compress.verify.bits import unpack
 from compress.verify.entry import NUMPY, Entry
 from compress.verify.rounding import Rounding

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compress.anatomy import Anatomy, read
 from compress.kernels.grid import Rounded, storable
+from compress.kernels.kv import KVScales
 from compress.storage import Checkpoint
 
 
@@ -48,6 +49,10 @@ class Memory:
     tensors: dict[str, Tensor]
     codes: dict[str, Rounded] = field(default_factory=dict)
     format: str = "memory"
+    caches: Callable[[int], KVScales | None] = lambda index: None
+
+    def kv(self, index: int) -> KVScales | None:
+        return self.caches(index)
 
     def rounded(self, name: str) -> Rounded | None:
         return self.codes.get(name)

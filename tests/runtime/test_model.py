@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from compress.errors import ModelError, RequestError
+from compress.kernels.kv import KVScales, fit
 from compress.runtime.model import Model, read_settings, visible
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -184,3 +185,59 @@ def test_a_context_past_the_model_is_refused(tiny_model, memory):
     model = Model(memory(tiny_model("llama", max_position_embeddings=16)), F32)
     with pytest.raises(RequestError, match="17 tokens, the model was made for 16"):
         model.hidden(prompt(17), model.cache())
+
+
+CACHES = [
+    ("int8", "tensor"), ("int8", "head"), ("int8", "channel"), ("int8", "token"),
+    ("fp8_e4m3", "head"),
+]  # fmt: skip
+
+
+def cached(made, numbers, granularity):
+    """Scales for the blocks of a model in memory, from what it caches of a prompt."""
+    plain = Model(made, F32)
+    cache = plain.cache()
+    plain.hidden(prompt(48), cache)
+    found = {}
+    for index in range(len(plain.blocks)):
+        states = (
+            half.codes[index, 0, :, :48].transpose(0, 1) for half in (cache._keys, cache._values)
+        )
+        fitted = (fit(x, numbers, granularity=granularity, search="none") for x in states)
+        scales = (None, None) if granularity == "token" else fitted
+        found[index] = KVScales(numbers, *scales)
+    return dataclasses.replace(made, caches=found.get)
+
+
+@pytest.mark.parametrize(("numbers", "granularity"), CACHES)
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+def test_decoding_from_codes_is_reading_all_at_once(
+    tiny_model, memory, family, numbers, granularity
+):
+    model = Model(cached(memory(tiny_model(family)), numbers, granularity), F32)
+    ids, cache = prompt(31), model.cache()
+    whole = all_logits(model, ids)
+    stepwise = [all_logits(model, ids[:, :9], cache)]
+    stepwise += [all_logits(model, ids[:, at : at + 1], cache) for at in range(9, 31)]
+    close = (torch.cat(stepwise, 1) - whole).abs()
+    assert close.mean() < 1e-3
+    assert close.max() < 0.1
+    assert (whole - all_logits(Model(memory(tiny_model(family)), F32), ids)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("numbers", "granularity"), CACHES)
+def test_the_runtime_rounds_what_a_walk_rounds(tiny_llama, memory, numbers, granularity):
+    from compress.surgery.walk import hidden_states
+    from compress.teacher.folder import open_folder
+
+    made = cached(memory(tiny_llama), numbers, granularity)
+    teacher = open_folder(tiny_llama)
+    walked = types.SimpleNamespace(
+        config=teacher.config, anatomy=teacher.anatomy, block=teacher.block,
+        outside=teacher.outside, inputs=teacher.inputs, kv=made.kv,
+    )  # fmt: skip
+    ids = prompt(40)
+    model = Model(made, F32)
+    ours = model.hidden(ids, model.cache())
+    theirs = hidden_states(walked, ids, device="cpu", dtype=F32)
+    assert (ours - theirs).abs().mean() < 1e-3

@@ -3,7 +3,7 @@
 With A the module that attends (``model.layers.0.self_attn``), both formats that have a place for
 them store
 
-    A.k_scale   A.v_scale    packed: float16, [1] or [KV]
+    A.k_scale   A.v_scale    packed: float16, [1], [KV, 1] or [KV, D]
                              compressed-tensors: in the config's dtype, [1] or [KV, 1, 1]
 
 and say once in config.json what the numbers are: ``kv_cache`` or ``kv_cache_scheme``. Names and
@@ -31,6 +31,10 @@ SUFFIXES = (".k_scale", ".v_scale")
 _FIELD = {"packed": "kv_cache", "compressed-tensors": "kv_cache_scheme"}
 _TYPES = {"int8": "int", "fp8_e4m3": "float"}
 _STRATEGIES = {"tensor": "tensor", "head": "attn_head"}
+_GRANULARITIES = {
+    "packed": ("tensor", "head", "channel", "token"),
+    "compressed-tensors": ("tensor", "head"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,22 +42,23 @@ class KVScheme:
     """How every block of an artifact caches its keys and values."""
 
     numbers: Literal["int8", "fp8_e4m3"]
-    granularity: Literal["tensor", "head"]
+    granularity: Literal["tensor", "head", "channel", "token"]
 
 
 def scheme_of(scales: KVScales) -> KVScheme:
-    """The scheme of one block's scales; one head has them as a tensor has."""
-    return KVScheme(scales.numbers, "head" if len(scales.keys) > 1 else "tensor")
+    """The scheme of one block's scales."""
+    return KVScheme(scales.numbers, scales.granularity)
 
 
-def refusals(format: str) -> list[str]:
-    """Why a format cannot hold scales of keys and values, one line a reason."""
-    if format in _FIELD:
-        return []
-    return [
-        f"artifact.format {format}: has no place for scales of keys and values. "
-        f"Use artifact.format: {' or '.join(_FIELD)}, or leave out the stage kv_cache."
-    ]
+def refusal(format: str, scheme: KVScheme) -> str | None:
+    """Why a format cannot hold scales of keys and values; None where it can."""
+    if scheme.granularity in _GRANULARITIES.get(format, ()):
+        return None
+    holds = [name for name, known in _GRANULARITIES.items() if scheme.granularity in known]
+    return (
+        f"artifact.format {format}: has no place for scales of keys and values, one a "
+        f"{scheme.granularity}. Use artifact.format: {' or '.join(holds)}."
+    )
 
 
 def encode(
@@ -66,13 +71,15 @@ def encode(
     """
     import torch
 
-    if reasons := refusals(format):
-        raise ArtifactError(reasons[0])
+    if reason := refusal(format, scheme_of(scales)):
+        raise ArtifactError(reason)
     for suffix, found in zip(SUFFIXES, (scales.keys, scales.values), strict=True):
+        if found is None:
+            continue  # made for each token when it is cached
         if format == "packed":
             yield attention + suffix, found.to(torch.float16)
         else:
-            yield attention + suffix, (found.view(-1, 1, 1) if len(found) > 1 else found).to(dtype)
+            yield attention + suffix, (found if found.dim() == 1 else found[..., None]).to(dtype)
 
 
 def describe(
@@ -123,13 +130,14 @@ def read(format: str, quantization: Mapping[str, Any]) -> KVScheme | None:
     if told is None:
         return None
     for numbers in _TYPES:
-        for granularity in _STRATEGIES:
+        for granularity in _GRANULARITIES[format]:
             scheme = KVScheme(numbers, granularity)  # type: ignore[arg-type]
             if _is(format, told, scheme):
                 return scheme
     raise ArtifactError(
-        f"config.json: {_FIELD[format]} {shown(told)} is not read here. Read are 8 bits, symmetric, "
-        "with scales known beforehand: int8 or e4m3, one scale for all heads or one for each."
+        f"config.json: {_FIELD[format]} {shown(told)} is not read here. Read are 8 bits, "
+        "symmetric, with scales known beforehand: int8 or e4m3, a scale for each of "
+        f"{', '.join(_GRANULARITIES[format])}."
     )
 
 
@@ -147,29 +155,32 @@ def stored(
     format: str, anatomy: Anatomy, config: Mapping[str, Any], scheme: KVScheme | None
 ) -> Specs:
     """Names, dtypes and shapes of the scales of all blocks."""
-    if scheme is None:
+    if scheme is None or scheme.granularity == "token":
         return {}
-    heads = kv_heads(config) if scheme.granularity == "head" else 1
+    heads = kv_heads(config)
+    shape = {
+        "tensor": (1,), "head": (heads, 1), "channel": (heads, kv_width(anatomy, config) // heads),
+    }[scheme.granularity]  # fmt: skip
     if format == "packed":
-        spec: tuple[tuple[str, ...], tuple[int, ...]] = ("F16",), (heads,)
+        spec: tuple[tuple[str, ...], tuple[int, ...]] = ("F16",), shape
     else:
-        spec = ("F32", "F16", "BF16"), ((heads, 1, 1) if heads > 1 else (1,))
+        spec = ("F32", "F16", "BF16"), (shape if len(shape) == 1 else (*shape, 1))
     return {block.attention + suffix: spec for block in anatomy.blocks for suffix in SUFFIXES}
 
 
-def bytes_per_token(
-    anatomy: Anatomy, config: Mapping[str, Any], scheme: KVScheme | None, item_bytes: int
-) -> int:
+def bytes_per_token(anatomy: Anatomy, config: Mapping[str, Any], scheme: KVScheme | None) -> int:
     """Bytes of keys and values that a token takes in a cache, over all blocks.
 
     Args:
         anatomy: of the model.
-        config: its ``config.json``.
+        config: its ``config.json``, in whose dtype they are cached where nothing rounds them.
         scheme: how they are rounded.
-        item_bytes: of a number where they are not.
     """
-    width = kv_width(anatomy, config)
-    return 2 * len(anatomy.blocks) * width * (item_bytes if scheme is None else 1)
+    plain = 4 if str(config.get("dtype", config.get("torch_dtype"))) == "float32" else 2
+    one = kv_width(anatomy, config) * (1 if scheme else plain)
+    if scheme and scheme.granularity == "token":
+        one += 2 * kv_heads(config)  # a scale each
+    return 2 * len(anatomy.blocks) * one
 
 
 def check(
@@ -188,7 +199,7 @@ def check(
     check_stored(specs, found)
     if extra := sorted(name for name in found if name.endswith(SUFFIXES) and name not in specs):
         raise ArtifactError(
-            f"{', '.join(extra[:3])}: extra: config.json tells of no rounded keys and values there. "
+            f"{', '.join(extra[:3])}: extra: config.json tells of no rounded keys and values. "
             "Write the artifact again."
         )
 
@@ -201,11 +212,15 @@ def decode(attention: str, scheme: KVScheme, tensors: Mapping[str, Tensor]) -> K
     """
     from compress.kernels.kv import KVScales
 
-    keys, values = (tensors[attention + suffix].float().flatten() for suffix in SUFFIXES)
+    if scheme.granularity == "token":
+        return KVScales(scheme.numbers, None, None)
+    keys, values = (tensors[attention + suffix].float() for suffix in SUFFIXES)
+    if keys.dim() == 3:
+        keys, values = keys[..., 0], values[..., 0]
     for suffix, scale in zip(SUFFIXES, (keys, values), strict=True):
         if not bool((scale.isfinite() & (scale > 0)).all()):
             raise ArtifactError(
-                f"{attention}{suffix}: {scale.tolist()} are not all above zero. Write the artifact "
+                f"{attention}{suffix}: not all of it is above zero and finite. Write the artifact "
                 "again."
             )
     return KVScales(scheme.numbers, keys, values)
