@@ -109,7 +109,7 @@ def _width(block: Block, *roles: str) -> int:
 def write(job: Job) -> int:
     """One matrix unpacked and packed again, and what waits of a shard."""
     matrices = _matrices(job)
-    largest = max(matrix.rows * matrix.columns for matrix in matrices)
+    largest = max((matrix.rows * matrix.columns for matrix in matrices), default=0)
     written = sum(m.rows * m.columns * m.scheme.bits // 8 for m in matrices)
     return job.base_bytes + HEAP + 3 * largest + min(written, _HELD_SHARD)
 
@@ -175,7 +175,7 @@ def time(job: Job) -> int:
     matrices = _matrices(job)
     codes = sum(m.rows * m.columns * (1 if m.scheme.bits <= 4 else 2) for m in matrices)
     scales = sum(6 * m.rows * m.groups for m in matrices)
-    expanding = 5 * max(m.rows * m.columns for m in matrices)
+    expanding = 5 * max((m.rows * m.columns for m in matrices), default=0)
     judged = JUDGING if job.suite and job.suite.tasks else 0
     return job.base_bytes + HEAP + judged + codes + scales + expanding
 

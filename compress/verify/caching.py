@@ -13,7 +13,8 @@ from compress.errors import ArtifactError
 if TYPE_CHECKING:
     import torch
 
-    from compress.verify.reader import Entry, Expected
+    from compress.verify.entry import Entry
+    from compress.verify.reader import Expected
 
 Numbers = Literal["int8", "fp8_e4m3"]
 ENDINGS = ("k_scale", "v_scale")
@@ -38,19 +39,20 @@ def numbers(format: str, quantization: Mapping[str, Any]) -> tuple[Numbers, str]
     fields = dict(told) if isinstance(told, dict) else {}
     if format == "packed":
         kind, size = _PACKED.get(str(fields.pop("numbers", None))), fields.pop("granularity", None)
-        whole, by_head = not fields, {"tensor": False, "head": True}.get(str(size))
+        whole, shared = not fields, size if size in ("tensor", "head", "channel", "token") else None
     else:
         kind, size = _TYPES.get(str(fields.pop("type", None))), fields.pop("strategy", None)
-        whole, by_head = fields == _FIXED, {"tensor": False, "attn_head": True}.get(str(size))
-    if kind is None or by_head is None or not whole:
+        shared = {"tensor": "tensor", "attn_head": "head"}.get(str(size))
+        whole = fields == _FIXED
+    if kind is None or shared is None or not whole:
         raise ArtifactError(
             f"config.json: {_FIELDS[format]} {told!r} is a scheme that is not written here."
         )
-    return kind, by_head
+    return kind, shared
 
 
 def expected(
-    format: str, anatomy: Anatomy, config: Mapping[str, Any], by_head: bool, dtype: str
+    format: str, anatomy: Anatomy, config: Mapping[str, Any], shared: str, dtype: str
 ) -> Expected:
     """The scales that a folder must hold; `dtype` is that of its scales."""
     if shared == "token":
@@ -61,7 +63,7 @@ def expected(
     if shared == "head" and format != "packed":
         shape = (heads, 1, 1)
     names = (f"{block.attention}.{ending}" for block in anatomy.blocks for ending in ENDINGS)
-    return {name: ((dtype,), shape) for name in names}
+    return dict.fromkeys(names, ((dtype,), shape))
 
 
 def scales(
@@ -73,17 +75,21 @@ def scales(
     """
     import torch
 
-    keys, values = (entries[f"{attention}.{ending}"].floats().flatten() for ending in ENDINGS)
-    return torch.from_numpy(keys.copy()), torch.from_numpy(values.copy())
+    if f"{attention}.{ENDINGS[0]}" not in entries:
+        return None, None
+    keys, values = (
+        torch.from_numpy(entries[f"{attention}.{ending}"].floats()) for ending in ENDINGS
+    )
+    return (keys[..., 0], values[..., 0]) if keys.dim() == 3 else (keys, values)
 
 
 def problems(entries: Mapping[str, Entry], anatomy: Anatomy) -> Iterator[str]:
     """Scales that are not positive, not in range, or not exact in bfloat16 and float16."""
-    for block in anatomy.blocks:
-        for ending in ENDINGS:
-            name = f"{block.attention}.{ending}"
+    names = (f"{block.attention}.{ending}" for block in anatomy.blocks for ending in ENDINGS)
+    for name in names:
+        if name in entries:  # there is none where each token makes its own
             found = entries[name].floats().astype(np.float32)
             if not (np.isfinite(found) & (found >= _SMALLEST) & (found <= _LARGEST)).all():
-                yield f"{name}: not within 2^-17 … 65280: {found.flatten().tolist()}"
+                yield f"{name}: not all of it is within 2^-17 … 65280"
             elif (found.view(np.uint32) & 0xFFFF).any():
                 yield f"{name}: bfloat16 does not hold it exactly"
