@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -154,10 +154,9 @@ def _orthogonal(size: int, generator: torch.Generator) -> Tensor:
     """A random orthogonal matrix: Hadamard's with random signs where it has one of that size."""
     if size & (size - 1):
         drawn = torch.randn(size, size, generator=generator, dtype=torch.float64)
-        turn: Tensor = torch.linalg.qr(drawn).Q
-        return turn
+        return cast(Tensor, torch.linalg.qr(drawn).Q)
     matrix = torch.ones(1, 1, dtype=torch.float64)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
-    return matrix * signs / float(size) ** 0.5
+    return cast(Tensor, matrix * signs / size**0.5)
