@@ -42,6 +42,15 @@ class Int8Matrix:
             y += linear(flat[:, which], self.codes[:, which].to(x.dtype))
         return y.mul_(self.scale).view(*x.shape[:-1], -1)
 
+    def rows(self, which: Tensor | slice) -> Tensor:
+        """Rows of the weight as what their codes stand for, [n, I] float32."""
+        return self.codes[which].float().mul_(self.scale[which, None])
+
+    @property
+    def nbytes(self) -> int:
+        """Resident bytes."""
+        return self.codes.nbytes + self.scale.nbytes
+
 
 def int8_matrix(rounded: Rounded) -> Int8Matrix | None:
     """A weight as integer products want it; None where its inputs or itself are nothing for them.

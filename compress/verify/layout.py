@@ -17,7 +17,6 @@ from compress.errors import ArtifactError, ModelError
 from compress.verify import caching, floats, gguf, gptq, int8, rounding
 from compress.verify.entry import Entry
 from compress.verify.reader import (
-    Entry,
     Expected,
     Matrix,
     Reading,
@@ -32,6 +31,7 @@ _ENDINGS = {  # of codes, scales, zeros
     "packed": ("codes", "scales", "zeros"),
     "compressed-tensors": ("weight_packed", "weight_scale", "weight_zero_point"),
     "gptq": gptq.ENDINGS,
+    "bnb-int8": int8.ENDINGS["bnb-int8"],
 }
 _SIZES = (
     "hidden_size", "n_embd", "head_dim", "intermediate_size", "ffn_dim", "n_inner", "vocab_size",
@@ -93,7 +93,7 @@ def told_scheme(reading: Reading, module: str) -> str:
         return "dense"
     size = "row" if matrix.group_size == matrix.columns else matrix.group_size
     grid = f"{matrix.bits} bits g{size} {'asym' if matrix.zeros else 'sym'}"
-    if matrix.kind != "int":
+    if matrix.kind not in ("int", int8.KIND):
         grid = f"{matrix.kind} g{size}{floats.shared(reading.entries, matrix)}"
     return grid + rounding.in_words(reading.entries, module, matrix)
 
@@ -163,7 +163,7 @@ def _matrix(
         raise ArtifactError(f"{name}: groups of {size} do not divide its {columns} columns.")
     known = gguf.endings(scheme.bits, sym=scheme.sym) if format == "gguf" else _ENDINGS[format]
     codes, scales, zeros = (f"{name}.{ending}" for ending in known)
-    if scheme.kind == "fp8" and format == "compressed-tensors":
+    if scheme.kind in ("fp8", int8.KIND) and format == "compressed-tensors":
         codes = f"{name}.weight"
     return Matrix(
         rows, columns, scheme.bits, size, turned, codes, scales, None if scheme.sym else zeros,
@@ -235,6 +235,9 @@ def _misdescribed(
     """What other people's formats say of the model, against the model."""
     if plan.format == "gptq":
         yield from gptq.misnamed(plan.quantization, picture, plan.matrices)
+    if plan.format == "bnb-int8":
+        linears = {linear.name for linear in (*picture.linears, picture.head)}
+        yield from int8.misnamed(plan.quantization, linears, plan.matrices)
     if plan.format == "gguf":
         words = read_json(folder / "tokenizer.json")
         yield from gguf.misdescribed(fields, plan.config, words, picture.vocab_size)

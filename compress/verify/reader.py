@@ -76,6 +76,8 @@ OTHERS: Mapping[str, Layout] = {"gptq": gptq, "gguf": gguf}
 
 def layout_of(format: str, matrix: Matrix) -> Layout | None:
     """What reads a matrix that is not of words of integers, scales and zeros."""
+    if matrix.kind == int8.KIND:
+        return int8
     return OTHERS.get(format) or (floats if matrix.kind != "int" else None)
 
 
@@ -103,8 +105,14 @@ class Reading:
         """The linears of one block that round their inputs, by name."""
         names = [linear.name for linear in self.anatomy.blocks[index].linears]
         known = {name: self.matrices[name] for name in names if name in self.matrices}
-        found = {name: rounding.read(self.entries, name, m) for name, m in known.items()}
-        return {name: inputs for name, inputs in found.items() if inputs is not None}
+        found = {name: self._rounds(name, matrix) for name, matrix in known.items()}
+        return {name: rounds for name, rounds in found.items() if rounds is not None}
+
+    def _rounds(self, name: str, matrix: Matrix) -> Rounds | None:
+        if int8.multiplies(matrix):
+            weight, scale = self.dequantized(name), self.scales(name)
+            return int8.product(self.entries, name, matrix, weight, scale)
+        return rounding.read(self.entries, name, matrix)
 
     def kv(self, index: int) -> KVScales | None:
         """How one block rounds the keys and values that it caches; None: it does not."""

@@ -10,16 +10,21 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from compress.errors import ArtifactError
-from compress.verify import floats, gguf, gptq, rounding
+from compress.verify import floats, gguf, gptq, int8, rounding
 from compress.verify.rounding import Rounding
 
 METHODS = {
     "compress": "packed", "compressed-tensors": "compressed-tensors", "gptq": "gptq",
     "gguf": "gguf",
+    "bitsandbytes": "bnb-int8",
 }  # fmt: skip
 _WIDTHS = {"packed": (2, 3, 4, 8), "compressed-tensors": (4, 8), "gptq": (4, 8), "gguf": (4, 8)}
 _SOMETIMES = ("inputs", "numbers", "scale_rows")
-_CT_FORMATS = {"int": "pack-quantized", **floats.FORMATS}  # by what weights become
+_CT_FORMATS = {
+    "int": "pack-quantized",
+    int8.KIND: "int-quantized",
+    **floats.FORMATS,
+}  # by what weights become
 _MIXED = "mixed-precision"
 _GROUP_FIELDS = {"targets", "weights", "input_activations", "output_activations"}
 _WEIGHT_FIELDS = {
@@ -132,10 +137,20 @@ def _gguf(quantization: Mapping[str, Any], stored: Iterable[str]) -> dict[str, S
     return {name: _scheme(name, fields, "gguf") for name, fields in found.items()}
 
 
+def _bnb_int8(quantization: Mapping[str, Any], stored: Iterable[str]) -> dict[str, Scheme]:
+    """Every linear with an SCB; one threshold for all."""
+    inputs = Rounding("int8", int8.bnb_threshold(quantization))
+    scheme = Scheme(8, "row", sym=True, kind=int8.KIND, inputs=inputs)
+    modules = [name.removesuffix(".SCB") for name in stored if name.endswith(".SCB")]
+    return dict.fromkeys(modules, scheme)
+
+
 def _group_scheme(label: str, group: Any) -> Scheme:
     if not isinstance(group, dict) or set(group) != _GROUP_FIELDS:
         raise ArtifactError(f"config.json: {label} must have {', '.join(sorted(_GROUP_FIELDS))}.")
     weights = group["weights"]
+    if int8.is_group(weights, group["input_activations"]) and group["output_activations"] is None:
+        return replace(Scheme(8, "row", sym=True), kind=int8.KIND, inputs=Rounding("int8"))
     if not is_names(group["targets"]):
         raise ArtifactError(f"config.json: targets of {label} are not names.")
     if (floating := floats.told_weights(weights)) is not None:
@@ -196,6 +211,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Iterable[str]], dict[str, Schem
     "packed": _packed,
     "compressed-tensors": _compressed_tensors,
     "gptq": _gptq,
+    "bnb-int8": _bnb_int8,
     "gguf": _gguf,
     "dense": lambda quantization, stored: {},
 }

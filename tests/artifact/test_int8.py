@@ -1,4 +1,4 @@
-"""Matrices of int8 products in every format that holds them, and in the libraries that open them."""
+"""Matrices of int8 products in every format that holds them, and in libraries that open them."""
 
 import dataclasses
 import json

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
+from compress.kernels.activations import Inputs
 from compress.kernels.grid import Rounded
+from compress.kernels.int8 import product, round_rows
 from compress.runtime.linear import FEW_ROWS, linear, path, stack
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -91,3 +94,33 @@ def test_only_matrices_stored_alike_are_stacked(nearest: Callable[..., Rounded])
     assert stack([four[0], nearest(second, bits=4, group_size=64)]) is None
     assert stack([four[0], second]) is None
     assert torch.equal(torch.as_tensor(stack([first, second])), torch.cat([first, second]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "inputs",
+    [Inputs("int8"), Inputs("int8", threshold=3.0), Inputs("int8", columns=torch.tensor([2, 5]))],
+    ids=["w8a8", "dynamic", "static"],
+)
+def test_int8_products_are_those_of_the_kernel_bit_for_bit(inputs, dtype):
+    draw = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(24, 64, generator=draw), torch.randn(7, 64, generator=draw).to(dtype)
+    rounded = replace(round_rows(weight), inputs=inputs)
+    one = linear(rounded, None, dtype)
+    expected = product(rounded).multiply(x)
+    assert one.path == "int8"
+    assert torch.equal(one(x), expected.to(dtype))
+    assert one.nbytes == 24 * 64 + 24 * 4
+    bias = torch.randn(24, generator=draw).to(dtype)
+    assert torch.equal(linear(rounded, bias, dtype)(x), (expected + bias).to(dtype))
+
+
+def test_int8_products_that_share_an_input_are_stacked():
+    parts = [
+        replace(round_rows(torch.randn(8, 64)), inputs=Inputs("int8", threshold=3.0))
+        for _ in range(3)
+    ]
+    x = torch.randn(5, 64).bfloat16()
+    together = linear(stack(parts), None, torch.bfloat16)
+    apart = [linear(part, None, torch.bfloat16)(x) for part in parts]
+    assert torch.equal(together(x), torch.cat(apart, dim=-1))
