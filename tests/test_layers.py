@@ -18,7 +18,7 @@ RANKS = [
     {"teacher", "calibrate", "journal", "student", "runtime"},
     {"stages", "evaluate", "report", "verify", "plan", "diff"},
     {"run"},
-    {"pipeline"},
+    {"pipeline", "export"},
     {"sweep", "compare", "auto"},
     {"cli"},
 ]
@@ -35,7 +35,8 @@ DOORS = {
     "datasets": {"calibrate", "evaluate"},  # lm-eval reads its tasks through it
     "tokenizers": {"runtime"},
     "transformers": {"surgery", "verify"}, "greenlet": {"surgery"},
-    "vllm": {"verify"},  # a consumer, as transformers is: each in a process of its own
+    # consumers, as transformers is: each in a process of its own
+    "vllm": {"verify"}, "xllamacpp": {"verify"},
     "pydantic": {"recipe"}, "yaml": {"recipe", "evaluate"},  # lm-eval's tasks are YAML
     "model_signing": {"artifact"}, "cryptography": {"artifact"},
     "safetensors": {"storage"}, "gguf": {"storage"},

@@ -17,7 +17,7 @@ from compress.artifact import gguf_header, gguf_names
 from compress.artifact.formats import gguf
 from compress.artifact.formats.gguf import BLOCK_BYTES, FAMILIES, FILE
 from compress.errors import ArtifactError, ModelError, shown
-from compress.storage import GgufTensor, TensorInfo
+from compress.storage import Checkpoint, GgufTensor, TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -95,8 +95,8 @@ class GgufShard:
         self._writer.close()
 
 
-class GgufCheckpoint:
-    """The tensors of a GGUF file, read when asked for."""
+class GgufCheckpoint(Checkpoint):
+    """The tensors of a GGUF file, read when asked for as those of shards are."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Read the header of the file in `folder`; `config` is its config.json.
@@ -144,28 +144,22 @@ class GgufCheckpoint:
         shape = (tensor.shape[0], tensor.nbytes // max(1, tensor.shape[0]))
         return f"{name}.{tensor.kind}", TensorInfo(self._file, "U8", shape, tensor.nbytes)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor by name."""
-        return {name: info.shape for name, info in self.tensors.items()}
-
-    def read(self, name: str) -> Tensor:
-        """Read one tensor.
+    def read_many(self, names: list[str] | tuple[str, ...]) -> dict[str, Tensor]:
+        """Read several tensors.
 
         Raises:
-            ModelError: there is none of that name, or the file cannot be read.
+            ModelError: there is none of such a name, or the file cannot be read.
         """
+        return {name: self._read(name) for name in names}
+
+    def _read(self, name: str) -> Tensor:
         if name not in self.tensors:
             raise ModelError(f"{self.folder}: tensor {name} is missing.")
         info = self.tensors[name]
         raw = storage.read_gguf_bytes(self._file, self._stored[name])
         rows = raw.view(_dtype(info.dtype)).view(info.shape)
-        module = name.rpartition(".")[0]
-        heads = gguf_names.heads(module, self._config, self._architecture)
+        heads = gguf_names.heads(name.rpartition(".")[0], self._config, self._architecture)
         return rows if heads is None else gguf_names.straightened(rows, heads)
-
-    def read_many(self, names: list[str] | tuple[str, ...]) -> dict[str, Tensor]:
-        """Read several tensors."""
-        return {name: self.read(name) for name in names}
 
 
 def hashed_bytes(folder: Path) -> Iterator[tuple[str, Tensor]]:

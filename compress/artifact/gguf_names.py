@@ -56,9 +56,11 @@ def heads(module: str, config: Mapping[str, Any], architecture: str) -> int | No
 
 def interleaved(rows: Tensor, count: int) -> Tensor:
     """Rows [O, …] of `count` heads as the architecture `llama` keeps them."""
-    return rows.unflatten(0, (count, 2, -1)).transpose(1, 2).flatten(0, 2)
+    found: Tensor = rows.unflatten(0, (count, 2, -1)).transpose(1, 2).flatten(0, 2)
+    return found
 
 
 def straightened(rows: Tensor, count: int) -> Tensor:
     """Undo `interleaved`."""
-    return rows.unflatten(0, (count, -1, 2)).transpose(1, 2).flatten(0, 2)
+    found: Tensor = rows.unflatten(0, (count, -1, 2)).transpose(1, 2).flatten(0, 2)
+    return found

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from compress.kernels.kv import KVScales
 
 MODEL_SUFFIXES = (".json", ".txt", ".model", ".jinja")  # beside the weights
-RECORDS = frozenset(("results.json", "measured.json", "verification.json", "manifest.json"))
+RECORDS = frozenset(
+    ("results.json", "measured.json", "verification.json", "manifest.json", "export.json")
+)
 PARTS = ("block linears", "head", "embedding", "norms and biases", "other files")
 
 
@@ -44,7 +46,7 @@ class Artifact:
     config: dict[str, Any]
     anatomy: Anatomy
     matrices: Mapping[str, Matrix]
-    checkpoint: Checkpoint | GgufCheckpoint
+    checkpoint: Checkpoint
     cached: kv.KVScheme | None = None
 
     def names(self) -> tuple[str, ...]:
@@ -218,7 +220,7 @@ def _format(folder: Path, quantization: Any) -> str:
 
 def _dense_shapes(
     config: Mapping[str, Any],
-    checkpoint: Checkpoint | GgufCheckpoint,
+    checkpoint: Checkpoint,
     format: str,
     matrices: Mapping[str, Matrix],
 ) -> dict[str, tuple[int, ...]]:

@@ -123,14 +123,15 @@ def _space_prefix(told: Mapping[str, Any]) -> bool:
     Raises:
         ValueError: spaces are treated otherwise.
     """
-    cut, steps = told.get("pre_tokenizer"), (told.get("normalizer") or {}).get("normalizers", [])
+    cut: Mapping[str, Any] | None = told.get("pre_tokenizer")
+    steps = (told.get("normalizer") or {}).get("normalizers", [])
     replaced = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     prefix = {"type": "Prepend", "prepend": _SPACE}
     if cut is None and steps in ([replaced], [prefix, replaced]):
         return prefix in steps
     whole = {"type": "Metaspace", "replacement": _SPACE, "split": False}
-    if told.get("normalizer") is None and whole.items() <= (cut or {}).items():
-        return cut["prepend_scheme"] != "never"
+    if cut and told.get("normalizer") is None and whole.items() <= cut.items():
+        return bool(cut["prepend_scheme"] != "never")
     raise ValueError("it treats spaces otherwise than SentencePiece does")
 
 

@@ -156,7 +156,8 @@ def _add_parts(
     return schemes
 
 
-def _dtype(config: Mapping[str, Any]) -> torch.dtype:
+def dtype_of(config: Mapping[str, Any]) -> torch.dtype:
+    """The dtype that a config names for what is dense; bfloat16 where it names none."""
     import torch
 
     names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

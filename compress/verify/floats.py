@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from compress.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from compress.verify.reader import Entry, Expected, Matrix
+    from compress.verify.entry import Entry
+    from compress.verify.reader import Expected, Matrix
 
 FORMATS = {
     "fp8": "float-quantized", "nvfp4": "nvfp4-pack-quantized", "mxfp4": "mxfp4-pack-quantized",

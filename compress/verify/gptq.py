@@ -14,7 +14,8 @@ from compress.errors import ArtifactError, shown
 from compress.verify.bits import unpack
 
 if TYPE_CHECKING:
-    from compress.verify.reader import Entry, Matrix
+    from compress.verify.entry import Entry
+    from compress.verify.reader import Matrix
 
 ENDINGS = ("qweight", "scales", "qzeros")
 _FIELDS = {

@@ -11,7 +11,8 @@ from compress.errors import ArtifactError, shown
 
 if TYPE_CHECKING:
     from compress.kernels.activations import Inputs
-    from compress.verify.reader import Entry, Expected, Matrix
+    from compress.verify.entry import Entry
+    from compress.verify.reader import Expected, Matrix
 
 _FLOATS = ("F32", "F16", "BF16")
 _NUMBERS = ("int8", "fp8_e4m3", "fp4_e2m1")

@@ -99,7 +99,7 @@ def test_a_minimum_beyond_float16_is_refused():
     rounded = example(4, False, 1, 1, 32)
     rounded.scale.fill_(8192.0)
     rounded.zero.fill_(15)
-    with pytest.raises(ArtifactError, match=r"m: a minimum of 1\.229e"):
+    with pytest.raises(ArtifactError, match="m: a minimum beyond"):
         list(gguf.encode("m", rounded, None, torch.bfloat16))
 
 

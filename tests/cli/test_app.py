@@ -23,8 +23,10 @@ FLAGS = {
     },
     "inspect": {"ARTIFACT", "--json"},
     "verify": {
-        "ARTIFACT", "--no-consumers", "--vllm-python", "--llama-python", "--signature", "--json", "--quiet",
+        "ARTIFACT", "--no-consumers", "--vllm-python", "--llama-python", "--signature", "--json",
+        "--quiet",
     },
+    "export": {"ARTIFACT", "--format", "--out", "--output", "--json", "--quiet"},
     "diff": {"A", "B", "--rehash", "--json"},
     "report": {"DIR"},
     "env": {"--json"},

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from compress.kernels.grid import Rounded
+    from compress.kernels.grid import Rounded, Shifted
     from compress.storage import Checkpoint
 
 METHOD = "gguf"
@@ -43,7 +43,6 @@ BLOCK = 32  # weights
 BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 SUFFIXES: tuple[str, ...] = tuple(f".{kind}" for kind in BLOCK_BYTES)
 FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-_LARGEST = 65504.0  # float16
 
 
 def refusals(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> list[str]:
@@ -109,14 +108,25 @@ def encode(
         parts.append(_halves(blocks + (8 - (1 << (rounded.bits - 1)))))
     else:
         kind = "Q4_1"
-        minimum = -rounded.zero.float() * rounded.scale
-        if float(minimum.abs().amax()) > _LARGEST:
+        minimum = shifted(rounded).minimum
+        if minimum is None or not bool(minimum.isfinite().all()):
             raise ArtifactError(
-                f"{name}: a minimum of {float(minimum.abs().amax()):.4g}; Q4_1 holds ±65504 at "
-                "most. Use artifact.format: packed."
+                f"{name}: a minimum beyond ±65504, the largest that Q4_1 holds. Use "
+                "artifact.format: packed."
             )
         parts += [_bytes(minimum.repeat_interleave(repeated, 1).half()), _halves(blocks)]
     yield f"{name}.{kind}", torch.cat(parts, -1).view(rows, -1)
+
+
+def shifted(rounded: Rounded) -> Shifted:
+    """A matrix on an asymmetric grid as Q4_1 holds it: each minimum rounded to float16."""
+    from compress.kernels.grid import Shifted
+
+    minimum = (-rounded.zero.float() * rounded.scale).half().float()
+    return Shifted(
+        rounded.codes, rounded.scale, rounded.zero, rounded.bits, rounded.group_size, False,
+        minimum=minimum,
+    )  # fmt: skip
 
 
 def _bytes(values: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[st
     return found
 
 
-def _rules(quantization: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _rules(quantization: Mapping[str, Any]) -> dict[str, Any]:
     """The `dynamic` of a config: names in full, joined as `_pattern` joins them.
 
     Raises:
@@ -176,7 +176,7 @@ def _rules(quantization: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     dynamic = quantization.get("dynamic") or {}
     if not isinstance(dynamic, dict):
         raise ArtifactError("config.json: dynamic is no table of patterns.")
-    rules: dict[str, Mapping[str, Any]] = {}
+    rules: dict[str, Any] = {}
     for pattern, fields in dynamic.items():
         if not pattern.startswith("-:"):
             rules.update(dict.fromkeys(_names(pattern.removeprefix("+:")), fields))
@@ -206,9 +206,9 @@ def _fields(
 def _matrix(name: str, shape: tuple[int, ...], fields: Mapping[str, Any]) -> Matrix:
     bits, size = fields.get("bits"), fields.get("group_size")
     known = set(fields) == {"bits", "group_size"} and type(bits) is int and bits in WIDTHS
-    columns = shape[0] * 32 // bits if known and bits else 0
+    columns = shape[0] * 32 // bits if known and isinstance(bits, int) else 0
     size = columns if size == -1 else size
-    whole = columns and shape[1] and shape[1] * bits % 32 == 0
+    whole = columns and shape[1] and shape[1] * int(bits or 0) % 32 == 0
     if not whole or type(size) is not int or size < 1 or columns % size:
         raise ArtifactError(
             f"config.json: the scheme of {name} is not one that is read: {shown(fields)} for "
