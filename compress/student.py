@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from compress import storage
-from compress.anatomy import Anatomy, Linear
+from compress.anatomy import Anatomy, Block, Linear
 from compress.kernels.activations import Inputs, Rounds
 from compress.kernels.grid import Rounded
 from compress.kernels.int8 import product
