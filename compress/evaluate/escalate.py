@@ -79,8 +79,8 @@ def next_raises(
     """Which linears get more bits in the next round; none, and why, where there is none.
 
     Fused groups are taken until they hold an eighth of the rounded weights; each gets the next
-    width. First come those whose relative error is far above the median of their kind, the worst
-    first; then the narrowest, from the first block on, for all blocks behind carry their error too.
+    width. The narrowest come first; of these, those whose relative error is far above the median of
+    their kind, the worst first; then from the first block on, for all behind carry its error too.
     Relative error alone would be worse than chance (docs/log.md): attention sinks rule its
     denominator, and the kinds with the largest error matter least. Groups that `size_max` leaves
     no room for are passed over.
@@ -139,10 +139,10 @@ def _by_urgency(groups: Sequence[_Group]) -> list[_Group]:
         kinds.setdefault((group.kind, group.bits), []).append(group.error)
     usual = {kind: statistics.median(errors) for kind, errors in kinds.items()}
 
-    def key(group: _Group) -> tuple[float, int, float, float]:
+    def key(group: _Group) -> tuple[int, float, float, float]:
         far = group.error > _FAR * usual[group.kind, group.bits]
         cost = -group.error * group.weights
-        return -group.error if far else 0.0, group.bits, group.block, cost
+        return group.bits, -group.error if far else 0.0, group.block, cost
 
     return sorted(groups, key=key)
 

@@ -236,6 +236,13 @@ def test_narrow_groups_get_more_bits_from_the_first_block_on():
     assert order == sorted(order, key=lambda block: (block is None, block or 0))
 
 
+def test_no_error_makes_a_wide_group_wider_while_others_are_narrow():
+    worst = "model.layers.2.mlp.down_proj"
+    bits = {name: 4 if name == worst else 3 for name in LINEARS}
+    raises, _ = raised(student(bits, errors={worst: 9.0}), escalating(kl_mean_max=0))
+    assert {raise_.from_bits for raise_ in raises} == {3}
+
+
 def test_the_worst_groups_get_the_next_width_until_they_hold_an_eighth_of_the_weights():
     worst = "model.layers.2.mlp.down_proj"
     raises, reason = raised(student(errors={worst: 9.0}), escalating(kl_mean_max=0))
