@@ -10,6 +10,7 @@ from compress.anatomy import Block, Linear, parallel_residual
 from compress.plan import caching, sizes
 from compress.plan.footprint import HEAP, Job
 from compress.plan.pace import DRAWS
+from compress.recipe.quantize import INT8
 from compress.recipe.schema import Quantize
 from compress.recipe.scheme import Scheme
 from compress.results import Limits
@@ -80,6 +81,8 @@ class _BlockMemory:
         """The most at any moment, the libraries left out."""
         walked = any(scheme.needs_hessian for _, scheme in self.solved())
         solving = max(self.walk(), self.catch_up()) if walked else self.round()
+        if self.spec.method in INT8 and self.spec.needs_calibration:
+            solving = max(self.watch(), self.catch_up())
         return max(solving, self.commit())
 
     def solved(self) -> list[tuple[Linear, Scheme]]:
@@ -104,6 +107,12 @@ class _BlockMemory:
             slice_rows = min(self.limits.solve_rows, rows)
             peak = max(peak, 12 * slice_rows * columns + rows * columns)
         return self.weights() + peak + self.codes()
+
+    def watch(self) -> int:
+        """Watched, smoothed and rounded to nearest; see `stages.int8`."""
+        linears = sum(linear.weights for linear in self.block.linears)
+        smoothed = 0 if self.spec.smooth is None else 2 * self.job.item_bytes * linears
+        return self.round() + self.held("") + smoothed + self.forward()
 
     def codes(self) -> int:
         """Codes and scales of the whole block, one byte a code."""

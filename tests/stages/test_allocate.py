@@ -1,13 +1,18 @@
 import itertools
+import random
 from fractions import Fraction
 
 import pytest
 import torch
 
+from compress import machine, pipeline
 from compress.artifact.layout import open_artifact
 from compress.errors import RecipeError
+from compress.journal import Journal
+from compress.plan.budget import at_most, check, free
 from compress.plan.sizes import Counter, size
 from compress.recipe.schema import Recipe
+from compress.results import Results, from_json
 from compress.stages import allocate, quantize
 from compress.stages.allocate import Market
 from compress.stages.context import Context
@@ -111,8 +116,6 @@ def test_a_budget_that_no_choice_keeps_is_refused(market, budget, said):
 
 
 def test_quantize_rounds_as_was_allocated_and_overrides_win(tiny_llama, tmp_path):
-    from compress.journal import Journal
-
     recipe = recipe_of(
         tiny_llama,
         "5.5 bits",
@@ -136,21 +139,82 @@ def test_quantize_rounds_as_was_allocated_and_overrides_win(tiny_llama, tmp_path
     assert {r.name: r.bits for r in solved.linears} == bits
 
 
-def test_an_allocated_artifact_is_foretold_to_the_byte(tiny_tied, tmp_path, monkeypatch):
-    from compress import pipeline
-
+@pytest.fixture
+def whole_recipe(tiny_tied, tmp_path, monkeypatch):
+    """A recipe whose text is at hand, and which judges nothing."""
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
     recipe = recipe_of(tiny_tied, "70 KB")
-    text = recipe.calibration.model_copy(
-        update={"set": str(tmp_path / "text.txt"), "samples": 8, "seq_len": 32}
-    )
-    recipe = recipe.model_copy(update={"calibration": text})
-    pipeline.compress_only(recipe, out=tmp_path / "out")
+    text = {"set": str(tmp_path / "text.txt"), "samples": 8, "seq_len": 32}
+    changes = {
+        "calibration": recipe.calibration.model_copy(update=text),
+        "evaluate": recipe.evaluate.model_copy(update={"suite": "none"}),
+    }
+    return recipe.model_copy(update=changes)
+
+
+def test_an_allocated_artifact_is_foretold_to_the_byte(tiny_tied, whole_recipe, tmp_path):
+    pipeline.compress_only(whole_recipe, out=tmp_path / "out")
     artifact = open_artifact(tmp_path / "out")
     anatomy = artifact.anatomy
     stored = {x.name: artifact.rounded(x.name).bits for x in anatomy.linears}
     stored[anatomy.head.name] = artifact.rounded(anatomy.embedding).bits
-    assert size(recipe, headers.read(str(tiny_tied)), stored).size_bytes == artifact.size_bytes
-    assert artifact.size_bytes <= 70_000
+    found = headers.read(str(tiny_tied))
+    assert size(whole_recipe, found, stored).size_bytes == artifact.size_bytes <= 70_000
     assert len(set(stored.values())) > 1
+
+
+def test_a_run_cut_short_while_measuring_ends_in_the_same_bytes(
+    whole_recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(machine, "code_sha256", lambda: "code")  # may be edited meanwhile
+    pipeline.apply(whole_recipe, out=tmp_path / "whole")
+
+    def interrupt(progress):
+        if (progress.step, progress.done) == ("allocate", 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.apply(whole_recipe, out=tmp_path / "cut", watch=interrupt)
+    seen = []
+    pipeline.apply(whole_recipe, out=tmp_path / "cut", watch=seen.append)
+    (resumed,) = (p for p in seen if p.step == "resume")
+    assert resumed.detail == "behind allocate/block-00001"
+    manifests = [tmp_path / name / "manifest.json" for name in ("whole", "cut")]
+    assert manifests[0].read_text() == manifests[1].read_text()
+    results = from_json(Results, (tmp_path / "cut" / "results.json").read_text())
+    assert results.allocation.bits == {r.name: r.bits for r in results.linears}
+    assert results.allocation.size_bytes == results.after.size_bytes
+
+
+@pytest.mark.parametrize(
+    "budget", ["3.7 bits", "70 KB", {"kl_mean_max": 0.5}], ids=["bits", "files", "kl"]
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_plan_says_at_most_and_no_choice_exceeds_it(tiny_model, budget, tied):
+    folder = tiny_model("llama", tied=tied)
+    recipe = recipe_of(folder, budget)
+    found = headers.read(str(folder))
+    most = at_most(recipe, found)
+    assert most.at_most
+    limit = recipe.allocate.parsed
+    names = free(recipe, found.anatomy)
+    for seed in range(40):
+        chance = random.Random(seed)
+        bits = {name: chance.choice((2, 3, 4, 8)) for name in names}
+        made = size(recipe, found, bits)
+        too_much = limit.nbytes and made.size_bytes > limit.nbytes
+        if too_much or (limit.bits and made.bits_per_weight > limit.bits):
+            continue
+        assert made.size_bytes <= most.size_bytes
+        assert made.bits_per_weight <= most.bits_per_weight
+        assert made.bits_per_weight_with_head <= most.bits_per_weight_with_head
+        for part, bound in zip(made.parts, most.parts, strict=True):
+            assert part.after_bytes <= bound.after_bytes
+
+
+def test_a_budget_too_tight_is_refused_before_anything_runs(tiny_llama):
+    recipe = recipe_of(tiny_llama, "2.1 bits")
+    with pytest.raises(RecipeError, match=r"allocate\.budget: 2\.1 bits cannot be kept") as caught:
+        check(recipe, headers.read(str(tiny_llama)))
+    assert "the narrowest grids take 2.500 bits" in str(caught.value)
