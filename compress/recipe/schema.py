@@ -171,11 +171,13 @@ class Artifact(BaseModel):
 
     model_config = STRICT
 
-    format: Literal["packed", "compressed-tensors"] = Field(
+    format: Literal["packed", "compressed-tensors", "gptq", "bnb-int8", "gguf"] = Field(
         default="packed",
         description="`packed` is our own layout and holds all that a recipe can say; "
         "`compressed-tensors` is what transformers and vLLM open: 4 and 8 bits, no quantized tied "
-        "head.",
+        "head; `gptq` is what vLLM opens as well: the same on symmetric grids; `gguf` is what "
+        "llama.cpp opens: groups of a multiple of 32; `bnb-int8` is what transformers opens with "
+        "bitsandbytes: `llm_int8` and `w8a8`.",
     )
     max_shard_size: str = Field(
         default="2 GB",
@@ -292,6 +294,16 @@ class Recipe(BaseModel):
                 f"gates: escalate has nothing to give: every linear has {widest} bits already. "
                 "Choose fail, or ask for fewer bits."
             )
+        floating = [
+            f"stages[{index}]"
+            for index, stage in enumerate(info.data.get("stages", ()))
+            if stage.quantize and stage.quantize.method in FLOATS
+        ]
+        if value.gates and value.gates.on_violation == "escalate" and floating:
+            raise ValueError(
+                f"gates: escalate gives integers more bits, and {floating[0]} rounds to floating "
+                "numbers. Choose fail or keep_dense."
+            )
         return value
 
     @field_validator("artifact")
@@ -300,9 +312,10 @@ class Recipe(BaseModel):
         for stage, used in _bits_used(info.data.get("stages", ())).items():
             if odd := sorted(used - {*WIDTHS[value.format]}):
                 found = f"{stage} asks for {' and '.join(map(str, odd))}"
+                held = WIDTHS[value.format]
                 raise ValueError(
-                    f"compressed-tensors holds 4 and 8 bits, and {found}. Choose 4 or 8 bits, or "
-                    "format: packed."
+                    f"{value.format} holds {' and '.join(map(str, held))} bits, and {found}. "
+                    f"Choose {' or '.join(map(str, held))} bits, or format: packed."
                 )
         return value
 

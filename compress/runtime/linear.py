@@ -6,7 +6,7 @@
     8 bits, one symmetric scale a row             int8pack         packed product   expand, matmul
     8 bits, groups a multiple of 32               int4pack_digits  packed product   expand, matmul
     any other codes, and all codes in float32     expanded         matmul, expanded at load
-    int8 rows of a linear that rounds to int8     int8             int8 product, outlier columns apart
+    int8 rows of a linear that rounds to int8     int8             int8 product, outliers apart
     other codes of a linear that rounds           rounding         round, matmul, expanded at load
     stored dense                                  dense            matmul
 
