@@ -63,7 +63,11 @@ def made(given: argparse.Namespace, row: str) -> Path:
             {
                 "version": 1,
                 "teacher": {"model": given.teacher},
-                "calibration": {"set": str(given.calibration), "samples": given.samples},
+                "calibration": {
+                    "set": str(given.calibration),
+                    "samples": given.samples,
+                    "seq_len": min(512, given.seq_len),
+                },
                 "stages": [{"kv_cache": {"numbers": numbers, "granularity": granularity}}],
                 "evaluate": {"suite": "none"},
             }
@@ -125,19 +129,24 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "rows.json"
     rows: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def keep(row: str, **told: Any) -> None:
+        rows[row] = {**rows.get(row, {}), **told}
+        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        print(row, told, flush=True)
+
     plain = None
     for row in given.rows:
         if row in rows:
             continue
-        if plain is None and row != FLOAT:
-            plain, _ = read(given, made(given, FLOAT), None)
-        folder = made(given, row)
-        reading, told = read(given, folder, None if row == FLOAT else plain)
-        if row == FLOAT:
-            plain = reading
-        rows[row] = {**told, "found": ask(given, folder)}
-        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        print(row, {k: v for k, v in rows[row].items() if k != "found"}, sum(rows[row]["found"]))
+        if plain is None:
+            plain, told = read(given, made(given, FLOAT), None)
+        if row != FLOAT:
+            _, told = read(given, made(given, row), plain)
+        keep(row, **told)
+    for row in given.rows:
+        if "found" not in rows[row]:
+            keep(row, found=ask(given, made(given, row)))
     return {row: rows[row] for row in given.rows}
 
 

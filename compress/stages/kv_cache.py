@@ -36,6 +36,8 @@ def run(student: Student, spec: KVCache, context: Context) -> StageResult:
             keys, values = _seen(stream, block, context)
             cached, scales = _calibrated(block.index, keys, values, spec)
             student.commit(block.index, {}, (), kv=(cached, scales))
+            if block.index + 1 < len(blocks):
+                _carry_on(stream, block)
         found.append(cached)
         context.tell("kv_cache", block.index + 1, len(blocks))
     method = f"{spec.numbers}, a scale each {spec.granularity}"
@@ -62,6 +64,15 @@ def _seen(stream: Stream, block: Block, context: Context) -> tuple[Tensor, Tenso
             "teacher's weights, or run in float32 (teacher.dtype: float32)."
         )
     return keys, values
+
+
+def _carry_on(stream: Stream, block: Block) -> None:
+    """Take the activations through a block whose cache is rounded now."""
+    parts = stream.before(block.index)
+    with stream.walk.filled(block.index) as module:
+        for part in parts:
+            part.copy_(stream.walk.call(block.index, module, part))
+    stream.passed(block.index)
 
 
 def _room(tokens: int, states: Tensor, context: Context) -> Tensor:

@@ -19,13 +19,18 @@ SCALES = {"tensor": FINE[0, :1], "head": FINE[:, :1], "channel": FINE, "token": 
 HELD = [(format, name) for name, formats in HELD_BY.items() for format in formats]
 
 
+def scales(granularity, numbers="int8"):
+    scale = SCALES[granularity]
+    if scale is None:
+        return KVScales(numbers, None, None)
+    return KVScales(numbers, scale.clone(), scale * 2)  # of one block: shards hold no tensor twice
+
+
 def made(student, folder, format, granularity, *, numbers="int8", plan=None, blocks=2):
     source = student("llama", plan or (lambda name: None))
-    scale = SCALES[granularity]
-    scales = KVScales(numbers, scale, None if scale is None else scale * 2)
     attentions = [block.attention for block in source.anatomy.blocks][:blocks]
     write(
-        folder, [*source.parts(), *((name, scales) for name in attentions)],
+        folder, [*source.parts(), *((name, scales(granularity, numbers)) for name in attentions)],
         anatomy=source.anatomy, config=source.config, tokenizer_files=companions(source.teacher),
         format=format,
     )  # fmt: skip
