@@ -31,6 +31,7 @@ def render(results: Results, measured: Measured | None) -> str:
         *_shares(results),
         "## Where the error is",
         *_errors(results),
+        *_cache(results),
         "## How far from the teacher",
         _divergence(results),
         "## Where the bytes are",
@@ -162,6 +163,14 @@ def _samples(samples: Sequence[Sample]) -> Iterable[str]:
             else "student, the same to the last word:"
         )
         yield _fenced(sample.student, "text")
+
+
+def _cache(results: Results) -> Iterator[str]:
+    table = rows.cache_table(results)
+    if table.rows:
+        yield "## Keys and values"
+        yield rows.cache_text(results)
+        yield _table(table)
 
 
 def _fallbacks(results: Results) -> Iterator[str]:

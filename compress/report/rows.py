@@ -121,6 +121,19 @@ def size_table(results: Results) -> Table:
     return Table(("part", "weights", "before", "after", "bits/weight"), tuple(rows))
 
 
+def cache_text(results: Results) -> str:
+    """Say how keys and values are cached, and what rounding them loses; "" where nothing does."""
+    cached = [block for stage in results.stages for block in stage.kv]
+    if not cached:
+        return ""
+    worst = max(cached, key=lambda block: block.key_error)
+    return (
+        f"Keys and values are cached as {cached[0].numbers}, with a scale for each "
+        f"{cached[0].granularity}. Rounding loses {numbers.error(worst.key_error)} of the squares "
+        f"of the keys of block {worst.block}, the most of all."
+    )
+
+
 def cache_table(results: Results) -> Table:
     """Keys and values of each block: their largest scales and what rounding them loses."""
     cached = [block for stage in results.stages for block in stage.kv]

@@ -51,7 +51,7 @@ class _Hashed:
 
     def kv(self, index: int) -> KVScales | None:
         scales = self._weights.kv(index)
-        if scales is not None:
+        if scales is not None and scales.keys is not None and scales.values is not None:
             attention = self.anatomy.blocks[index].attention
             self.hashes[f"{attention}.k_scale"] = weight_hash(scales.keys)
             self.hashes[f"{attention}.v_scale"] = weight_hash(scales.values)

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from compress.report import rows
+from compress.report import html, markdown, rows
+from compress.results import KVBlock, Results, StageResult, from_json, to_json
 
 
 def line(results, measured, label):
@@ -149,3 +150,36 @@ def test_errors_of_a_run_without_calibration_are_those_of_weights(results):
     blind = replace(results.provenance, calibration_tokens=0)
     told = rows.error_text(replace(results, provenance=blind))
     assert told.startswith("The squared error of the rounded weights")
+
+
+@pytest.fixture
+def cached(results):
+    """The same run, its keys and values rounded."""
+    blocks = [KVBlock(i, "int8", "head", 0.125, 0.03, 1e-4 * (i + 1), 2e-5) for i in range(2)]
+    stage = StageResult("kv_cache", "int8, a scale each head", (), kv=tuple(blocks))
+    return replace(
+        results,
+        before=replace(results.before, kv_bytes_per_token=23_040),
+        after=replace(results.after, kv_bytes_per_token=11_520),
+        stages=(*results.stages, stage),
+    )
+
+
+def test_keys_and_values_have_a_row_where_they_are_rounded(results, cached):
+    assert "keys and values" not in {row.label for row in rows.summary(results, None)}
+    row = line(cached, None, "keys and values")
+    assert (row.before, row.after) == ("23,040", "11,520")
+    assert row.difference.startswith("−50.0 %")
+    assert row.note == "bytes a token; int8, a scale each head"
+
+
+def test_keys_and_values_are_told_block_by_block(results, cached):
+    assert rows.cache_text(results) == ""
+    assert not rows.cache_table(results).rows
+    assert "cached as int8, with a scale for each head" in rows.cache_text(cached)
+    assert "block 1" in rows.cache_text(cached)
+    assert [cells[0] for cells in rows.cache_table(cached).rows] == ["0", "1"]
+    for page in (markdown.render(cached, None), html.render(cached, None)):
+        assert "Keys and values" in page
+    assert "Keys and values" not in html.render(results, None)
+    assert from_json(Results, to_json(cached)) == cached
