@@ -258,9 +258,9 @@ def _told(inputs: Inputs | None) -> dict[str, Any] | None:
     }
 
 
-def _scale_names(block: Block) -> tuple[str, str]:
+def _scale_names(block: Block) -> list[str]:
     """What the scales of keys and values are called in the shard of a block."""
-    return f"{block.attention}.k_scale", f"{block.attention}.v_scale"
+    return [f"{block.attention}.k_scale", f"{block.attention}.v_scale"]
 
 
 def _results(record: Mapping[str, Any]) -> list[LinearResult]:

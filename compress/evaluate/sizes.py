@@ -35,8 +35,8 @@ def side_after(artifact: Artifact, found: Judgement | None) -> Side:
 def _side(
     size_bytes: int, bits_per_weight: float, kv_bytes_per_token: int, found: Judgement | None
 ) -> Side:
-    scored = (None, ()) if found is None else (found.perplexity, found.tasks)
-    return Side(size_bytes, bits_per_weight, *scored, kv_bytes_per_token)
+    perplexity, tasks = (found.perplexity, found.tasks) if found else (None, ())
+    return Side(size_bytes, bits_per_weight, perplexity, tasks, kv_bytes_per_token)
 
 
 def parts_before(teacher: Teacher) -> dict[str, int]:

@@ -155,7 +155,8 @@ def _error(heads: Tensor, scale: Tensor, numbers: Numbers, *, paired: bool) -> T
     missed = rounded(heads, scale, numbers).sub_(heads).square_()
     by_channel = missed.sum(1, dtype=torch.float64)
     if paired:
-        return by_channel.unflatten(-1, (2, -1)).sum(-2).repeat(1, 2)
+        pairs: Tensor = by_channel.unflatten(-1, (2, -1))
+        return pairs.sum(-2).repeat(1, 2)
     if scale.dim() == 1:
         return by_channel.sum().view(1)
     return by_channel if scale.shape[1] > 1 else by_channel.sum(1, keepdim=True)

@@ -79,8 +79,8 @@ class KVCache:
         """
         scales = self._scales[layer] if self._scales else None
         return (
-            self._keys.write(layer, self.length, keys, scales and scales.keys),
-            self._values.write(layer, self.length, values, scales and scales.values),
+            self._keys.write(layer, self.length, keys, scales.keys if scales else None),
+            self._values.write(layer, self.length, values, scales.values if scales else None),
         )
 
     def steps(self, layer: int) -> tuple[Tensor, Tensor] | None:

@@ -191,7 +191,8 @@ class Model:
 def _scaled(heads: Tensor, steps: Tensor) -> Tensor:
     """Query heads [N, H, T, D] times the steps [1 or KV, 1, 1 or D] of the keys that each reads."""
     grouped = heads.unflatten(1, (len(steps), -1))  # [N, 1 or KV, H / KV, T, D]
-    return (grouped * steps[:, None]).to(heads.dtype).flatten(1, 2)
+    scaled: Tensor = grouped * steps[:, None]
+    return scaled.to(heads.dtype).flatten(1, 2)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
