@@ -14,6 +14,7 @@ import torch
 
 from compress import machine, storage
 from compress.artifact import manifest, output, provenance, signature, write
+from compress.artifact.held import Held
 from compress.artifact.layout import open_artifact
 from compress.errors import GateMissed, VerificationFailed
 from compress.evaluate import sizes, speed
@@ -208,7 +209,9 @@ def _attempt(run: Run, clock: _Clock, attempt: Attempt) -> Results:
             stages = _stages(run, student, attempt)
         except GateMissed as gate:
             return _ended(run, student, gate)
-        told = reference.record(student, load.tokenizer(run.teacher.folder))
+        told = reference.record(
+            Held(student, run.recipe.artifact.format), load.tokenizer(run.teacher.folder)
+        )
         run.journal.add(_of(attempt.number, "reference"), told)
         _write(run, student)
     with clock.step("evaluate"):

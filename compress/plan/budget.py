@@ -45,8 +45,8 @@ def at_most(recipe: Recipe, headers: Headers) -> Size:
     chosen = free(recipe, headers.anatomy)
     wide = size(recipe, headers)
     narrow = size(recipe, headers, dict.fromkeys(chosen, min(allocate.bits)))
-    least = {part.part: part.after_bytes for part in narrow.parts}
-    most = {part.part: part.after_bytes for part in wide.parts}
+    least: dict[str, int] = {part.part: part.after_bytes for part in narrow.parts}
+    most: dict[str, int] = {part.part: part.after_bytes for part in wide.parts}
     most["other files"] += sum(len(name) + _NAMED for name in chosen)
     weights, budget = headers.anatomy.weights, allocate.parsed
     if budget.bits is not None:

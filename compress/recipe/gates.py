@@ -27,7 +27,9 @@ OnViolation = Literal["fail", "escalate", "keep_dense"]
 WIDTHS = {  # what each format of an artifact can hold, for linears to be given more bits
     "packed": (2, 3, 4, 8),
     "compressed-tensors": (4, 8),  # what all its readers unpack in one way
+    "gptq": (4, 8),
     "bnb-int8": (8,),
+    "gguf": (2, 3, 4, 8),  # below 4 in blocks of 4
 }
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _SIZE = r"^[1-9]\d{0,14} ?(B|KB|MB|GB)$"

@@ -76,3 +76,24 @@ def test_our_runtime_says_which_model_it_does_not_run(tiny_model, tiny_llama, re
     assert turned["compress"].reasons == ("runs the rotations default, linear, llama3, not yarn",)
     gelu = asked(recipe_for(tiny_llama), tiny_llama, hidden_act="gelu")["compress"]
     assert gelu.reasons == ("runs the activation silu, not gelu",)
+
+
+def test_gptq_is_opened_by_vllm_and_gguf_by_llama_cpp(tiny_llama, recipe_for):
+    found = asked(recipe_for(tiny_llama, "artifact.format=gptq"), tiny_llama)
+    assert [one.name for one in found.values() if not one.loads] == ["llama.cpp"]
+    assert found["transformers"].reasons == ("with the gptqmodel package; not tried here",)
+    found = asked(recipe_for(tiny_llama, "artifact.format=gguf"), tiny_llama)
+    assert [one.name for one in found.values() if not one.loads] == [
+        "vLLM on CUDA",
+        "vLLM on a CPU",
+    ]
+
+
+def test_llama_cpp_is_told_what_would_do(tiny_llama, recipe_for):
+    found = asked(recipe_for(tiny_llama), tiny_llama)["llama.cpp"]
+    assert found.reasons == (
+        "opens GGUF files only, not packed",
+        "would open compress export --format gguf",
+    )
+    wide = recipe_for(tiny_llama, "quantize.bits=8", "quantize.sym=false")
+    assert "8 bits on an asymmetric grid" in asked(wide, tiny_llama)["llama.cpp"].reasons[1]

@@ -109,3 +109,15 @@ def test_compressed_tensors_needs_one_scheme_for_what_engines_fuse():
 def test_compressed_tensors_holds_no_transposed_weights():
     (mistake,) = mistakes(CT, anatomy=gpt2())
     assert "holds no Conv1D, which transformer.h.0.attn.c_attn and 3 more linears" in mistake
+
+
+def test_what_gptq_and_gguf_cannot_hold_is_a_mistake_of_the_recipe():
+    (mistake,) = mistakes("artifact.format=gptq", "quantize.sym=false")
+    assert mistake.startswith("artifact.format: gptq: model.layers.0.self_attn.q_proj and 209 more")
+    assert "an asymmetric grid; version 1 stores zero - 1" in mistake
+    (mistake,) = mistakes("artifact.format=gguf", anatomy=gpt2())
+    assert "gguf: gpt2: written are llama, mistral, qwen2, qwen3" in mistake
+    recipe = load("quickstart", ["artifact.format=gguf"])
+    plan.check(recipe, llama())
+    with pytest.raises(RecipeError, match="gguf: the rotation yarn"):
+        plan.check(recipe, llama(), config={"rope_scaling": {"type": "yarn"}})

@@ -8,6 +8,7 @@ from compress.teacher import headers
 CASES = {
     "packed": (),
     "compressed-tensors": ("artifact.format=compressed-tensors",),
+    "gptq": ("artifact.format=gptq",),
     "asymmetric": ("quantize.sym=false", "artifact.format=compressed-tensors"),
     "one group a row": ("quantize.group_size=-1",),
     "odd words": ("quantize.bits=3", "quantize.sym=false"),
@@ -37,6 +38,17 @@ def test_every_byte_of_an_artifact_is_foretold(tiny_model, recipe_for, tmp_path,
     assert found.size_bytes == artifact.size_bytes == sum(p.after_bytes for p in found.parts)
     assert found.bits_per_weight == artifact.bits_per_weight
     assert found.before_bytes == sum(part.before_bytes for part in found.parts)
+
+
+def test_a_gguf_file_is_foretold_but_for_its_vocabulary(tiny_tied, recipe_for, tmp_path):
+    recipe = recipe_for(tiny_tied, "artifact.format=gguf", "quantize.head=8")
+    artifact = made(recipe, tmp_path / "out")
+    found = sizes.size(recipe, headers.read(str(tiny_tied)))
+    exact, told = artifact.parts_sizes(), {part.part: part.after_bytes for part in found.parts}
+    vocabulary = (tmp_path / "out" / "tokenizer.json").stat().st_size
+    assert abs(exact.pop("other files") - told.pop("other files")) < vocabulary
+    assert told == exact
+    assert found.bits_per_weight == artifact.bits_per_weight == 4.5
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox", "gemma2"])

@@ -64,7 +64,8 @@ def _asymmetric(schemes: Mapping[str, Scheme]) -> Iterator[str]:
 
 
 def _odd_sizes(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> Iterator[str]:
-    linears = [x for x in (*anatomy.linears, anatomy.head) if x.name in schemes]
+    known = {name for name, scheme in schemes.items() if scheme.bits in WIDTHS}
+    linears = [x for x in (*anatomy.linears, anatomy.head) if x.name in known]
     odd = [x for x in linears if (x.in_features | x.out_features) % (32 // schemes[x.name].bits)]
     if odd:
         size = f"{odd[0].out_features} × {odd[0].in_features}"
