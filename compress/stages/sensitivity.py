@@ -5,6 +5,7 @@ One backward walk tells it of every group and width: see `compress.kernels.fishe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.anatomy import Anatomy, Block, Linear
+from compress.errors import SolveError
 from compress.kernels import fisher
 from compress.kernels.grid import Rounded
 from compress.kernels.hessian import accumulate, mean
@@ -91,6 +93,9 @@ def measure(
         found: see `groups`.
         spec: how many windows, and of which length.
         context: windows, device, journal.
+
+    Raises:
+        SolveError: a linear cannot be solved, or what is measured is no number.
     """
     units: dict[str, list[Group]] = {}
     for group in found:
@@ -99,6 +104,11 @@ def measure(
     if not all(known.values()):
         walk = _Backward(student, spec, context)
         for unit, costs in walk.costs(units, {unit for unit, note in known.items() if note}):
+            if not all(math.isfinite(cost) for row in costs for cost in row):
+                raise SolveError(
+                    f"{unit}: its sensitivities are NaN or infinite. Check the teacher's weights, "
+                    "or run in float32 (teacher.dtype: float32)."
+                )
             note = {"kl": costs}
             context.note(unit, note)
             known[unit] = note
@@ -201,6 +211,9 @@ class _Backward:
         costs = []
         for schemes in group.schemes:
             rounded = _round([head], {head.name: self.head.weight}, hessian, schemes, self.context)
+            if head.name not in rounded:
+                costs.append(0.0)
+                continue
             dense = rounded[head.name].dequantize()
             change = dense - self.head.weight.float()
             moves = fisher.moved_head(final, self.head, change, drawn)
@@ -241,16 +254,13 @@ class _Here:
         self, group: Group, rounded: Mapping[str, Rounded], slopes: gradients.Slopes
     ) -> Tensor:
         """How the log-probabilities move when all linears of a group are rounded, [S, B]."""
-        moves = [
-            fisher.moved(
-                slopes.inputs[name],
-                rounded[name].dequantize() - self._weight(linear).float(),
-                slopes.outputs[name],
-            )
-            for linear in group.linears
-            for name in [linear.name]
-        ]
-        return torch.stack(moves).sum(0)
+        moves = torch.zeros(slopes.hidden.shape[:2], device=slopes.hidden.device)
+        for linear in group.linears:
+            if (codes := rounded.get(linear.name)) is not None:
+                change = codes.dequantize() - self._weight(linear).float()
+                name = linear.name
+                moves += fisher.moved(slopes.inputs[name], change, slopes.outputs[name])
+        return moves
 
     def _rounded(self, wanted: Sequence[Group]) -> list[list[dict[str, Rounded]]]:
         """The codes of each group for each of its choices."""
@@ -304,9 +314,12 @@ def _round(
     """Round as the next stage will, if from fewer tokens and the teacher's own inputs.
 
     Rounding to nearest would save a third of the time and overrate what solvers are good at: on
-    SmolLM2 they divide the error of o by 4.2, and that of gate and up by 2.2.
+    SmolLM2 they divide the error of o by 4.2, and that of gate and up by 2.2. What cannot be solved
+    and may stay dense is missing.
     """
-    rounded, _ = Rounder(schemes, "fail", context.limits.solve_rows)(linears, weights, hessian)
+    unsolvable = context.ahead.on_unsolvable if context.ahead else "fail"
+    rounder = Rounder(schemes, unsolvable, context.limits.solve_rows)
+    rounded, _ = rounder(linears, weights, hessian)
     return rounded
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from compress import machine, pipeline
+from compress.artifact import provenance
 from compress.artifact.layout import open_artifact
 from compress.errors import RecipeError
 from compress.journal import Journal
@@ -168,6 +169,7 @@ def test_a_run_cut_short_while_measuring_ends_in_the_same_bytes(
     whole_recipe, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(machine, "code_sha256", lambda: "code")  # may be edited meanwhile
+    monkeypatch.setattr(provenance, "checkout_commit", lambda: None)
     pipeline.apply(whole_recipe, out=tmp_path / "whole")
 
     def interrupt(progress):
