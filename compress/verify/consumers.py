@@ -140,7 +140,21 @@ def _transformers(reading: Reading, _: Pythons) -> list[Consumer]:
     if asymmetric:  # the weights it makes are rounded to the dtype of the scales
         note = "told to dequantize, as asymmetric folders need"
         return [_child(reading, name, "bfloat16", sys.executable, {"dequantize": True}, note)]
+    if any(matrix.bits == 4 and matrix.kind != "int" for matrix in reading.matrices.values()):
+        return [_four_bit_floats(reading, name, len(schemes))]
     return [_child(reading, name, "float32", sys.executable, {"dequantize": False})]
+
+
+def _four_bit_floats(reading: Reading, name: str, schemes: int) -> Consumer:
+    """nvfp4 and mxfp4, which compressed-tensors expands to bfloat16, whatever the model is.
+
+    Told to dequantize it can expand to float32, with one scheme and inputs left alone.
+    """
+    rounding = any(matrix.inputs for matrix in reading.matrices.values())
+    if rounding or schemes > 1:
+        return _child(reading, name, "bfloat16", sys.executable, {"dequantize": False})
+    note = "told to dequantize: by itself it expands 4-bit floats to bfloat16 only"
+    return _child(reading, name, "float32", sys.executable, {"dequantize": True}, note)
 
 
 def _by_gguf(reading: Reading) -> Consumer:

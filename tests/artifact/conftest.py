@@ -13,6 +13,7 @@ import torch
 
 from compress import anatomy
 from compress.artifact.write import companions, write
+from compress.kernels.activations import Inputs
 from compress.kernels.floats import FloatGrid, fit, global_scale
 from compress.kernels.grid import Rounded
 from compress.storage import Checkpoint
@@ -48,6 +49,7 @@ class Student:
 
     def __init__(self, teacher: Path, plan: Plan) -> None:
         self.teacher, self.plan = teacher, plan
+        self.inputs: Inputs | None = None  # how every quantized linear rounds its own
         self.config: dict[str, Any] = json.loads((teacher / "config.json").read_text())
         self.checkpoint = Checkpoint(teacher)
         self.anatomy = anatomy.read(self.config, self.checkpoint.shapes())
@@ -62,7 +64,8 @@ class Student:
             else:
                 weight = tensor.T if module in self.conv1d else tensor
                 rounded = isinstance(scheme, tuple) and round_to_nearest(weight, *scheme)
-                yield module, rounded or round_to_floats(weight, scheme)
+                rounded = rounded or round_to_floats(weight, scheme)
+                yield module, dataclasses.replace(rounded, inputs=self.inputs)
 
     def dense(self) -> dict[str, torch.Tensor]:
         """The weights the student stands for, as a dense folder stores them."""

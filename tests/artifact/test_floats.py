@@ -11,9 +11,10 @@ from compress.artifact.formats.floats import kind_of
 from compress.artifact.formats.matrix import Matrix, scheme_of
 from compress.artifact.layout import open_artifact
 from compress.errors import ArtifactError
-from compress.kernels.activations import Inputs
+from compress.kernels.activations import Inputs, round_inputs
 from compress.kernels.floats import FloatGrid, fit, global_scale
 from compress.kernels.grid import Rounded
+from compress.surgery.walk import hidden_states, logits
 
 WEIGHT = torch.randn(192, 256, generator=torch.Generator().manual_seed(3)) * 0.1
 OVER = global_scale([WEIGHT])
@@ -204,3 +205,50 @@ def test_a_code_that_is_no_number_is_refused():
     stored = dict(packed.encode("M", rounded, None, torch.bfloat16))
     with pytest.raises(ArtifactError, match="1 of its codes are no number"):
         packed.decode("M", Matrix(scheme_of(rounded), 192, 256), stored)
+
+
+def ours(folder, ids):
+    """Logits of an artifact, walked in float32: inputs are rounded as it says."""
+    artifact = open_artifact(folder)
+    hidden = hidden_states(artifact, ids, device="cpu", dtype=torch.float32)
+    return logits(artifact, hidden.flatten(0, 1)).view(*ids.shape, -1)
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+@pytest.mark.parametrize("name", ["FP8_DYNAMIC", "FP8", "NVFP4A16", "MXFP4A16"])
+def test_transformers_computes_what_we_do(student, every_linear, tmp_path, name):
+    """fp8 with its inputs rounded; 4-bit floats expanded on load, to float32 only then."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("compressed_tensors")
+    made = student("llama", every_linear(GRIDS[name]))
+    made.inputs = INPUTS.get(name)
+    folder = made.write(tmp_path / "a", "compressed-tensors")
+    told = transformers.CompressedTensorsConfig(dequantize=True)
+    options = {"quantization_config": told} if GRIDS[name].numbers == "fp4_e2m1" else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, **options
+    )
+    ids = torch.arange(2 * 24).view(2, 24) * 5 % 250
+    with torch.no_grad():
+        found = model.eval()(ids).logits
+    torch.testing.assert_close(found, ours(folder, ids), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_the_library_rounds_inputs_to_the_same_bits(name):
+    """As it does when transformers runs a folder without kernels for it."""
+    lifecycle = pytest.importorskip("compressed_tensors.quantization.lifecycle.forward")
+    helpers = pytest.importorskip("compressed_tensors.quantization.utils.helpers")
+    schemes = pytest.importorskip("compressed_tensors.quantization")
+    args = schemes.QuantizationScheme(**group_of(matrix(name))[1]).input_activations
+    x = torch.randn(2, 7, 256, generator=torch.Generator().manual_seed(5)) * 3
+    x[0, 0, :16], x[1, 2] = 0.0, x[1, 2] * 100
+    scale, zero, over = torch.tensor([INPUTS[name].scale or 1.0]), None, None
+    if args.dynamic == "local":
+        over = scale.reciprocal()
+    if args.dynamic:
+        scale, zero = helpers.compute_dynamic_scales_and_zp(x, args, None, over)
+    found = lifecycle.fake_quantize(x, scale, zero, args, over)
+    wanted = round_inputs(x, INPUTS[name])
+    assert torch.equal(found.abs(), wanted.abs())  # it keeps the sign of zeros
+    assert torch.equal(found * wanted >= 0, torch.ones_like(x, dtype=torch.bool))
