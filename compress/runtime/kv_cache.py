@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import RequestError
-from compress.kernels.kv import DTYPES, KVScales, Numbers, encode, steps
+from compress.kernels.kv import DTYPES, KVScales, Numbers, decode, encode, steps
 
 
 class KVCache:
@@ -144,7 +144,9 @@ class _Half:
             if self.steps is not None:
                 self.steps[layer, :, :, start:stop] = step
         self.codes[layer, :, :, start:stop] = states
-        found = self.codes[layer, :, :, :stop].to(self.dtype)
+        found = self.codes[layer, :, :, :stop]
+        if self.numbers is not None:
+            found = decode(found, self.dtype)
         if self.steps is None:
             return found
         return found.mul_(self.steps[layer, :, :, :stop].to(self.dtype))

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from compress.kernels.grid import storable
-from compress.kernels.kv import KVScales, encode, fit, relative_error, rounded, steps
+from compress.kernels.kv import KVScales, decode, encode, fit, relative_error, rounded, steps
 
 GENERATOR = torch.Generator().manual_seed(0)
 TOKENS = torch.randn(300, 3, 16, generator=GENERATOR) * torch.tensor([1.0, 4.0, 0.3])[:, None]
@@ -128,3 +128,12 @@ def test_zeros_stay_zeros():
         assert not rounded(heads(nothing), scale, "int8").any()
     assert not rounded(heads(nothing), None, "int8").any()
     assert relative_error(nothing, None, "int8") == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_code_is_the_number_that_torch_takes_it_for(dtype):
+    every = torch.arange(256, dtype=torch.uint8).view(1, 2, -1)
+    floats = every.view(torch.float8_e4m3fn)
+    known = ~floats.float().isnan()
+    assert torch.equal(decode(floats, dtype)[known], floats.to(dtype)[known])
+    assert torch.equal(decode(every.view(torch.int8), dtype), every.view(torch.int8).to(dtype))
