@@ -75,7 +75,7 @@ USED_BY: dict[str, tuple[str, ...]] = {  # by which methods; all others are used
     **dict.fromkeys(GPTQ_ONLY, ("gptq",)),
     "strategy": ("fp8",),
     "activations": tuple(ACTIVATIONS),
-    "smooth": ("w8a8",),
+    "smooth": tuple(INT8),
     "threshold": ("llm_int8",),
     "outliers": ("llm_int8",),
 }
@@ -145,13 +145,11 @@ class Quantize(BaseModel):
         "found. The default of `fp8` is `dynamic`; `nvfp4` knows no other than `static`, `mxfp4` "
         "no other than `dynamic`.",
     )
-    smooth: float | None = Field(
+    smooth: Annotated[float, Field(ge=0, le=1)] | Literal["search"] | None = Field(
         default=None,
-        ge=0,
-        le=1,
-        description="`w8a8`: move this much of what is hard to round from inputs into weights "
-        "(SmoothQuant's alpha), by powers of two folded into what makes the inputs. Needs "
-        "calibration; null moves nothing.",
+        description="`w8a8` and `llm_int8`: move this much of what is hard to round from inputs "
+        "into weights (SmoothQuant's alpha), by powers of two folded into what makes the inputs; "
+        "`search` finds for each channel how much. Needs calibration; null moves nothing.",
     )
     threshold: float = Field(
         default=6.0,

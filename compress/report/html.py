@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from compress.report import numbers, plots, rows, shares, verdict
+from compress.report import numbers, outliers, plots, rows, shares, verdict
 from compress.results import Measured, Results
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def render(results: Results, measured: Measured | None) -> str:
         results=results,
         measured=measured,
         rows=rows,
+        outliers=outliers,
         gates=verdict,
         shares=shares,
         verdict=re.sub(r"(?<=\d) (?=[%kMGT])", "\N{NO-BREAK SPACE}", rows.verdict(results)),

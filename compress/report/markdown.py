@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from compress.report import numbers, rows, shares, verdict
+from compress.report import numbers, outliers, rows, shares, verdict
 from compress.report.rows import Table
 from compress.results import Measured, Results, Sample
 
@@ -31,6 +31,7 @@ def render(results: Results, measured: Measured | None) -> str:
         *_shares(results),
         "## Where the error is",
         *_errors(results),
+        *_outliers(results),
         *_cache(results),
         "## How far from the teacher",
         _divergence(results),
@@ -163,6 +164,14 @@ def _samples(samples: Sequence[Sample]) -> Iterable[str]:
             else "student, the same to the last word:"
         )
         yield _fenced(sample.student, "text")
+
+
+def _outliers(results: Results) -> Iterator[str]:
+    table = outliers.outlier_table(results)
+    if table.rows:
+        yield "## Outlier columns"
+        yield outliers.outlier_text(results)
+        yield _table(table)
 
 
 def _cache(results: Results) -> Iterator[str]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from compress.anatomy import Block, Linear, Role, gated, kv_heads, norms_before
-from compress.kernels.smooth import factors
+from compress.kernels.smooth import factors, searched_factors
 from compress.stages.inputs import Seen
 
 
@@ -33,7 +34,7 @@ def smooth(
     config: Mapping[str, Any],
     stored: Mapping[str, Tensor],
     seen: Mapping[str, Seen],
-    strength: float,
+    strength: float | Literal["search"],
     wanted: Container[str],
 ) -> Smoothed:
     """Smooth the inputs of a block's linears where that can be done.
@@ -43,7 +44,7 @@ def smooth(
         config: the model's ``config.json``.
         stored: its dense tensors by full name.
         seen: what its linears were fed.
-        strength: how much is moved; see `kernels.smooth.factors`.
+        strength: how much is moved, or how it is found; see `kernels.smooth`.
         wanted: names of the linears whose inputs are to be rounded.
     """
     fold = _Folding(block, dict(stored), dict(seen), strength)
@@ -69,7 +70,7 @@ class _Folding:
     block: Block
     tensors: dict[str, Tensor]
     seen: dict[str, Seen]
-    strength: float
+    strength: float | Literal["search"]
 
     def into(self, shared: str, maker: str, heads: tuple[int, int] | None) -> None:
         """Divide inputs by factors: multiply their readers' columns, divide the rows of a maker.
@@ -81,12 +82,18 @@ class _Folding:
         inputs = self.seen[shared].largest
         if heads is not None:
             inputs, weights = (_over_copies(t, *heads) for t in (inputs, weights))
-        by = factors(inputs, weights, self.strength)
+        start = 0.5 if self.strength == "search" else self.strength
+        by = factors(inputs, weights, start)
+        if self.strength == "search":
+            rows = self.seen[shared].rows
+            stacked = torch.cat([self._weight(x).to(rows) for x in readers])
+            spreading = (lambda t: t) if heads is None else partial(_copied, *heads)
+            by = searched_factors(rows, stacked, by, spreading)
         for name in (f"{maker}.weight", f"{maker}.bias"):
             if name in self.tensors:
                 rows = by.to(self.tensors[name].dtype)
                 self.tensors[name] = self.tensors[name] / _beside(rows, self.tensors[name])
-        spread = by if heads is None else _copied(by, *heads)
+        spread = by if heads is None else _copied(*heads, by)
         for reader in readers:
             weight = self._weight(reader) * spread.to(self._weight(reader).dtype)
             self.tensors[f"{reader.name}.weight"] = weight.T if reader.transposed else weight
@@ -118,6 +125,6 @@ def _over_copies(channels: Tensor, heads: int, copies: int) -> Tensor:
     return channels.view(heads, copies, -1).amax(1).flatten()
 
 
-def _copied(channels: Tensor, heads: int, copies: int) -> Tensor:
+def _copied(heads: int, copies: int, channels: Tensor) -> Tensor:
     """Each head as often as it is read: [KV · D] becomes [KV · copies · D]."""
     return channels.view(heads, 1, -1).expand(-1, copies, -1).flatten()

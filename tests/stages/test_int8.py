@@ -38,7 +38,8 @@ def damage(student, folder):
 @pytest.mark.parametrize(
     ("family", "fields"),
     [(family, {"method": "w8a8", "smooth": 0.5}) for family in sorted(CONFIGS)]
-    + [("gpt2", {"method": "w8a8"}), ("llama", {"method": "llm_int8"})],
+    + [("gpt2", {"method": "w8a8"}), ("llama", {"method": "llm_int8"})]
+    + [("qwen2", {"method": "llm_int8", "smooth": "search"})],
 )
 def test_every_family_is_rounded_and_computes_as_its_integers_say(
     tiny_model, tmp_path, family, fields
