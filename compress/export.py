@@ -128,6 +128,11 @@ def _check(artifact: Artifact, format: str) -> None:
             "artifact that a recipe made, best in artifact.format: packed."
         )
     schemes = {name: matrix.scheme for name, matrix in artifact.matrices.items()}
+    if artifact.format == "gguf" and not all(scheme.sym for scheme in schemes.values()):
+        raise ArtifactError(
+            f"{artifact.folder}: its minima were rounded to float16, so its weights are no longer "
+            "those of a grid. Export from the artifact that it was made of."
+        )
     refused = FORMATS[format].refusals(artifact.anatomy, schemes)
     if artifact.cached and (reason := kv.refusal(format, artifact.cached)):
         refused.append(reason)

@@ -75,6 +75,8 @@ def test_a_minimum_in_float16_is_told(artifact, tmp_path):  # noqa: F811
     before, after = open_folder(source), open_folder(tmp_path / "a")
     name = f"{found.worst}.weight"
     assert float((before.tensor(name) - after.tensor(name)).abs().max()) == found.largest
+    with pytest.raises(ArtifactError, match="its minima were rounded to float16"):
+        export(tmp_path / "a", format="packed", out=tmp_path / "b")
 
 
 def test_mixed_widths_and_a_quantized_head(artifact, tmp_path):  # noqa: F811
