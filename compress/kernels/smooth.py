@@ -31,7 +31,7 @@ def factors(inputs: Tensor, weights: Tensor, strength: float) -> Tensor:
 
 
 @torch.inference_mode(mode=False)  # a gradient descends, whoever asks
-@torch.enable_grad()  # type: ignore[untyped-decorator]
+@torch.enable_grad()
 def searched_factors(
     rows: Tensor, weight: Tensor, start: Tensor, spread: Callable[[Tensor], Tensor]
 ) -> Tensor:
