@@ -84,6 +84,11 @@ class Student:
         return [result for record in self._records.values() for result in _results(record)]
 
     @property
+    def teacher(self) -> Weights:
+        """What it began as."""
+        return self._teacher
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """The teacher's ``config.json``."""
         return self._teacher.config
@@ -234,7 +239,10 @@ class Student:
         told = record["linears"][name].get("inputs")
         if told is None:
             return None
-        inputs = Inputs(told["numbers"], told["threshold"], scale=told["scale"])
+        inputs = Inputs(
+            told["numbers"], told["threshold"],
+            scale=told["scale"], group_size=told.get("group_size", 0),
+        )  # fmt: skip
         if not told["columns"]:
             return inputs
         stored = storage.read_file(self._folder / record["shard"], [name + ".columns"])
@@ -255,6 +263,7 @@ def _told(inputs: Inputs | None) -> dict[str, Any] | None:
         "threshold": inputs.threshold,
         "columns": inputs.columns is not None,
         "scale": inputs.scale,
+        "group_size": inputs.group_size,
     }
 
 

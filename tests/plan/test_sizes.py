@@ -16,9 +16,21 @@ CASES = {
     "mixed": ("quantize.overrides={'*.q_proj': {bits: 8}, '*.k_proj': {group_size: 64}}",),
     "head": ("quantize.head=8",),
     "shards": ("artifact.max_shard_size=30 KB",),
+    "fp8": ("quantize.method=fp8", "quantize.bits=8", "quantize.group_size=-1"),
+    "fp8, static": (
+        "quantize.method=fp8", "quantize.bits=8", "quantize.group_size=-1",
+        "quantize.strategy=tensor", "quantize.activations=static",
+        "artifact.format=compressed-tensors",
+    ),
+    "nvfp4": (
+        "quantize.method=nvfp4", "quantize.group_size=16", "quantize.activations=static",
+        "artifact.format=compressed-tensors",
+    ),
+    "nvfp4, packed": ("quantize.method=nvfp4", "quantize.group_size=16"),
+    "mxfp4": ("quantize.method=mxfp4", "artifact.format=compressed-tensors"),
     "cast": ("teacher.dtype=bfloat16",),
     "cast, exported": ("teacher.dtype=bfloat16", "artifact.format=compressed-tensors"),
-}
+}  # fmt: skip
 
 
 def made(recipe, out):
