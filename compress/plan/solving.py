@@ -112,7 +112,12 @@ class _BlockMemory:
         """Watched, smoothed and rounded to nearest; see `stages.int8`."""
         linears = sum(linear.weights for linear in self.block.linears)
         smoothed = 0 if self.spec.smooth is None else 2 * self.job.item_bytes * linears
-        return self.round() + self.held("") + smoothed + self.forward()
+        seen = self.round() + self.held("") + smoothed + self.forward()
+        if self.spec.solver != "gptq":
+            return seen
+        groups = [list(g) for _, g in groupby(self.solved(), key=lambda pair: pair[0].shares)]
+        hessians = 4 * sum(group[0][0].in_features ** 2 for group in groups)
+        return seen + 2 * hessians + max(self.solving(group) for group in groups)
 
     def codes(self) -> int:
         """Codes and scales of the whole block, one byte a code."""

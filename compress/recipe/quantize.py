@@ -26,6 +26,7 @@ ScaleSearch = Literal["none", "mse", "hessian"]
 Strategy = Literal["channel", "block", "tensor"]
 Activations = Literal["none", "dynamic", "static"]
 Outliers = Literal["dynamic", "static"]
+Solver = Literal["nearest", "gptq"]
 Preset = Literal[
     "W2A16", "W3A16", "W4A16", "W4A16_ASYM", "W8A16", "W8A8",
     "FP8", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "NVFP4", "MXFP4A16", "MXFP4",
@@ -76,6 +77,7 @@ USED_BY: dict[str, tuple[str, ...]] = {  # by which methods; all others are used
     "strategy": ("fp8",),
     "activations": tuple(ACTIVATIONS),
     "smooth": tuple(INT8),
+    "solver": tuple(INT8),
     "threshold": ("llm_int8",),
     "outliers": ("llm_int8",),
 }
@@ -150,6 +152,11 @@ class Quantize(BaseModel):
         description="`w8a8` and `llm_int8`: move this much of what is hard to round from inputs "
         "into weights (SmoothQuant's alpha), by powers of two folded into what makes the inputs; "
         "`search` finds for each channel how much. Needs calibration; null moves nothing.",
+    )
+    solver: Solver = Field(
+        default="nearest",
+        description="`w8a8` and `llm_int8`: round each weight to the `nearest`, or by `gptq`, from "
+        "inputs that calibration saw.",
     )
     threshold: float = Field(
         default=6.0,
@@ -350,6 +357,7 @@ class Quantize(BaseModel):
         """Whether anything here is solved from inputs of the linears."""
         searches = {self.scale_search, *(o.scale_search for o in self.overrides.values())}
         observed = self.method in ("gptq", "llm_int8") or self.smooth is not None
+        observed = observed or self.solver == "gptq"
         return observed or "hessian" in searches or self.activations == "static"
 
     def bits_used(self) -> set[int]:

@@ -19,6 +19,7 @@ from compress.recipe.quantize import (
     Outliers,
     Quantize,
     ScaleSearch,
+    Solver,
     Strategy,
 )
 
@@ -45,6 +46,7 @@ class Scheme:
     activations: Activations = "none"
     threshold: float = 0.0
     outliers: Outliers = "dynamic"
+    solver: Solver = "nearest"
 
     @property
     def floating(self) -> bool:
@@ -82,7 +84,12 @@ class Scheme:
     def needs_hessian(self) -> bool:
         """Whether the inputs of the linear must be observed."""
         observed = self.scale_search == "hessian" or self.activations == "static"
-        return self.method == "gptq" or observed
+        return self.by_gptq or observed
+
+    @property
+    def by_gptq(self) -> bool:
+        """Whether columns are rounded one after another, each error carried on."""
+        return self.method == "gptq" or (self.int8_inputs and self.solver == "gptq")
 
 
 def scheme_for(

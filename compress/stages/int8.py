@@ -62,7 +62,8 @@ def _round_block(
     stored = student.block(block.index)
     threshold = spec.threshold if spec.method == "llm_int8" else 0.0
     with stream.walk.filled(block.index, stored) as module:
-        seen = watch_block(stream.walk, block, module, parts, threshold)
+        hessians = spec.solver == "gptq"
+        seen = watch_block(stream.walk, block, module, parts, threshold, hessians=hessians)
     found = Smoothed({}, seen)
     if spec.smooth is not None:
         found = smooth(block, student.config, stored, seen, spec.smooth, solve.asked)
@@ -90,7 +91,7 @@ def _rounded(
         weights = {x.name: tensors[x.name + ".weight"].to(fed.rows.device) for x in group}
         weights |= {x.name: weights[x.name].T for x in group if x.transposed}
         probing = replace(solve, rounder=replace(solve.rounder, probe=fed.rows))
-        codes, found = probing(group, weights, None, fed.largest)
+        codes, found = probing(group, weights, fed.hessian, fed.largest)
         rounded |= codes
         records += [_told(record, fed, threshold) for record in found]
     return rounded, records

@@ -39,7 +39,9 @@ def run(student: Student, spec: Quantize, context: Context) -> StageResult:
     schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
     solve = _solve(schemes, spec, context)
     final_states: Callable[[], Tensor] = partial(_final_states, student, context)
-    if any(scheme.needs_hessian for scheme in schemes.values()):
+    if spec.method in INT8 and spec.needs_calibration:
+        results = int8.round_blocks(student, spec, context, solve)
+    elif any(scheme.needs_hessian for scheme in schemes.values()):
         results, final_states = solve_blocks(
             student,
             context,
@@ -50,8 +52,6 @@ def run(student: Student, spec: Quantize, context: Context) -> StageResult:
             correction=spec.error_correction,
             step="quantize",
         )
-    elif spec.method in INT8 and spec.needs_calibration:
-        results = int8.round_blocks(student, spec, context, solve)
     else:
         results = _round_blocks(student, solve, context)
     head = student.anatomy.head.name

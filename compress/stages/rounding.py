@@ -158,7 +158,7 @@ def _solved(
         dead = int(inverse.dead.sum())
         if lacks:
             stack = [w + lack @ inverse.inverse for w, lack in zip(stack, lacks, strict=True)]
-        factor = inverse.factor(desc_act=scheme.desc_act) if scheme.method == "gptq" else None
+        factor = inverse.factor(desc_act=scheme.desc_act) if scheme.by_gptq else None
         del inverse  # [I, I]: beside the Hessian only its factor stays
         solved = _rounded_parts(stack, importance, factor, scheme, rows)
     finally:
@@ -184,11 +184,13 @@ def _rounded(
     weight: Tensor, importance: Tensor | None, factor: Factor | None, scheme: Scheme
 ) -> Rounded:
     if scheme.method == "llm_int8":
-        return round_rows(weight)
-    scale, zero = fit(
-        weight, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym,
-        search=scheme.scale_search, importance=importance,
-    )  # fmt: skip
+        nearest = round_rows(weight)
+        scale, zero = nearest.scale, nearest.zero.float()
+    else:
+        scale, zero = fit(
+            weight, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym,
+            search=scheme.scale_search, importance=importance,
+        )  # fmt: skip
     if factor is None:
         return round_to_nearest(weight, scale, zero, bits=scheme.bits, sym=scheme.sym)
     codes = gptq(weight, factor, scale, zero, bits=scheme.bits, sweeps=scheme.sweeps)

@@ -39,7 +39,9 @@ def damage(student, folder):
     ("family", "fields"),
     [(family, {"method": "w8a8", "smooth": 0.5}) for family in sorted(CONFIGS)]
     + [("gpt2", {"method": "w8a8"}), ("llama", {"method": "llm_int8"})]
-    + [("qwen2", {"method": "llm_int8", "smooth": "search"})],
+    + [("qwen2", {"method": "llm_int8", "smooth": "search"})]
+    + [("llama", {"method": "llm_int8", "smooth": "search", "solver": "gptq"})]
+    + [("gpt2", {"method": "w8a8", "solver": "gptq"})],
 )
 def test_every_family_is_rounded_and_computes_as_its_integers_say(
     tiny_model, tmp_path, family, fields
@@ -104,6 +106,14 @@ def test_outliers_are_found_reported_and_cost_less_damage(tiny_llama, tmp_path):
     assert 0 < q.outlier_share <= q.outlier_columns / 64
     assert damage(student, folder) < damage(plain, folder)
     assert damage(smooth, folder) < damage(plain, folder)
+
+
+def test_gptq_does_less_damage_than_rounding_to_nearest(tiny_llama, tmp_path):
+    def errors(solver):
+        found = run(tiny_llama, tmp_path / solver, method="w8a8", smooth=0.5, solver=solver)[1]
+        return sum(linear.relative_error for linear in found.linears)
+
+    assert errors("gptq") < errors("nearest")
 
 
 def test_a_static_set_holds_the_columns_that_calibration_found(tiny_llama, tmp_path):
