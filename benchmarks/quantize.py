@@ -75,6 +75,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--group-size", type=int, default=64)
     add("--scale-search", choices=["none", "mse", "hessian"], help="ours; default: the recipe's")
     add("--recipe", help="a recipe of ours instead of the one made from these options")
+    add(
+        "--also",
+        nargs="+",
+        default=[],
+        help="recipes of ours more, each a side, its samples its own",
+    )
     add("--samples", type=int, default=128)
     add("--seq-len", type=int, default=512)
     add("--threads", type=int, default=os.cpu_count())
@@ -103,8 +109,16 @@ def contestants(given: argparse.Namespace, windows: Path) -> list[Contestant]:
     """Ours first, then the peer once for every dtype that was asked for."""
     threads = {"OMP_NUM_THREADS": str(given.threads), "HF_HUB_OFFLINE": "1"}
     runner = str(HERE / "peers" / "ours_run.py")
-    ours = [sys.executable, runner, *our_recipe(given, windows), "--threads", str(given.threads)]
-    sides = [Contestant(OURS, tuple(ours), {**threads, "PYTHONPATH": str(measure.ROOT)})]
+    recipes = {OURS: our_recipe(given, windows)}
+    recipes |= {f"{OURS} {name}": moved(name, given, windows) for name in given.also}
+    sides = [
+        Contestant(
+            name,
+            (sys.executable, runner, *recipe, "--threads", str(given.threads)),
+            {**threads, "PYTHONPATH": str(measure.ROOT)},
+        )
+        for name, recipe in recipes.items()
+    ]
     for dtype in given.peer_dtype:
         peer = [str(given.peer_python.absolute()), str(HERE / "peers" / "llmcompressor_run.py")]
         peer += [str(given.teacher.resolve()), str(windows), "{out}", "--dtype", dtype]
@@ -126,17 +140,8 @@ def contestants(given: argparse.Namespace, windows: Path) -> list[Contestant]:
 def our_recipe(given: argparse.Namespace, windows: Path) -> list[str]:
     """Arguments that name our recipe: the given one moved to this teacher and text, or one made."""
     if given.recipe:
-        settings = {
-            "teacher.model": given.teacher.resolve(),
-            "calibration.set": windows,
-            "calibration.samples": given.samples,
-            "calibration.seq_len": given.seq_len,
-            "artifact.format": "compressed-tensors",  # what the reader opens
-            "teacher.sha256": "null",  # the recipe's pins are of another teacher
-            "teacher.revision": "null",
-        }
-        sets = [f"--set={key}={value}" for key, value in settings.items()]
-        return [given.recipe, "{out}", *sets]
+        moved_recipe = moved(given.recipe, given, windows)
+        return [*moved_recipe, f"--set=calibration.samples={given.samples}"]
     path = windows.with_name("recipe.yaml")
     text = RECIPE.format(
         teacher=json.dumps(str(given.teacher.resolve())),
@@ -147,6 +152,19 @@ def our_recipe(given: argparse.Namespace, windows: Path) -> list[str]:
     )
     path.write_text(text, "utf-8")
     return [str(path), "{out}"]
+
+
+def moved(recipe: str, given: argparse.Namespace, windows: Path) -> list[str]:
+    """Arguments that name a recipe, moved to this teacher and text."""
+    settings = {
+        "teacher.model": given.teacher.resolve(),
+        "calibration.set": windows,
+        "calibration.seq_len": given.seq_len,
+        "artifact.format": "compressed-tensors",  # what the reader opens
+        "teacher.sha256": "null",  # the recipe's pins are of another teacher
+        "teacher.revision": "null",
+    }
+    return [recipe, "{out}", *(f"--set={key}={value}" for key, value in settings.items())]
 
 
 def alternate(sides: Sequence[Contestant], *, runs: int, out: Path) -> dict[str, list[Any]]:

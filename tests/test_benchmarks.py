@@ -145,6 +145,11 @@ def test_a_shipped_recipe_is_moved_to_this_teacher_and_text(bench, request_, tmp
     assert recipe.teacher.model == str(tmp_path / "teacher")
     assert recipe.teacher.sha256 is None
     assert recipe.calibration.set == str(windows)
+    given = quantize.arguments([*request_, "--also", "w4-fast"])
+    ours, also, *_ = quantize.contestants(given, windows)
+    assert (ours.name, also.name) == ("compress", "compress w4-fast")
+    sets = [argument.removeprefix("--set=") for argument in also.command if "--set=" in argument]
+    assert load("w4-fast", sets=sets).calibration.samples == 64
 
 
 def test_result_holds_medians_ratios_and_the_names_of_results_json(bench):
