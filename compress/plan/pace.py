@@ -24,6 +24,7 @@ from compress.errors import StorageError
 from compress.plan import caching
 from compress.plan.footprint import Job
 from compress.plan.sizes import stage_schemes
+from compress.recipe.quantize import INT8
 
 log = logging.getLogger("compress")
 FILE = "pace.json"
@@ -153,7 +154,7 @@ def _stage_work(job: Job, index: int) -> float:
         rows, columns = linear.out_features, linear.in_features
         searched = scheme.scale_search != "none"
         operations += (_MOVED + (_TRIED if searched else 0)) * linear.weights
-        if scheme.method == "gptq":
+        if scheme.by_gptq:
             operations += _SLOW * 2 * rows * columns**2 * (1 + 2 * scheme.sweeps)
         if scheme.needs_hessian and (linear.block, linear.shares) not in seen:
             seen.add((linear.block, linear.shares))
@@ -162,8 +163,10 @@ def _stage_work(job: Job, index: int) -> float:
     last = max(
         (len(job.anatomy.blocks) if block is None else block + 1 for block, _ in seen), default=0
     )
+    int8 = spec.method in INT8 and spec.needs_calibration  # each block watched, then passed
+    last = len(job.anatomy.blocks) if int8 else last
     walked = sum(linear.weights for block in job.anatomy.blocks[:last] for linear in block.linears)
-    forwards = 2 if spec.error_correction or not spec.true_sequential else 1
+    forwards = 2 if int8 or spec.error_correction or not spec.true_sequential else 1
     return operations + 2 * forwards * tokens * walked
 
 

@@ -52,8 +52,11 @@ class Tolerance:
 
 
 TOLERANCES = {
-    # inputs are rounded to eight bits or fewer: one that lies between two falls either way
+    # llama.cpp rounds the inputs of every block of weights to eight bits
     "int8 inputs": Tolerance(margin=0.5, log_probability=None, kl_mean=0.02),
+    # an input between two steps falls either way for the last bit of a float: behind a few blocks
+    # two engines are as far apart as two draws of the rounding error, KL 0.005 for W8A8
+    "rounded inputs": Tolerance(margin=1.5, log_probability=None, kl_mean=0.05),
     "float32": Tolerance(margin=2e-3, log_probability=1e-3, kl_mean=1e-4),
     "bfloat16": Tolerance(margin=0.5, log_probability=None, kl_mean=0.02),
 }
@@ -256,7 +259,7 @@ def _judged(
     """Hold answers to the independent reader's model, walked once over all of them."""
     margins, errors, divergences = _distances(answers, _read(reading, answers))
     rounding = reading.cached or any(matrix.inputs for matrix in reading.matrices.values())
-    allowed = TOLERANCES["int8 inputs" if rounding else dtype]
+    allowed = TOLERANCES["rounded inputs" if rounding else dtype]
     margin, error, kl_mean = float(margins.max()), float(errors.max()), float(divergences.mean())
     wrong = []
     if not margin <= allowed.margin:
