@@ -28,7 +28,7 @@ def bench(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.syspath_prepend(str(BENCHMARKS / "readers"))
     names = ("measure", "summary", "texts", "quantize", "decode", "stored")
-    names += ("applied", "ablate", "catalogue", "synthetic", "memory")
+    names += ("applied", "ablate", "catalogue", "synthetic", "memory", "kv_cache", "passkey")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield importlib.import_module
@@ -424,3 +424,44 @@ def test_recipes_of_the_memory_benchmark_load_and_solve_the_first_blocks(bench, 
     (stage,) = recipe.stages
     names = [f"model.layers.{index}.mlp.up_proj" for index in (0, 1, 2, 10)]
     assert [bool(scheme_for(stage.quantize, name)) for name in names] == [True, True, False, False]
+
+
+def test_a_pass_key_lies_in_text_of_the_right_length_and_is_drawn_from_the_seed(bench):
+    passkey = bench("passkey")
+    text = "One sentence here. Another one there! And a third? " * 20
+    made = passkey.items(text, count=4, tokens=400, seed=7, encode=lambda t: list(t.encode()))
+    again = passkey.items(text, count=4, tokens=400, seed=7, encode=lambda t: list(t.encode()))
+    assert made == again
+    assert [one.depth for one in made] == [0.125, 0.375, 0.625, 0.875]
+    assert len({one.key for one in made}) == 4
+    for one in made:
+        read = bytes(one.ids).decode()
+        assert len(one.ids) == 400
+        assert read.count(one.key) == 2
+        assert read.endswith(passkey.QUESTION)
+        assert abs(read.index(one.key) / 400 - one.depth) < 0.3
+    assert passkey.found(" 12345. It is", "12345")
+    assert not passkey.found(" 12346", "12345")
+
+
+def test_rows_of_keys_and_values_become_a_table(bench):
+    kv_cache = bench("kv_cache")
+    given = kv_cache.arguments(
+        ["--teacher", "t", "--calibration", "c.txt", "--test", "x.txt", "--out", "o"]
+    )
+    assert tuple(given.rows) == kv_cache.ROWS
+    row = {"kv_bytes_per_token": 23_040, "perplexity": 20.0, "found": [True, False]}
+    other = {**row, "kv_bytes_per_token": 11_520, "perplexity": 20.02, "found": [True, True]}
+    told = {"kl_mean": 0.00123, "top1_agreement": 0.98}
+    about = {"date": "d", "commit": "c", "command": "python x", "hardware": "h", "test": "x.txt"}
+    asked = {"samples": 1, "windows": 2, "seq_len": 2048, "items": 2, "item_tokens": 2048}
+    page = kv_cache.page(
+        {
+            **about,
+            **asked,
+            "calibration": "c.txt",
+            "rows": {"float": row, "int8 head": other | told},
+        }
+    )
+    assert "| float | 23,040 | 20.000 |  |  |  | 1 of 2 |  |" in page
+    assert "| int8 head | 11,520 | 20.020 | +0.100 % | 0.00123 | 0.9800 | 2 of 2 | 1 |" in page

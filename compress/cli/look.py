@@ -111,6 +111,8 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "tied": anatomy.tied,
         "bits_per_weight": round(artifact.bits_per_weight, 4),
         "size_bytes": artifact.size_bytes,
+        "kv_cache": _cached(artifact),
+        "kv_bytes_per_token": artifact.kv_bytes_per_token,
         "parts_bytes": artifact.parts_sizes(),
         **_made_by(artifact.folder),
     }
@@ -232,6 +234,12 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise RequestError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _cached(artifact: Artifact) -> str:
+    """How keys and values will be cached, in words."""
+    scheme = artifact.cached
+    return f"{scheme.numbers}, a scale each {scheme.granularity}" if scheme else "not rounded"
 
 
 def _stored(artifact: Artifact, name: str) -> str:
