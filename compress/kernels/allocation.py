@@ -88,11 +88,11 @@ def _solve(
     one_each = block_diag([np.ones((1, len(row))) for row in costs], format="csr")
     taken = np.array([[size for row in sizes for size in row]], dtype=float)
     found = milp(
-        flat * (_SCALE / (flat.max() or 1.0)),
+        flat * (_SCALE / max(float(flat.max()), 1e-200)),
         integrality=np.ones_like(flat),
         bounds=Bounds(0, 1),
         constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(taken, ub=room)],
-        options={"mip_rel_gap": 0.0},
+        options={"mip_rel_gap": 0.0, "presolve": False},  # with it, HiGHS may print
     )
     if not found.success:
         raise SolveError(f"HiGHS found no allocation: {found.message}")
