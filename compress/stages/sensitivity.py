@@ -313,7 +313,7 @@ def _round(
 ) -> dict[str, Rounded]:
     """Round as the next stage will, if from fewer tokens and the teacher's own inputs.
 
-    Rounding to nearest would save a third of the time and overrate what solvers are good at: on
+    Rounding to nearest would save four tenths of the time and overrate what solvers are good at: on
     SmolLM2 they divide the error of o by 4.2, and that of gate and up by 2.2. What cannot be solved
     and may stay dense is missing.
     """
