@@ -244,10 +244,14 @@ def _cached(artifact: Artifact) -> str:
 
 def _stored(artifact: Artifact, name: str) -> str:
     """How one linear is stored, in the words of a recipe."""
+    from compress.artifact.formats.floats import kind_of
+
     matrix = artifact.matrices.get(name)
     if matrix is None:
         return "dense"
     scheme = matrix.scheme
+    if kind := kind_of(scheme):
+        return f"{kind}, group_size {scheme.group_size}"
     return f"{scheme.bits} bits, group_size {scheme.group_size}, {'sym' if scheme.sym else 'asym'}"
 
 

@@ -40,6 +40,9 @@ class Table:
     words: int = 1
 
 
+_FLOATING = ("fp8", "nvfp4", "mxfp4")  # methods that say more than bits and groups
+
+
 def summary(results: Results, measured: Measured | None) -> list[Row]:
     """List every measure before and after; what was not measured has no row.
 
@@ -335,6 +338,8 @@ def _stored_as(linear: LinearResult) -> str:
     if linear.bits is None:
         return "dense"
     whole_rows = linear.group_size in (None, -1)
+    if linear.method in _FLOATING:
+        return linear.method
     return f"{linear.bits} bits, " + (
         "one scale per row" if whole_rows else f"groups of {linear.group_size}"
     )

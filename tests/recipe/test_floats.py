@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from compress.recipe.quantize import ACTIVATIONS, FLOATS, USED_BY, Method, Quantize
+from compress.recipe.schema import Recipe
 from compress.recipe.scheme import head_scheme, scheme_for
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -84,3 +85,16 @@ def test_tables_name_methods_and_fields_that_there_are():
     assert set(FLOATS) == set(ACTIVATIONS) <= methods
     assert set(USED_BY) <= set(Quantize.model_fields)
     assert {method for users in USED_BY.values() for method in users} <= methods
+
+
+def test_a_gate_cannot_give_floating_numbers_more_bits():
+    found = {
+        "version": 1,
+        "teacher": {"model": "a/b"},
+        "stages": [{"quantize": {"scheme": "NVFP4A16"}}],
+        "evaluate": {"gates": {"kl_mean_max": 0.1, "on_violation": "escalate"}},
+    }
+    with pytest.raises(ValidationError, match=r"stages\[0\] rounds to floating numbers"):
+        Recipe.model_validate(found)
+    found["evaluate"]["gates"]["on_violation"] = "fail"
+    assert Recipe.model_validate(found).evaluate.gates.kl_mean_max == 0.1
