@@ -163,9 +163,9 @@ def _vllm_cuda(anatomy: Anatomy, matrices: Mapping[str, Matrix]) -> Iterator[str
             and linear.name in matrices
             and matrices[linear.name].scheme.scale_rows > 1
         ]
-        if odd := [x for x in blocks if x.out_features % matrices[x.name].scheme.scale_rows]:
-            rows = matrices[odd[0].name].scheme.scale_rows
-            yield f"fused linears need blocks of {rows} rows to divide them: {odd[0].name}"
+        if uneven := [x for x in blocks if x.out_features % matrices[x.name].scheme.scale_rows]:
+            rows = matrices[uneven[0].name].scheme.scale_rows
+            yield f"fused linears need blocks of {rows} rows to divide them: {uneven[0].name}"
             break
     if odd := [n for n, m in matrices.items() if m.scheme.bits == 8 and not m.scheme.sym]:
         yield f"its kernels take zero points at 4 bits, not at 8: {_named(odd)}"

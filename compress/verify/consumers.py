@@ -39,7 +39,8 @@ PROMPTS = (
     "1, 2, 3, 4, 5,",
 )
 _TIMEOUT_SECONDS = 900.0
-_REFUSES = "Failed to find a kernel that can implement"  # vLLM, by bits and shapes alone
+# vLLM, by bits, numbers and shapes alone
+_REFUSES = ("Failed to find a kernel that can implement", "NVFP4 kernel")
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,9 @@ def _child(
     try:
         told = run_child(python, script, request, timeout_seconds=_TIMEOUT_SECONDS)
     except ChildFailed as error:
-        outcome: CheckOutcome = "refused" if _REFUSES in str(error) else "failed"
+        outcome: CheckOutcome = (
+            "refused" if any(reason in str(error) for reason in _REFUSES) else "failed"
+        )
         return Consumer(name, outcome, str(error), dtype=dtype)
     if reason := told.get("missing"):
         return Consumer(name, "not installed", f"{python}: {reason}")
@@ -289,12 +292,13 @@ def _finite(value: float) -> float | None:
 def _distances(answers: Sequence[Answer], read: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """For every token: its margin, the largest error of a log-probability, and KL."""
     margins: list[Tensor] = []
-    compared: list[tuple[float, float]] = []
+    compared: list[tuple[float, float]] = []  # where the engine told of probabilities
     for answer, values in zip(answers, read, strict=True):
         chosen = values.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
         margins.append(values.amax(-1) - chosen)
-        compared += map(_compare, values.log_softmax(-1), answer.top)
-    errors, divergences = torch.tensor(compared).unbind(-1)
+        rows = zip(values.log_softmax(-1), answer.top, strict=True)
+        compared += [_compare(row, told) for row, told in rows if told]
+    errors, divergences = torch.tensor(compared or [(math.nan, math.nan)]).unbind(-1)
     return torch.cat(margins), errors, divergences
 
 
