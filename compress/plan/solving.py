@@ -101,11 +101,13 @@ class _BlockMemory:
         together: dict[str, list[Linear]] = {}  # what engines fuse is rounded as one stack
         for linear, _ in self.solved():
             together.setdefault(linear.fused or linear.name, []).append(linear)
+        floating = any(scheme.floating for _, scheme in self.solved())
+        copied = 1 + self.job.item_bytes if floating else 0  # such a stack is joined as it lies
         peak = 0
         for stack in together.values():
             columns, rows = stack[0].in_features, sum(x.out_features for x in stack)
             slice_rows = min(self.limits.solve_rows, rows)
-            peak = max(peak, 12 * slice_rows * columns + rows * columns)
+            peak = max(peak, 12 * slice_rows * columns + (1 + copied) * rows * columns)
         return self.weights() + peak + self.codes()
 
     def watch(self) -> int:
