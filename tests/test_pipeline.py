@@ -59,14 +59,19 @@ def hashes(folder):
     return json.loads((folder / "manifest.json").read_text())["tensors"]
 
 
-@pytest.mark.parametrize("format", ["packed", "compressed-tensors"])
-def test_a_recipe_becomes_a_judged_artifact_with_its_records(recipe, out, format):
+@pytest.mark.parametrize(
+    ("format", "sym"),
+    [("packed", True), ("compressed-tensors", True), ("gptq", True), ("gguf", False)],
+)
+def test_a_recipe_becomes_a_judged_artifact_with_its_records(recipe, out, format, sym):
     seen = []
-    outcome = pipeline.apply(recipe(f"artifact.format={format}"), out=out, watch=seen.append)
+    asked = recipe(f"artifact.format={format}", f"quantize.sym={str(sym).lower()}")
+    outcome = pipeline.apply(asked, out=out, watch=seen.append)
     names = {path.name for path in out.iterdir()}
+    assert ("model.gguf" if format == "gguf" else "model.safetensors") in names
     assert names >= {
-        "model.safetensors", "config.json", "tokenizer.json", "recipe.lock.yaml", "results.json",
-        "measured.json", "report.html", "report.md", "README.md", "manifest.json",
+        "config.json", "tokenizer.json", "recipe.lock.yaml", "results.json", "measured.json",
+        "report.html", "report.md", "README.md", "manifest.json",
     }  # fmt: skip
     assert not [name for name in names if name.startswith(".")]
     assert not out.with_name("out.partial").exists()

@@ -32,20 +32,27 @@ def main(asked: Path, answer: Path) -> None:
 
 
 def _continued(server: Any, prompt: list[int], new_tokens: int, top: int) -> dict[str, Any]:
-    """Greedy tokens, with the log-probabilities of the likeliest before any sampling."""
+    """Greedy tokens, with the log-probabilities of the likeliest before any sampling.
+
+    Of a token that ends inside a character it tells none: those rows are empty.
+    """
     said = server.handle_completions(
         {
             "prompt": prompt, "n_predict": new_tokens, "temperature": 0, "ignore_eos": True,
-            "n_probs": top, "cache_prompt": False, "post_sampling_probs": False,
+            "n_probs": top, "cache_prompt": False, "post_sampling_probs": False, "verbose": True,
         }
     )  # fmt: skip
-    if "choices" not in said:
+    if "__verbose" not in said:
         raise RuntimeError(f"llama.cpp refuses to answer: {said}")
-    steps = said["choices"][0]["logprobs"]["content"]
-    return {
-        "tokens": [step["id"] for step in steps],
-        "top": [{one["id"]: one["logprob"] for one in step["top_logprobs"]} for step in steps],
-    }
+    tokens: list[int] = said["__verbose"]["tokens"]
+    told = iter(said["__verbose"]["completion_probabilities"])
+    likeliest, step = [], next(told, None)
+    for token in tokens:
+        known = step is not None and step["id"] == token
+        rows = step["top_logprobs"] if step is not None and known else []
+        likeliest.append({one["id"]: one["logprob"] for one in rows})
+        step = next(told, None) if known else step
+    return {"tokens": tokens, "top": likeliest}
 
 
 if __name__ == "__main__":

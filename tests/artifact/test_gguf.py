@@ -398,3 +398,36 @@ def test_other_tokenizers_are_refused(tmp_path, changes, message):
         read_vocabulary(tokenizer(tmp_path, **changes))
     with pytest.raises(ModelError, match="cannot be read"):
         read_vocabulary(tmp_path / "nowhere")
+
+
+# --- strangers' bytes ----------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(at=st.integers(0, 2**31), new=st.binary(min_size=1, max_size=8), cut=st.booleans())
+def test_no_header_is_more_than_a_clear_error(file, at, new, cut):
+    """Both readers, on a file with some bytes changed or its end missing."""
+    import tempfile
+    from pathlib import Path
+
+    from compress.artifact.gguf_file import GgufCheckpoint
+    from compress.verify.gguf import read_file
+
+    config, data = json.loads((file / "config.json").read_text()), _bytes_of(file)
+    first = min(t.start for t in read_gguf(file / "model.gguf").tensors.values())
+    place = at % first
+    with tempfile.TemporaryDirectory() as scratch:
+        changed = data[:place] + new + data[place + len(new) :]
+        (Path(scratch) / "model.gguf").write_bytes(changed[:place] if cut else changed)
+        for reader in (GgufCheckpoint, read_file):
+            try:
+                found = reader(Path(scratch), config)
+            except CompressError:
+                continue
+            entries = found.tensors if reader is GgufCheckpoint else found[0]
+            for name in entries:
+                _ = found.read(name) if reader is GgufCheckpoint else entries[name].raw()
+
+
+def _bytes_of(folder):
+    return (folder / "model.gguf").read_bytes()
