@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def main(asked: Path, answer: Path) -> None:
     settings.model.path = str(Path(request["folder"]) / "model.gguf")
     settings.n_ctx = max(map(len, request["prompts"])) + request["new_tokens"] + 1
     settings.n_parallel, settings.n_gpu_layers, settings.warmup = 1, 0, False
+    if threads := os.environ.get("OMP_NUM_THREADS"):  # idle ones of its own spin
+        settings.cpuparams.n_threads = int(threads)
     server = xllamacpp.Server(settings)
     answers = [
         _continued(server, ids, request["new_tokens"], request["top"]) for ids in request["prompts"]
