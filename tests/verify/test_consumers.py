@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from verify.conftest import Student, linears
 
-from compress.artifact.write import companions, write
 from compress.verify import consumers
 from compress.verify.consumers import CONSUMERS, Pythons, ask
 from compress.verify.layout import open_folder
@@ -239,27 +236,3 @@ def test_transformers_failing_is_told(artifact, monkeypatch):
     (found,) = ask(broken, "transformers")
     assert found.outcome == "failed"
     assert "Error" in found.detail
-
-
-LLAMA = os.environ.get(consumers.LLAMA_PYTHON)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not LLAMA, reason=f"{consumers.LLAMA_PYTHON} names no interpreter that has it")
-@pytest.mark.parametrize(("bits", "sym"), [(4, True), (4, False), (8, True), (3, True)])
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-def test_llama_cpp_agrees(tiny_model, tmp_path, family, bits, sym):
-    """Names, the order of rows and the blocks, by the engine itself."""
-    teacher = shutil.copytree(tiny_model(family, tied=bits == 8), tmp_path / "teacher")
-    told = json.loads((teacher / "tokenizer.json").read_text())
-    told["model"]["vocab"]["ab"] = 261  # llama.cpp opens no tokenizer without a merge
-    told["model"]["merges"] = [["a", "b"]]
-    (teacher / "tokenizer.json").write_text(json.dumps(told))
-    made = Student(teacher, linears(bits, 32, sym), "float32")
-    write(
-        tmp_path / "a", made.parts(), anatomy=made.anatomy, config=made.config,
-        tokenizer_files=companions(teacher), format="gguf",
-    )  # fmt: skip
-    reading = open_folder(tmp_path / "a")
-    (found,) = ask(reading, "llama.cpp", Pythons(llama=Path(LLAMA)))
-    assert (found.outcome, found.tokens) == ("passed", 64), found
