@@ -1,7 +1,7 @@
 """The weights that a format means by a student: where it rounds them once more, so does this.
 
-Only two formats do: `dense`, which writes products out in the dtype of the config, and `gguf`, whose
-asymmetric grids get a minimum in float16. Elsewhere these are the student's own, bit for bit.
+Only two formats do: `dense`, which writes products out in the dtype of the config, and `gguf`,
+whose asymmetric grids get a minimum in float16. Elsewhere these are the student's, bit for bit.
 """
 
 from __future__ import annotations
