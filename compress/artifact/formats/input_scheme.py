@@ -101,7 +101,7 @@ def decode_inputs(name: str, matrix: Matrix, tensors: Mapping[str, Tensor]) -> I
     columns = None if listed is None else listed.long()
     if columns is not None and len(columns):
         rising = bool((columns[1:] > columns[:-1]).all())
-        if not (rising and 0 <= int(columns[0]) and int(columns[-1]) < matrix.columns):
+        if not (rising and int(columns[0]) >= 0 and int(columns[-1]) < matrix.columns):
             raise ArtifactError(
                 f"{name}{OUTLIERS}: not rising column numbers below {matrix.columns}. Write the "
                 "artifact again."
