@@ -71,7 +71,8 @@ def all_linears(made, scheme=W4):
 
 def test_what_every_format_holds_is_not_refused(student, every_linear):
     made = student("llama", every_linear(4, 32, True))
-    assert not any(f.refusals(made.anatomy, all_linears(made)) for f in FORMATS.values())
+    held = ("packed", "compressed-tensors", "gptq", "gguf", "dense")
+    assert not any(FORMATS[name].refusals(made.anatomy, all_linears(made)) for name in held)
     assert not refusals(made, {**all_linears(made), "lm_head": Scheme(8, 64, False)})
 
 
@@ -142,7 +143,11 @@ def test_nothing_quantized_is_no_scheme(student, tmp_path):
 
 
 FOREIGN = {
-    "other format": (lambda q: q.update(format="int-quantized"), "format 'int-quantized'"),
+    "other format": (lambda q: q.update(format="marlin-24"), "format marlin-24"),
+    "groups of another": (
+        lambda q: group(q).update(format="int-quantized"),
+        "but one of its groups says int-quantized",
+    ),
     "no groups": (lambda q: q.update(config_groups=None), "config_groups is not a table"),
     "no target": (lambda q: group(q).update(targets=["Conv2d"]), "no group of config_groups"),
     "width": (lambda q: group(q)["weights"].update(num_bits=3), "is not one that is read"),

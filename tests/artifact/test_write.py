@@ -111,8 +111,8 @@ def test_a_lost_part_stops_the_write(made, tmp_path):
 
 
 def test_an_unknown_format_is_refused_before_anything_is_written(made, tmp_path):
-    with pytest.raises(ArtifactError, match=r"'gguf' is unknown\. Use packed, compressed-tensors"):
-        made.write(tmp_path / "a", "gguf")
+    with pytest.raises(ArtifactError, match=r"'onnx' is unknown\. Use packed, compressed-tensors"):
+        made.write(tmp_path / "a", "onnx")
     assert not (tmp_path / "a").exists()
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from compress.recipe.patterns import matches
-from compress.recipe.quantize import FLOATS, PRESETS, Quantize
+from compress.recipe.quantize import FIXED, PRESETS, Quantize
 from compress.recipe.scheme import head_scheme, override_for, scheme_for
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.11.mlp.down_proj"
@@ -58,7 +58,7 @@ def test_the_head_is_decided_by_its_own_field():
 def test_a_preset_means_its_fields(name):
     quantize = Quantize(scheme=name)
     assert {field: getattr(quantize, field) for field in PRESETS[name]} == PRESETS[name]
-    if quantize.method not in FLOATS:  # the one field that may differ
+    if quantize.method not in FIXED:  # the one field that may differ
         assert Quantize(scheme=name, group_size=32).group_size == 32
 
 

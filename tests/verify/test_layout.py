@@ -25,7 +25,7 @@ PACKED = {
 }
 EXPORTED = {
     "format": (lambda q: q.update(format="int-quantized"), "format 'int-quantized'"),
-    "no groups": (lambda q: q.update(config_groups=[]), "pack-quantized with its config_groups"),
+    "no groups": (lambda q: q.update(config_groups=[]), "with config_groups"),
     "group field": (lambda q: group(q).update(format="x"), "group_0 must have"),
     "targets": (lambda q: group(q).update(targets="Linear"), "targets of group_0 are not names"),
     "no module": (lambda q: group(q)["targets"].append("Linear"), "no matrix of this model"),

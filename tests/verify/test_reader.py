@@ -48,7 +48,7 @@ def test_it_reads_what_is_packed(bits, rows, columns, seed):
 
 def test_rows_are_read_in_slices(monkeypatch):
     codes = torch.arange(40).view(10, 4).byte() % 8
-    monkeypatch.setattr("compress.verify.reader._CODES_AT_ONCE", 12)
+    monkeypatch.setattr("compress.verify.bits._CODES_AT_ONCE", 12)
     assert unpack(pack(codes, 3).numpy(), 3, 4).tolist() == codes.tolist()
 
 

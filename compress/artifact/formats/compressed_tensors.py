@@ -174,18 +174,13 @@ def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[st
     Raises:
         ArtifactError: a format or scheme of compressed-tensors that is not read here.
     """
-    known = (PACKED, INT8, MIXED, *ct_floats.FORMATS.values())
-    if quantization.get("format") not in known:
-        raise ArtifactError(
-            f"config.json: compressed-tensors format {quantization.get('format')!r}. Read are "
-            f"{', '.join(known)}."
-        )
     groups = quantization.get("config_groups")
     if not isinstance(groups, dict) or not all(map(_is_group, groups.values())):
         raise ArtifactError(
             "config.json: quantization_config.config_groups is not a table of groups, each with "
             "targets (names) and weights (a table)."
         )
+    _check_formats(quantization.get("format"), groups)
     names = [
         name.removesuffix(".weight_packed")
         for name, info in checkpoint.tensors.items()
@@ -204,6 +199,21 @@ def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[st
         name: ct_floats.matrix(name, shape, _group_for(name, groups))
         for name, shape in floating.items()
     }
+
+
+def _check_formats(said: Any, groups: Mapping[str, Mapping[str, Any]]) -> None:
+    known = (PACKED, INT8, MIXED, *ct_floats.FORMATS.values())
+    for found in (said, *(group.get("format", said) for group in groups.values())):
+        if found not in known:
+            raise ArtifactError(
+                f"config.json: compressed-tensors format {shown(found)}. Read are "
+                f"{', '.join(known)}."
+            )
+        if MIXED not in (said, found) and found != said:
+            raise ArtifactError(
+                f"config.json: compressed-tensors format {shown(said)}, but one of its groups says "
+                f"{shown(found)}. Write the artifact again."
+            )
 
 
 def _is_group(group: Any) -> bool:
