@@ -22,6 +22,7 @@ from compress.kernels.hessian import accumulate, mean
 from compress.recipe.allocate import Allocate, free, head_is_free
 from compress.recipe.quantize import Quantize
 from compress.recipe.scheme import Scheme, head_scheme, scheme_for
+from compress.stages.blockwise import give_back_memory
 from compress.stages.context import Context
 from compress.stages.rounding import Rounder
 from compress.student import Student
@@ -160,6 +161,7 @@ class _Backward:
         for index in reversed(range(len(blocks))):
             wanted = [] if _unit(index) in finished else units.get(_unit(index), [])
             self.context.tell("allocate", len(blocks) - 1 - index, len(blocks))
+            give_back_memory()  # solving every width leaves many pieces
             with self.walk.filled(index) as module:
                 here = _Here(self, blocks[index], module, entering[index].split(self.rows))
                 costs, above = here.costs(wanted, above)
