@@ -11,39 +11,24 @@ shard flushed": tuning, saving and an fsync. Prints one JSON line at the end.
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
-import json
-import os
 import time
-from pathlib import Path
 
 import torch
 from auto_round import AutoRound
-from quantizing import fingerprint, flush
+from quantizing import flush, options, tell, windows_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def main() -> None:
     """Quantize, save, and print seconds, windows and versions as one JSON line."""
-    parser = argparse.ArgumentParser(description="Quantize one teacher with auto-round.")
-    parser.add_argument("teacher")
-    parser.add_argument("text", type=Path, help="a text of exactly samples x seq-len tokens")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--group-size", type=int, default=64)
+    parser = options("Quantize one teacher with auto-round.")
     parser.add_argument("--iterations", type=int, default=200)
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--seq-len", type=int, default=512)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
 
     tokenizer = AutoTokenizer.from_pretrained(given.teacher)
     model = AutoModelForCausalLM.from_pretrained(given.teacher, dtype=getattr(torch, given.dtype))
-    ids = tokenizer(given.text.read_text("utf-8")).input_ids
-    windows = [ids[i * given.seq_len : (i + 1) * given.seq_len] for i in range(given.samples)]
+    windows = windows_of(given, tokenizer)
     data = [{"input_ids": torch.tensor([window])} for window in windows]
 
     start = time.perf_counter()
@@ -64,16 +49,7 @@ def main() -> None:
 
     for file in [] if shards == given.out else shards.iterdir():  # it makes a folder of its own
         file.rename(given.out / file.name)
-    packages = ["auto-round", "compressed-tensors", "transformers", "torch"]
-    print(
-        json.dumps(
-            {
-                "seconds": seconds,
-                "calibration_fingerprint": fingerprint(windows),
-                "versions": {name: importlib.metadata.version(name) for name in packages},
-            }
-        )
-    )
+    tell(seconds, windows, ["auto-round", "compressed-tensors", "transformers", "torch"])
 
 
 if __name__ == "__main__":

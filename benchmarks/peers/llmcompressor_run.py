@@ -13,12 +13,7 @@ line at the end.
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
-import json
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +22,7 @@ from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
-from quantizing import fingerprint, flush
+from quantizing import flush, options, tell, windows_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODIFIERS = {"gptq": GPTQModifier, "rtn": QuantizationModifier}
@@ -45,25 +40,15 @@ def modifier(*, method: str, bits: int, group_size: int, observer: str | None) -
 
 def main() -> None:
     """Quantize, save, and print seconds, windows and versions as one JSON line."""
-    parser = argparse.ArgumentParser(description="Quantize one teacher with llm-compressor.")
-    parser.add_argument("teacher")
-    parser.add_argument("text", type=Path, help="a text of exactly samples x seq-len tokens")
-    parser.add_argument("out", type=Path)
+    parser = options("Quantize one teacher with llm-compressor.")
     parser.add_argument("--method", choices=sorted(MODIFIERS), default="gptq")
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--seq-len", type=int, default=512)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--observer", help="how scales are found; default: the peer's own, min-max")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
 
     tokenizer = AutoTokenizer.from_pretrained(given.teacher)
     model = AutoModelForCausalLM.from_pretrained(given.teacher, dtype=getattr(torch, given.dtype))
-    ids = tokenizer(given.text.read_text("utf-8")).input_ids
-    windows = [ids[i * given.seq_len : (i + 1) * given.seq_len] for i in range(given.samples)]
+    windows = windows_of(given, tokenizer)
     data = Dataset.from_dict(
         {"input_ids": windows, "attention_mask": [[1] * len(window) for window in windows]}
     )
@@ -87,16 +72,7 @@ def main() -> None:
     seconds = time.perf_counter() - start
 
     tokenizer.save_pretrained(given.out)
-    packages = ["llmcompressor", "compressed-tensors", "transformers", "torch"]
-    print(
-        json.dumps(
-            {
-                "seconds": seconds,
-                "calibration_fingerprint": fingerprint(windows),
-                "versions": {name: importlib.metadata.version(name) for name in packages},
-            }
-        )
-    )
+    tell(seconds, windows, ["llmcompressor", "compressed-tensors", "transformers", "torch"])
 
 
 if __name__ == "__main__":

@@ -2,9 +2,48 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import importlib.metadata
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """What every such peer is told on its command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("teacher")
+    parser.add_argument("text", type=Path, help="a text of exactly samples x seq-len tokens")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    return parser
+
+
+def windows_of(given: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
+    """The token windows of the text that was given."""
+    ids = tokenizer(given.text.read_text("utf-8")).input_ids
+    return [ids[i * given.seq_len : (i + 1) * given.seq_len] for i in range(given.samples)]
+
+
+def tell(seconds: float, windows: list[list[int]], packages: Sequence[str]) -> None:
+    """Print seconds, windows and versions as one JSON line."""
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "calibration_fingerprint": fingerprint(windows),
+                "versions": {name: importlib.metadata.version(name) for name in packages},
+            }
+        )
+    )
 
 
 def flush(folder: Path) -> None:
