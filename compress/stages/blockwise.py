@@ -29,6 +29,7 @@ from compress.surgery import inputs
 from compress.surgery.walk import Walk
 
 Solution = tuple[dict[str, Rounded], list[LinearResult]]
+_Weights = Mapping[str, Tensor]  # of linears, [O, I] by name
 Solve = Callable[
     [Sequence[Linear], Mapping[str, Tensor], Tensor, Tensor, Mapping[str, Tensor]], Solution
 ]
@@ -131,21 +132,21 @@ class _Block:
     tell: Callable[[str], None]
     drift: Drift | None = None
 
-    def solve_groups(self, seen: Callable[[Sequence[Linear]], _Seen]) -> Solution:
+    def solve_groups(self, seen: Callable[[Sequence[Linear], _Weights], _Seen]) -> Solution:
         """Solve group after group, each from the Hessian that is made for it then."""
         rounded: dict[str, Rounded] = {}
         records: list[LinearResult] = []
         for group in self.groups:
-            codes, found = self._solve_group(group, seen(group))
+            weights = {linear.name: self._weight(linear) for linear in group}
+            codes, found = self._solve_group(group, weights, seen(group, weights))
             rounded |= codes
             records += found
         return rounded, records
 
-    def _solve_group(self, group: Sequence[Linear], seen: _Seen) -> Solution:
+    def _solve_group(self, group: Sequence[Linear], weights: _Weights, seen: _Seen) -> Solution:
         """Solve linears that share an input, and put what they have become in their place."""
         self.tell(group[0].name)
         give_back_memory()
-        weights = {linear.name: self.weight(linear) for linear in group}
         rounded, records = self.solve(group, weights, seen.hessian, seen.peaks, seen.lacks)
         for linear in group:
             dense = weights[linear.name]
@@ -157,7 +158,7 @@ class _Block:
                 self.drift.passed(linear, seen.given, dense)
         return rounded, records
 
-    def weight(self, linear: Linear) -> Tensor:
+    def _weight(self, linear: Linear) -> Tensor:
         """What is to be rounded: [O, I], in the dtype in which it is stored."""
         stored = self.stored[linear.name + ".weight"].to(self.parts[0].device)
         return stored.T if linear.transposed else stored
@@ -180,11 +181,10 @@ class _Block:
         tokens = self.sinks.counted(windows, self.parts[0].shape[1])
         return replace(total, hessian=mean(total.hessian, tokens))
 
-    def with_lacks(self, group: Sequence[Linear], seen: _Seen) -> _Seen:
+    def with_lacks(self, group: Sequence[Linear], weights: _Weights, seen: _Seen) -> _Seen:
         """What was seen, and what the linears lack of the teacher's."""
         if self.drift is None:
             return seen
-        weights = {linear.name: self.weight(linear) for linear in group}
         lacks = self.drift.lacks(group, seen.given, weights, seen.hessian)
         return replace(seen, lacks=lacks)
 
@@ -195,13 +195,13 @@ def _in_order(here: _Block) -> Solution:
     if here.drift is not None and all(linear.role != "o" for g in here.groups for linear in g):
         here.drift.skipped()
 
-    def seen(group: Sequence[Linear]) -> _Seen:
+    def seen(group: Sequence[Linear], weights: _Weights) -> _Seen:
         given: list[Tensor] = []
         total = here.total(group)
         forwards.to(group[0], given.append)
         for x in given:
             here.add(total, x)
-        return here.with_lacks(group, replace(here.mean(total), given=given))
+        return here.with_lacks(group, weights, replace(here.mean(total), given=given))
 
     solution = here.solve_groups(seen)
     forwards.finish()
@@ -215,7 +215,7 @@ def _at_once(here: _Block) -> Solution:
         forward = inputs.Forwards(here.walk, here.block, here.module, [part.clone()])
         for group in here.groups:
             forward.to(group[0], partial(here.add, totals[group[0].name]))
-    solution = here.solve_groups(lambda group: here.mean(totals.pop(group[0].name)))
+    solution = here.solve_groups(lambda group, _: here.mean(totals.pop(group[0].name)))
     for part in here.parts:
         part.copy_(here.walk.call(here.block.index, here.module, part))
     return solution
