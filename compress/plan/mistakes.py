@@ -16,9 +16,9 @@ from compress.artifact.gguf_header import flaws
 from compress.errors import RecipeError
 from compress.plan import caching, sizes
 from compress.plan.sizes import stage_schemes
+from compress.recipe.methods import FLOATS, INT8
 from compress.recipe.mistakes import dotted
 from compress.recipe.patterns import HEAD, matches
-from compress.recipe.quantize import FLOATS, INT8
 from compress.recipe.schema import Quantize, Recipe
 from compress.recipe.scheme import Scheme, override_for, scheme_for
 from compress.recipe.source import Loc, Places

@@ -24,7 +24,7 @@ from compress.errors import StorageError
 from compress.plan import caching
 from compress.plan.footprint import Job
 from compress.plan.sizes import stage_schemes
-from compress.recipe.quantize import INT8
+from compress.recipe.methods import INT8
 
 log = logging.getLogger("compress")
 FILE = "pace.json"

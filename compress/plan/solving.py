@@ -10,7 +10,7 @@ from compress.anatomy import Block, Linear, parallel_residual
 from compress.plan import caching, sizes
 from compress.plan.footprint import HEAP, Job
 from compress.plan.pace import DRAWS
-from compress.recipe.quantize import INT8
+from compress.recipe.methods import INT8
 from compress.recipe.schema import Quantize
 from compress.recipe.scheme import Scheme
 from compress.results import Limits

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, field_validator
 
-from compress.recipe.quantize import STRICT, Bits, Quantize
+from compress.recipe.methods import Bits
+from compress.recipe.quantize import STRICT, Quantize
 from compress.recipe.scheme import override_for, scheme_for
 
 _BITS = re.compile(r"(\d{1,2}(?:\.\d{1,6})?) bits")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import library
-from compress.recipe.quantize import PRESETS, USED_BY
+from compress.recipe.methods import PRESETS, USED_BY
 from compress.recipe.schema import Recipe, json_schema
 
 Schema = dict[str, Any]

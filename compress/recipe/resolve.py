@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 import compress
-from compress.recipe.quantize import USED_BY, Quantize
+from compress.recipe.methods import USED_BY
+from compress.recipe.quantize import Quantize
 from compress.recipe.schema import Recipe, Stage
 from compress.recipe.source import scalar
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from compress.recipe.patterns import any_matches, matches
-from compress.recipe.quantize import (
+from compress.recipe.methods import (
     FIXED,
     FLOATS,
     INT8,
@@ -17,11 +16,12 @@ from compress.recipe.quantize import (
     GroupSize,
     Method,
     Outliers,
-    Quantize,
     ScaleSearch,
     Solver,
     Strategy,
 )
+from compress.recipe.patterns import any_matches, matches
+from compress.recipe.quantize import Quantize
 
 _SCALE_ROWS: dict[Strategy, int] = {"channel": 1, "block": 128, "tensor": 0}
 _NONE: Mapping[str, int] = MappingProxyType({})

@@ -11,7 +11,7 @@ from torch import Tensor
 from compress.anatomy import Block
 from compress.kernels.grid import Rounded
 from compress.kernels.hessian import accumulate, mean
-from compress.recipe.quantize import INT8
+from compress.recipe.methods import INT8
 from compress.recipe.schema import Quantize
 from compress.recipe.scheme import Scheme, head_scheme, scheme_for
 from compress.results import LinearResult, StageResult

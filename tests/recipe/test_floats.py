@@ -7,7 +7,8 @@ import typing
 import pytest
 from pydantic import ValidationError
 
-from compress.recipe.quantize import ACTIVATIONS, FLOATS, USED_BY, Method, Quantize
+from compress.recipe.methods import ACTIVATIONS, FLOATS, USED_BY, Method
+from compress.recipe.quantize import Quantize
 from compress.recipe.schema import Recipe
 from compress.recipe.scheme import head_scheme, scheme_for
 

