@@ -6,9 +6,10 @@ there. Nothing else holds state, so a killed run finds its student again.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,13 +52,33 @@ class Student:
         that this happened, the first block that changed. Those before it are taken over.
         """
         self._teacher, self._folder, self._ledger = teacher, folder, ledger
+        self._base = teacher
         self._firsts = tuple(firsts)
-        self._stage = 0
+        self._stage, self._again = 0, True
         self._records: dict[int, Mapping[str, Any]] = {}
 
-    def enter(self, stage: int) -> None:
-        """Begin a stage, by its place in the recipe; those before it have been gone through."""
-        self._stage = stage
+    def enter(self, stage: int, *, again: bool = True) -> None:
+        """Begin a stage, by its place in the recipe; those before it have been gone through.
+
+        One that more bits do not change is not gone through `again` by later attempts.
+        """
+        self._stage, self._again = stage, again
+
+    def unit(self, name: str) -> str:
+        """What a journal calls something that belongs to the stage at work."""
+        return f"stage-{self._stage}/{name}"
+
+    def become(self, change: Callable[[Weights], Weights]) -> None:
+        """Go on from other weights than the teacher's: in another shape, or turned.
+
+        What was committed until now is part of them, and they are what later stages hold their
+        work against; only evaluation asks the teacher itself.
+
+        Args:
+            change: makes them from the student as it now is.
+        """
+        past = copy.copy(self)
+        self._base, self._records = change(past), {}
 
     def finished(self, unit: int) -> list[LinearResult] | None:
         """What an earlier run of this stage made of a block or the head, taken up again.
@@ -72,7 +93,7 @@ class Student:
 
     def _recorded(self, unit: int) -> Mapping[str, Any] | None:
         """The record of the newest attempt that made a unit as it has to be now."""
-        for attempt in range(len(self._firsts), -1, -1):
+        for attempt in range(self._attempt, -1, -1):
             if (record := self._ledger.get(self._key(unit, attempt))) is not None:
                 return record
             if attempt and (unit == HEAD or unit >= self._firsts[attempt - 1]):
@@ -89,22 +110,27 @@ class Student:
         return self._teacher
 
     @property
+    def base(self) -> Weights:
+        """What the stage at work began from: the teacher, or what `become` made of it."""
+        return self._base
+
+    @property
     def config(self) -> Mapping[str, Any]:
-        """The teacher's ``config.json``."""
-        return self._teacher.config
+        """Its ``config.json``: the teacher's, as long as no stage gave it another shape."""
+        return self._base.config
 
     @property
     def anatomy(self) -> Anatomy:
-        """The teacher's anatomy: rounding changes no shape."""
-        return self._teacher.anatomy
+        """Its anatomy: rounding changes no shape, `become` may."""
+        return self._base.anatomy
 
     def block(self, index: int) -> dict[str, Tensor]:
         """Dense tensors of one block as it now is, by stored names."""
-        return self._teacher.block(index) | self._dense(index)
+        return self._base.block(index) | self._dense(index)
 
     def outside(self) -> dict[str, Tensor]:
         """Dense tensors outside the blocks as they now are, by stored names."""
-        return self._teacher.outside() | self._dense(HEAD)
+        return self._base.outside() | self._dense(HEAD)
 
     def inputs(self, index: int) -> dict[str, Rounds]:
         """How linears of one block round their inputs, by name; none where none does."""
@@ -193,9 +219,9 @@ class Student:
 
         Scales of keys and values go by the name of the module that attends, behind its block.
         """
-        yield from self._parts(HEAD, self._teacher.outside())
+        yield from self._parts(HEAD, self._base.outside())
         for block in self.anatomy.blocks:
-            yield from self._parts(block.index, self._teacher.block(block.index))
+            yield from self._parts(block.index, self._base.block(block.index))
             if (scales := self.kv(block.index)) is not None:
                 yield block.attention, scales
 
@@ -249,9 +275,14 @@ class Student:
         return dataclasses.replace(inputs, columns=stored[name + ".columns"])
 
     def _key(self, unit: int, attempt: int | None = None) -> str:
-        number = len(self._firsts) if attempt is None else attempt
+        number = self._attempt if attempt is None else attempt
         again = f"attempt-{number}/" if number else ""
-        return f"{again}stage-{self._stage}/{'head' if unit == HEAD else f'block-{unit:05d}'}"
+        return again + self.unit("head" if unit == HEAD else f"block-{unit:05d}")
+
+    @property
+    def _attempt(self) -> int:
+        """Which attempt the stage at work belongs to."""
+        return len(self._firsts) if self._again else 0
 
 
 def _told(inputs: Inputs | None) -> dict[str, Any] | None:

@@ -48,8 +48,8 @@ class Teacher:
 
     def __init__(self, student: Student, context: Context, share: float, sinks: Sinks) -> None:
         """Ask for a `share` of the correction, from 0 to 1."""
-        self._weights, self._context = student.teacher, context
-        self._stream = Stream(student.teacher, context)
+        self._weights, self._context = student.base, context
+        self._stream = Stream(student.base, context)
         self._share, self._sinks = share, sinks
 
     @contextlib.contextmanager

@@ -1,0 +1,253 @@
+"""How large a model is where it can be cut, and what is left of it: pure data, told to its config.
+
+A model that was cut is an ordinary one of its family: fewer blocks, heads or channels, in every
+block as many. Which ones are left is told by their numbers in the model before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compress.anatomy import Anatomy, Block, Linear, kv_heads
+
+STEP = 64  # widths come in multiples: groups of scales, vector units, halves for two devices
+_BLOCKS = {"gpt2": "n_layer"}
+_CHANNELS = {"gpt2": "n_inner", "opt": "ffn_dim"}
+_HEAD_DIM = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+_SCALED_NORMS = ("llama", "mistral", "qwen2", "qwen3")  # divide by a length, times their weight
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model that may become smaller."""
+
+    blocks: int
+    heads: int  # of queries
+    kv_heads: int
+    head_dim: int
+    channels: int  # of the MLP
+    hidden: int  # of the residual stream
+
+    @property
+    def group(self) -> int:
+        """Query heads that share keys and values."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is left of one block, by numbers in the block before, ascending."""
+
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]  # where several became one, the first of them
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What is left of a model."""
+
+    blocks: Mapping[int, Kept]  # by their number before, ascending; others are gone
+    hidden: tuple[int, ...] | None = None  # channels of the stream; None: all
+
+
+def shape_of(config: Mapping[str, Any], anatomy: Anatomy) -> Shape:
+    """The shape of a model."""
+    heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    first = {linear.role: linear for linear in anatomy.blocks[0].linears}
+    return Shape(
+        len(anatomy.blocks), heads, kv_heads(config), first["o"].in_features // heads,
+        first["down"].in_features, anatomy.hidden_size,
+    )  # fmt: skip
+
+
+def can_cut(config: Mapping[str, Any]) -> dict[str, str]:
+    """Why parts of a family's models cannot be cut, by the field of the recipe; others can."""
+    kind, found = str(config["model_type"]), {}
+    if kind not in _HEAD_DIM:
+        reason = f"{kind} has no head_dim: its heads together are as wide as the stream"
+        found |= dict.fromkeys(("heads", "kv_heads"), reason)
+    if kind not in _SCALED_NORMS:
+        found["hidden"] = f"norms of {kind} do more than scale: no channel can leave their mean"
+    if config.get("scale_attn_by_inverse_layer_idx"):
+        found["depth"] = "attention is scaled by the number of its block"
+    return found
+
+
+def target(
+    shape: Shape,
+    *,
+    depth: float | None = None,
+    ffn: float | None = None,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    hidden: float | None = None,
+) -> Shape:
+    """The shape that a recipe asks for: shares of what there is, widths in multiples of `STEP`.
+
+    Whole groups of heads leave before keys and values are merged.
+    """
+    found = shape
+    if depth is not None:
+        found = replace(found, blocks=max(1, _nearest(depth * shape.blocks)))
+    if ffn is not None:
+        found = replace(found, channels=_width(ffn * shape.channels))
+    if heads is not None:
+        found = replace(found, heads=heads, kv_heads=max(1, heads // shape.group))
+    if kv_heads is not None:
+        found = replace(found, kv_heads=kv_heads)
+    if hidden is not None:
+        found = replace(found, hidden=_width(hidden * shape.hidden))
+    return found
+
+
+def whole(shape: Shape) -> Remains:
+    """All of a model."""
+    kept = Kept(*(tuple(range(n)) for n in (shape.heads, shape.kv_heads, shape.channels)))
+    return Remains(dict.fromkeys(range(shape.blocks), kept))
+
+
+def first_of(shape: Shape) -> Remains:
+    """The first of everything: any choice of which makes a model of the same sizes."""
+    found = whole(shape)
+    return replace(found, hidden=tuple(range(shape.hidden)))
+
+
+def cut_config(config: Mapping[str, Any], before: Shape, remains: Remains) -> dict[str, Any]:
+    """The ``config.json`` of what is left."""
+    kind, cut = str(config["model_type"]), dict(config)
+    kept = next(iter(remains.blocks.values()))
+    cut[_BLOCKS.get(kind, "num_hidden_layers")] = len(remains.blocks)
+    if len(kept.channels) != before.channels:
+        cut[_CHANNELS.get(kind, "intermediate_size")] = len(kept.channels)
+    if kind in _HEAD_DIM and (remains.hidden or len(kept.kv_heads) != before.kv_heads):
+        cut["num_attention_heads"], cut["num_key_value_heads"] = (
+            len(kept.heads), len(kept.kv_heads),
+        )  # fmt: skip
+        cut["head_dim"] = before.head_dim
+    if remains.hidden is not None:
+        cut["hidden_size"] = len(remains.hidden)
+        # a mean over fewer channels, all others having been zero, is so many times larger
+        for key in ("rms_norm_eps",):
+            if key in cut:
+                cut[key] = cut[key] * before.hidden / len(remains.hidden)
+    if len(remains.blocks) != before.blocks:
+        cut |= _renumbered(config, before.blocks, list(remains.blocks))
+    return cut
+
+
+def _renumbered(config: Mapping[str, Any], blocks: int, left: Sequence[int]) -> dict[str, Any]:
+    """What a config says block by block, told of those that are left."""
+    lists = {k: v for k, v in config.items() if isinstance(v, list) and len(v) == blocks}
+    if "layer_types" not in lists and (types := _usual_types(config, blocks)):
+        lists["layer_types"] = types
+    found: dict[str, Any] = {key: [values[i] for i in left] for key, values in lists.items()}
+    if (first := config.get("max_window_layers")) is not None:  # those behind it see a window
+        found["max_window_layers"] = sum(index < int(first) for index in left)
+    return found
+
+
+def _usual_types(config: Mapping[str, Any], blocks: int) -> list[str]:
+    """How blocks of families attend that take turns, where their config does not say."""
+    turns = {"gemma2": 2, "gemma3_text": 6}
+    every = turns.get(str(config["model_type"]))
+    every = int(config.get("sliding_window_pattern") or every or 0) if every else 0
+    kinds = ("sliding_attention", "full_attention")
+    return [kinds[not (index + 1) % every] for index in range(blocks)] if every else []
+
+
+def cut_tensors(
+    anatomy: Anatomy, before: Shape, remains: Remains
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Every tensor that is left: its name before, and its shape, by its name now."""
+    found = {}
+    for name in anatomy.outside():
+        chosen = stream_axes(anatomy.tensors[name], before, name, remains.hidden)
+        found[name] = name, _shape(anatomy, name, chosen)
+    for now, (index, kept) in enumerate(remains.blocks.items()):
+        block, renamed = anatomy.blocks[index], anatomy.blocks[now].prefix
+        for name in anatomy.inside(index):
+            chosen = block_axes(block, anatomy.tensors[name], before, name, kept, remains.hidden)
+            found[renamed + name.removeprefix(block.prefix)] = name, _shape(anatomy, name, chosen)
+    return found
+
+
+def block_axes(
+    block: Block,
+    shape: Sequence[int],
+    before: Shape,
+    name: str,
+    kept: Kept,
+    hidden: Sequence[int] | None,
+) -> list[Sequence[int] | None]:
+    """For each axis of a stored tensor of a block, the places that are left of it; None for all.
+
+    Args:
+        block: before it is cut.
+        shape: of the tensor.
+        before: of the model.
+        name: of the tensor.
+        kept: what is left of the block.
+        hidden: channels of the stream that are left; None for all.
+    """
+    module = name.rpartition(".")[0]
+    linear = next((linear for linear in block.linears if linear.name == module), None)
+    if linear is None:
+        return stream_axes(shape, before, name, hidden)
+    rows, columns = _sides(linear, before, kept, hidden)
+    if name.endswith(".bias"):
+        return [rows]
+    return [columns, rows] if linear.transposed else [rows, columns]
+
+
+def stream_axes(
+    shape: Sequence[int], before: Shape, name: str, hidden: Sequence[int] | None
+) -> list[Sequence[int] | None]:
+    """As `block_axes`, of what is no linear of a block: norms, embeddings, the head."""
+    of_heads = name.rpartition(".")[0].endswith(("q_norm", "k_norm"))
+    inner: list[Sequence[int] | None] = [None] * (len(shape) - 1)
+    return [*inner, hidden if shape[-1] == before.hidden and not of_heads else None]
+
+
+def _sides(
+    linear: Linear, before: Shape, kept: Kept, hidden: Sequence[int] | None
+) -> tuple[Sequence[int] | None, Sequence[int] | None]:
+    """Which rows and columns of a linear are left."""
+    size = before.head_dim
+    heads = _some(spread(kept.heads, size), before.heads * size)
+    keys = _some(spread(kept.kv_heads, size), before.kv_heads * size)
+    channels = _some(kept.channels, before.channels)
+    return {
+        "q": (heads, hidden), "k": (keys, hidden), "v": (keys, hidden), "qkv": (None, hidden),
+        "o": (hidden, heads),
+        "gate": (channels, hidden), "up": (channels, hidden), "down": (hidden, channels),
+        "head": (None, hidden),
+    }[linear.role]  # fmt: skip
+
+
+def spread(units: Iterable[int], size: int) -> tuple[int, ...]:
+    """The places that units of one size take up."""
+    return tuple(unit * size + place for unit in units for place in range(size))
+
+
+def _some(places: Sequence[int], of: int) -> Sequence[int] | None:
+    return None if len(places) == of else places
+
+
+def _shape(
+    anatomy: Anatomy, name: str, chosen: Sequence[Sequence[int] | None]
+) -> tuple[int, ...]:
+    sizes = zip(anatomy.tensors[name], chosen, strict=True)
+    return tuple(size if places is None else len(places) for size, places in sizes)
+
+
+def _nearest(number: float) -> int:
+    """Halves go up."""
+    return math.floor(number + 0.5)
+
+
+def _width(number: float) -> int:
+    return STEP * max(1, _nearest(number / STEP))
