@@ -62,7 +62,7 @@ class Teacher:
             forwards = Forwards(walk, block, module, ours, room)
             yield Drift(
                 stored, forwards, self._share, self._sinks, parts[0].shape[1],
-                _behind(ours, parts, room) if adds_plainly(self._weights.config) else None,
+                shortfall(ours, parts, room) if adds_plainly(self._weights.config) else None,
             )  # fmt: skip
             forwards.finish()
         self._stream.passed(block.index)
@@ -126,20 +126,25 @@ class Drift:
         return stored.T if linear.transposed else stored
 
     def _mean(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-        """E[l rᵀ] over tokens, [L, R] float32; sinks count many times."""
-        total = torch.zeros(left[0].shape[1], right[0].shape[1], device=right[0].device)
-        for one, other in zip(left, right, strict=True):
-            accumulate_pairs(total, one, other)
-            first, second = (
-                x.view(-1, self.seq_len, x.shape[1])[:, : self.sinks.tokens].flatten(0, 1)
-                for x in (one, other)
-            )
-            accumulate_pairs(total, first * self.sinks.weight, second)
-        windows = sum(len(part) for part in right) // self.seq_len
-        return total.div_(self.sinks.counted(windows, self.seq_len))
+        return mean_of_pairs(left, right, self.seq_len, self.sinks)
 
 
-def _behind(
+def mean_of_pairs(
+    left: Sequence[Tensor], right: Sequence[Tensor], seq_len: int, sinks: Sinks
+) -> Tensor:
+    """E[l rᵀ] over tokens [N, L] and [N, R] of windows: [L, R] float32; sinks count many times."""
+    total = torch.zeros(left[0].shape[1], right[0].shape[1], device=right[0].device)
+    for one, other in zip(left, right, strict=True):
+        accumulate_pairs(total, one, other)
+        first, second = (
+            x.view(-1, seq_len, x.shape[1])[:, : sinks.tokens].flatten(0, 1) for x in (one, other)
+        )
+        accumulate_pairs(total, first * sinks.weight, second)
+    windows = sum(len(part) for part in right) // seq_len
+    return total.div_(sinks.counted(windows, seq_len))
+
+
+def shortfall(
     ours: Sequence[Tensor], parts: Sequence[Tensor], room: Callable[..., Tensor]
 ) -> list[Tensor]:
     """What the student's activations [B, T, D] lack of the teacher's: [N, D]."""
