@@ -52,3 +52,41 @@ def nearest_code(value: float, numbers: list[float]) -> int:
     """The code whose number is nearest, by trying all; of two, the even one; never that of -0."""
     codes = [c for c, number in enumerate(numbers) if number == number and (number or c == 0)]
     return min(codes, key=lambda code: (abs(numbers[code] - value), code % 2))
+
+
+def sparsegpt(
+    weight: Tensor, damped: Tensor, count: int, of: int, at_once: int
+) -> tuple[Tensor, Tensor]:
+    """Column after column, each time inverting anew what is left; masks as they come due."""
+    W, H = weight.double().clone(), damped.double()
+    rows, columns = W.shape
+    mask = torch.zeros(W.shape, dtype=torch.bool)
+    for c in range(columns):
+        left = list(range(c, columns))
+        inverse = torch.linalg.inv(H[left][:, left])
+        if c % at_once == 0:
+            end = min(c + at_once, columns)
+            kept = end * count // of - c * count // of
+            costs = torch.stack(
+                [  # of a column's loss, all before it being gone
+                    W[:, j] ** 2 / torch.linalg.inv(H[j:, j:])[0, 0]
+                    for j in range(c, end)
+                ],
+                dim=1,
+            )
+            for row in range(rows):
+                for j in costs[row].argsort(descending=True)[:kept].tolist():
+                    mask[row, c + j] = True
+        error = torch.where(mask[:, c], 0.0, W[:, c]) / inverse[0, 0]
+        W[:, left] -= error[:, None] * inverse[0][None]
+        W[~mask[:, c], c] = 0.0
+    return W, mask
+
+
+def least_squares(weight: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:
+    """The kept weights of each row that reproduce W x best: its normal equations, solved."""
+    W, H, found = weight.double(), hessian.double(), torch.zeros(weight.shape, dtype=torch.float64)
+    for row, keep in enumerate(mask):
+        wanted = H[keep] @ W[row]
+        found[row, keep] = torch.linalg.solve(H[keep][:, keep], wanted)
+    return found

@@ -19,6 +19,7 @@ def gptq(
     *,
     bits: int,
     sweeps: int = 1,
+    mask: Tensor | None = None,
     column_block: int = 128,
 ) -> Tensor:
     """Round a weight column by column, spreading each column's error over those not yet rounded.
@@ -34,16 +35,20 @@ def gptq(
         zero: [O, G] float32, whole numbers.
         bits: width of the integer grid, 2 to 8.
         sweeps: rounds of coordinate descent afterwards.
+        mask: [O, I] bool: where it is False the code is the zero point, and what that loses is
+            carried on as rounding errors are. None where nothing is pruned.
         column_block: columns updated at once; changes speed, never the result.
 
     Returns:
         Codes [O, I] uint8.
 
     Source: Frantar et al. 2023, arXiv:2210.17323, Algorithm 1; act order after the authors' code;
-        the sweeps after Behdin et al. 2023 (QuantEase), arXiv:2309.01885.
+        the sweeps after Behdin et al. 2023 (QuantEase), arXiv:2309.01885; pruning in the same loop
+        after Frantar and Alistarh 2023 (SparseGPT), arXiv:2301.00774, section 3.5.
     """
     rows, columns = weight.shape
-    grid = _Grid(scale.T.contiguous(), zero.T.contiguous(), columns // scale.shape[1], bits)
+    kept = None if mask is None else mask.T.contiguous()
+    grid = _Grid(scale.T.contiguous(), zero.T.contiguous(), columns // scale.shape[1], bits, kept)
     codes = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
     _round_in_order(codes, _living(weight, factor)[factor.order], factor, grid, column_block)
     for _ in range(sweeps):
@@ -60,6 +65,13 @@ class _Grid:
     zero: Tensor
     size: int
     bits: int
+    kept: Tensor | None = None  # [I, O] bool; None: all
+
+    def nearest(self, weight: Tensor, column: int) -> Tensor:
+        """The best codes [O] of one column of weights, as floats."""
+        scale, zero = self.of(column)
+        found = round_codes(weight, scale, zero, self.bits)
+        return found if self.kept is None else torch.where(self.kept[column], found, zero)
 
     def of(self, column: int) -> tuple[Tensor, Tensor]:
         """Scale and zero of one column, [O] each."""
@@ -81,7 +93,7 @@ def _round_in_order(
         block, errors = rest[start:stop], torch.empty_like(rest[start:stop])
         for j, c in enumerate(range(start, stop)):
             scale, zero = grid.of(order[c])
-            best = round_codes(block[j], scale, zero, grid.bits)
+            best = grid.nearest(block[j], order[c])
             codes[order[c]] = best
             errors[j] = (block[j] - (best - zero) * scale) / U[c, c]
             block[j + 1 :].addr_(U[c, c + 1 : stop], errors[j], alpha=-1)
@@ -109,7 +121,7 @@ def _sweep(codes: Tensor, gradient: Tensor, H: Tensor, grid: _Grid, column_block
             scale, zero = grid.of(c)
             here = codes[c].float()
             wanted = (here - zero) * scale + block[j] / curvature[c]
-            best = round_codes(wanted, scale, zero, grid.bits)
+            best = grid.nearest(wanted, c)
             moved[j] = (here - best) * scale
             codes[c] = best
             block.addr_(H[start:stop, c], moved[j])

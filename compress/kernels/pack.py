@@ -73,6 +73,21 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     return codes.view(rows, -1)[:, :columns].contiguous()
 
 
+def pack_bits(mask: Tensor) -> Tensor:
+    """Pack a mask [O, I] bool, I a multiple of 32, into words [O, I / 32] int32, a bit each."""
+    rows, columns = mask.shape
+    values = 1 << torch.arange(_LANES, dtype=torch.uint8, device=mask.device)
+    row_bytes = (mask.view(rows, columns // _LANES, _LANES) * values).sum(2, dtype=torch.uint8)
+    return row_bytes.view(torch.int32)
+
+
+def unpack_bits(packed: Tensor) -> Tensor:
+    """Undo `pack_bits`: words [O, W] int32 give their mask [O, 32 W] bool."""
+    values = 1 << torch.arange(_LANES, dtype=torch.uint8, device=packed.device)
+    row_bytes = packed.contiguous().view(torch.uint8)
+    return (row_bytes[..., None] & values).bool().flatten(1)
+
+
 def _check_width(bits: int) -> None:
     if bits not in WIDTHS:
         raise ValueError(f"bits={bits}; codes are packed at {', '.join(map(str, WIDTHS))} bits")
