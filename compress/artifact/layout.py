@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress import anatomy as anatomies
 from compress import storage
 from compress.anatomy import Anatomy
-from compress.artifact.formats import FORMATS, METHODS, kv
+from compress.artifact.formats import FORMATS, METHODS, kv, sparse
 from compress.artifact.formats.matrix import Matrix, check_stored
+from compress.artifact.formats.sparse import Sparse
 from compress.artifact.gguf_file import GgufCheckpoint
 from compress.artifact.whole import flaws
 from compress.errors import ArtifactError, ModelError, shown
@@ -38,7 +39,7 @@ class Artifact:
 
     `config` is config.json without its `quantization_config`; `matrices` are the quantized matrices
     by module name (a tied quantized head goes by the embedding's name). `cached` says how keys and
-    values are rounded when they are cached.
+    values are rounded when they are cached, `pruned` are the weights stored with a mask.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Artifact:
     matrices: Mapping[str, Matrix]
     checkpoint: Checkpoint
     cached: kv.KVScheme | None = None
+    pruned: Mapping[str, Sparse] = field(default_factory=dict)
 
     def names(self) -> tuple[str, ...]:
         """Full names of the tensors this model stands for, as a dense folder would store them."""
@@ -98,18 +100,21 @@ class Artifact:
         return kv.bytes_per_token(self.anatomy, self.config, self.cached)
 
     def _dense(self, names: tuple[str, ...]) -> dict[str, Tensor]:
-        plain = self._read(
-            tuple(n for n in names if n.removesuffix(".weight") not in self.matrices)
-        )
-        return {name: plain[name] if name in plain else self._dequantized(name) for name in names}
+        changed = self.matrices.keys() | self.pruned.keys()
+        plain = self._read(tuple(n for n in names if n.removesuffix(".weight") not in changed))
+        return {name: plain[name] if name in plain else self._expanded(name) for name in names}
 
-    def _dequantized(self, name: str) -> Tensor:
-        rounded = self.rounded(name.removesuffix(".weight"))
-        if rounded is None:
+    def _expanded(self, name: str) -> Tensor:
+        """A weight that is stored as codes, or with a mask, lying as its family stores it."""
+        module = name.removesuffix(".weight")
+        if module in self.pruned:
+            found = self.pruned[module]
+            weight = sparse.decode(module, found, self._read(tuple(sparse.stored(module, found))))
+        elif (rounded := self.rounded(module)) is not None:
+            weight = rounded.dequantize()
+        else:
             raise ArtifactError(f"{self.folder}: holds no tensor {name}.")
-        weight = rounded.dequantize()
-        conv1d = _transposed(self.config, name.removesuffix(".weight"))
-        return weight.T.contiguous() if conv1d else weight
+        return weight.T.contiguous() if _transposed(self.config, module) else weight
 
     def _read(self, names: tuple[str, ...]) -> dict[str, Tensor]:
         try:
@@ -178,7 +183,9 @@ def open_artifact(folder: Path) -> Artifact:
         gguf = format == "gguf"
         checkpoint = GgufCheckpoint(folder, config) if gguf else Checkpoint(folder)
         matrices = FORMATS[format].matrices(checkpoint, quantization or {})
-        anatomy = anatomies.read(config, _dense_shapes(config, checkpoint, format, matrices))
+        pruned = sparse.find(checkpoint) if format == "packed" else {}
+        shapes = _dense_shapes(config, checkpoint, format, matrices, pruned)
+        anatomy = anatomies.read(config, shapes)
         cached = kv.read(format, quantization or {})
         kv.check(format, anatomy, config, cached, checkpoint.tensors)
     except ModelError as error:
@@ -187,7 +194,7 @@ def open_artifact(folder: Path) -> Artifact:
         raise ArtifactError(
             "\n".join(f"{folder}: {flaw}. Write or fetch it again." for flaw in found)
         )
-    return Artifact(folder, format, config, anatomy, matrices, checkpoint, cached)
+    return Artifact(folder, format, config, anatomy, matrices, checkpoint, cached, pruned)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -223,18 +230,22 @@ def _dense_shapes(
     checkpoint: Checkpoint,
     format: str,
     matrices: Mapping[str, Matrix],
+    pruned: Mapping[str, Sparse],
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the dense tensors these stored tensors stand for; checks those of every matrix."""
     form = FORMATS[format]
     known = checkpoint.shapes().items()
     shapes = {name: shape for name, shape in known if not name.endswith(kv.SUFFIXES)}
-    for name, matrix in matrices.items():
-        specs = form.stored(name, matrix)
-        check_stored(specs, checkpoint.tensors)
-        for stored_name in specs:
+    if twice := sorted(matrices.keys() & pruned.keys()):
+        raise ArtifactError(f"{twice[0]}.kept: extra, {twice[0]} is stored quantized already.")
+    stored = {name: form.stored(name, matrix) for name, matrix in matrices.items()}
+    stored |= {name: sparse.stored(name, found) for name, found in pruned.items()}
+    for name, matrix in {**matrices, **pruned}.items():
+        check_stored(stored[name], checkpoint.tensors)
+        for stored_name in stored[name]:
             del shapes[stored_name]
         if f"{name}.weight" in shapes:
-            raise ArtifactError(f"{name}.weight: extra, {name} is stored quantized already.")
+            raise ArtifactError(f"{name}.weight: extra, {name} is stored otherwise already.")
         size = (matrix.rows, matrix.columns)
         shapes[f"{name}.weight"] = size[::-1] if _transposed(config, name) else size
     if extra := sorted(name for name in shapes if _unexplained(name, form.SUFFIXES, matrices)):

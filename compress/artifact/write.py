@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.anatomy import Anatomy
-from compress.artifact.formats import BESIDE, FORMATS, gguf, kv
+from compress.anatomy import Anatomy, Linear
+from compress.artifact.formats import BESIDE, FORMATS, gguf, kv, packed, sparse
 from compress.artifact.formats.matrix import Scheme, scheme_of
 from compress.artifact.gguf_file import GgufShard
 from compress.errors import ArtifactError
@@ -44,6 +45,7 @@ def write(
     tokenizer_files: Sequence[Path],
     format: str,
     max_shard_bytes: int = 2 * 1024**3,
+    kept: Mapping[str, int] | None = None,
 ) -> None:
     """Write an artifact into `folder`, which belongs to the caller's run.
 
@@ -60,6 +62,7 @@ def write(
         tokenizer_files: copied as they are; `companions` finds them.
         format: a key of `FORMATS`.
         max_shard_bytes: a shard is closed before it would grow past this.
+        kept: of linears that were pruned, how many weights of each row stay.
 
     Raises:
         ArtifactError: an unknown format, a finished artifact in the way, parts that are not those
@@ -74,7 +77,8 @@ def write(
         writer = GgufShard(folder, anatomy, config, tokenizer_files)
     dtype, caches = dtype_of(config), dict[str, kv.KVScheme]()
     rest = _without_caches(writer, parts, caches, format, dtype)
-    schemes = _add_parts(writer, rest, anatomy, format, dtype)
+    encode = partial(_encoded, format=format, dtype=dtype, kept=kept or {})
+    schemes = _add_parts(writer, rest, anatomy, encode)
     cached = _one_scheme(caches, anatomy)
     if refusals := FORMATS[format].refusals(anatomy, schemes):
         raise ArtifactError("\n".join(refusals))
@@ -131,8 +135,7 @@ def _add_parts(
     writer: ShardWriter | GgufShard,
     parts: Iterable[tuple[str, Tensor | Rounded]],
     anatomy: Anatomy,
-    format: str,
-    dtype: torch.dtype,
+    encode: Callable[[str, Tensor | Rounded, Linear | None], Iterable[tuple[str, Tensor]]],
 ) -> dict[str, Scheme]:
     """Encode and queue every part; return the scheme of each quantized matrix."""
     from compress.kernels.grid import Rounded
@@ -147,13 +150,33 @@ def _add_parts(
         awaited.remove(full_name)
         if isinstance(part, Rounded):
             schemes[name] = scheme_of(part)
-            for stored_name, tensor in FORMATS[format].encode(name, part, linears.get(name), dtype):
-                writer.add(stored_name, tensor)
-        else:
-            writer.add(name, part)
+        for stored_name, tensor in encode(name, part, linears.get(name.removesuffix(".weight"))):
+            writer.add(stored_name, tensor)
     if awaited:
         raise ArtifactError(f"{min(awaited)} and {len(awaited) - 1} more: not handed over.")
     return schemes
+
+
+def _encoded(
+    name: str,
+    part: Tensor | Rounded,
+    linear: Linear | None,
+    *,
+    format: str,
+    dtype: torch.dtype,
+    kept: Mapping[str, int],
+) -> Iterable[tuple[str, Tensor]]:
+    """The stored tensors of one part; `packed` alone knows of masks."""
+    from compress.kernels.grid import Rounded
+
+    count = kept.get(linear.name, 0) if linear is not None and format == "packed" else 0
+    if isinstance(part, Rounded):
+        if count:
+            return packed.encode_pruned(name, part, linear, dtype, kept=count)
+        return FORMATS[format].encode(name, part, linear, dtype)
+    if count and linear is not None and name == f"{linear.name}.weight":
+        return sparse.encode_where_it_pays(linear, part, count)
+    return [(name, part)]
 
 
 def dtype_of(config: Mapping[str, Any]) -> torch.dtype:

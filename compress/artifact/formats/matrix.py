@@ -38,6 +38,7 @@ class Matrix:
     rows: int
     columns: int
     outliers: int = 0  # columns of its inputs that are listed as staying as they are
+    kept_words: int = 0  # of a row's codes, where only a mask's are stored; see `formats.sparse`
 
     @property
     def groups(self) -> int:
@@ -102,9 +103,24 @@ def assemble(
     Raises:
         ArtifactError: a scale that no grid has: zero, infinite or no number.
     """
+    from compress.kernels.pack import unpack
+
+    scale, zero = grid(name, matrix, scales, zeros)
+    return on_grid(matrix, unpack(codes, matrix.scheme.bits, matrix.columns), scale, zero)
+
+
+def on_grid(matrix: Matrix, codes: Tensor, scale: Tensor, zero: Tensor) -> Rounded:
+    """A matrix of codes [O, I] on the grid that its scheme names."""
+    from compress.kernels.grid import Rounded
+
+    scheme = matrix.scheme
+    return Rounded(codes, scale, zero, scheme.bits, scheme.group_size, scheme.sym)
+
+
+def grid(name: str, matrix: Matrix, scales: Tensor, zeros: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scales [O, G] float32 and zeros [O, G] uint8 from what is stored of them; see `assemble`."""
     import torch
 
-    from compress.kernels.grid import Rounded
     from compress.kernels.pack import unpack
 
     scheme, scales = matrix.scheme, scales.float()
@@ -116,13 +132,9 @@ def assemble(
             f"{row}, group {group} is {float(scales[row, group])}. Write the artifact again."
         )
     if zeros is None:
-        zero = torch.full((matrix.rows, matrix.groups), 1 << (scheme.bits - 1), dtype=torch.uint8)
-    else:
-        zero = unpack(zeros.T, scheme.bits, matrix.rows).T.contiguous()
-    return Rounded(
-        unpack(codes, scheme.bits, matrix.columns), scales, zero,
-        scheme.bits, scheme.group_size, scheme.sym,
-    )  # fmt: skip
+        middle = 1 << (scheme.bits - 1)
+        return scales, torch.full((matrix.rows, matrix.groups), middle, dtype=torch.uint8)
+    return scales, unpack(zeros.T, scheme.bits, matrix.rows).T.contiguous()
 
 
 def check_stored(specs: Specs, found: Mapping[str, TensorInfo]) -> None:

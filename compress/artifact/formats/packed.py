@@ -9,8 +9,9 @@ A quantized matrix M [O, I] is stored as
     M.input_scale  float32  [1]  of all its inputs, where it is known beforehand
 
 and means ``(code - zero) * scale``, zero being ``2**(bits-1)`` on a symmetric grid. Codes of
-floating numbers are packed alike; their scales are told in `formats.floats`. All other tensors stay
-as they are. Byte by byte, with an example: docs/formats.md.
+floating numbers are packed alike; their scales are told in `formats.floats`. A pruned matrix has a
+mask and what it keeps where that is smaller, see `formats.sparse`. All other tensors stay as they
+are. Byte by byte, with an example: docs/formats.md.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from compress.anatomy import Anatomy, Linear
-from compress.artifact.formats import floats
+from compress.artifact.formats import floats, sparse
 from compress.artifact.formats.input_scheme import (
     INPUT_SUFFIXES,
     decode_inputs,
@@ -29,7 +30,15 @@ from compress.artifact.formats.input_scheme import (
     read_inputs,
     stored_inputs,
 )
-from compress.artifact.formats.matrix import Matrix, Scheme, Specs, assemble, disassemble
+from compress.artifact.formats.matrix import (
+    Matrix,
+    Scheme,
+    Specs,
+    assemble,
+    disassemble,
+    grid,
+    on_grid,
+)
 from compress.errors import ArtifactError, shown
 
 if TYPE_CHECKING:
@@ -42,7 +51,9 @@ if TYPE_CHECKING:
 METHOD = "compress"
 VERSION = 1
 _MAX_GROUP = 2**24  # columns; no linear is as wide
-SUFFIXES: tuple[str, ...] = (".codes", ".scales", ".zeros", ".global_scale", *INPUT_SUFFIXES)
+SUFFIXES: tuple[str, ...] = (
+    ".codes", ".scales", ".zeros", ".global_scale", *sparse.SUFFIXES, *INPUT_SUFFIXES,
+)  # fmt: skip
 _SOMETIMES = ("inputs", "numbers", "scale_rows")  # of a scheme: told where an artifact needs it
 _SCALES = {"fp8": "F16", "nvfp4": "F8_E4M3", "mxfp4": "U8"}
 
@@ -65,6 +76,21 @@ def encode(
     if zeros is not None:
         yield f"{name}.zeros", zeros
     yield from encode_inputs(name, rounded)
+
+
+def encode_pruned(
+    name: str, rounded: Rounded, linear: Linear | None, dtype: torch.dtype, *, kept: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the stored tensors of a pruned matrix, of whose rows `kept` weights each stay."""
+    columns, pruned = rounded.codes.shape[1], dict[str, Tensor]()
+    if rounded.numbers == "int" and sparse.codes_pay(columns, kept, rounded.bits):
+        zero = rounded.zero.repeat_interleave(rounded.group_size, 1)
+        pruned = dict(sparse.encode_codes(name, rounded.codes, zero, rounded.bits, kept))
+    for stored_name, tensor in encode(name, rounded, linear, dtype):
+        if pruned and stored_name == f"{name}.codes":
+            yield from pruned.items()
+        else:
+            yield stored_name, tensor
 
 
 def _encode_floats(name: str, rounded: Rounded) -> Iterator[tuple[str, Tensor]]:
@@ -121,7 +147,12 @@ def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[st
     inner = exceptions.values() if isinstance(exceptions, dict) else [None]
     if not all(isinstance(table, dict) for table in (default, *inner)):
         raise ArtifactError("config.json: quantization_config's schemes are not tables.")
-    codes = [name.removesuffix(".codes") for name in checkpoint.tensors if name.endswith(".codes")]
+    codes = [
+        name.removesuffix(ending)
+        for name in checkpoint.tensors
+        for ending in (".kept_codes", ".codes")
+        if name.endswith(ending)
+    ]
     if lost := sorted(set(exceptions) - set(codes)):
         raise ArtifactError(f"{lost[0]}.codes: missing, though config.json gives it a scheme.")
     return {
@@ -132,10 +163,14 @@ def matrices(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[st
 def stored(name: str, matrix: Matrix) -> Specs:
     """Names, dtypes and shapes of the tensors that hold a matrix."""
     kind = floats.kind_of(matrix.scheme)
-    specs: Specs = {
-        f"{name}.codes": (("I32",), matrix.code_words),
-        f"{name}.scales": ((_SCALES.get(kind or "", "F16"),), (matrix.scale_rows, matrix.groups)),
-    }
+    specs: Specs = {f"{name}.codes": (("I32",), matrix.code_words)}
+    if matrix.kept_words:
+        specs = {
+            f"{name}.mask": (("I32",), (matrix.rows, sparse.mask_words(matrix.columns))),
+            f"{name}.kept_codes": (("I32",), (matrix.rows, matrix.kept_words)),
+        }
+    scale_shape = (matrix.scale_rows, matrix.groups)
+    specs[f"{name}.scales"] = (_SCALES.get(kind or "", "F16"),), scale_shape
     if kind == "nvfp4":
         specs[f"{name}.global_scale"] = (("F32",), (1,))
     if not matrix.scheme.sym:
@@ -147,12 +182,17 @@ def decode(name: str, matrix: Matrix, tensors: Mapping[str, Tensor]) -> Rounded:
     """Rebuild the matrix `name` from its stored tensors."""
     from compress.kernels.pack import unpack
 
-    codes, scales = tensors[f"{name}.codes"], tensors[f"{name}.scales"]
-    if floats.kind_of(matrix.scheme):
-        found = unpack(codes, matrix.scheme.bits, matrix.columns)
+    scales, zeros = tensors[f"{name}.scales"], tensors.get(f"{name}.zeros")
+    if matrix.kept_words:
+        scale, zero = grid(name, matrix, scales, zeros)
+        everywhere = zero.repeat_interleave(matrix.scheme.group_size, 1)
+        codes = sparse.decode_codes(name, tensors, everywhere, matrix.scheme.bits)
+        rounded = on_grid(matrix, codes, scale, zero)
+    elif floats.kind_of(matrix.scheme):
+        found = unpack(tensors[f"{name}.codes"], matrix.scheme.bits, matrix.columns)
         rounded = floats.rebuilt(name, matrix, found, scales, tensors.get(f"{name}.global_scale"))
     else:
-        rounded = assemble(name, matrix, codes, scales, tensors.get(f"{name}.zeros"))
+        rounded = assemble(name, matrix, tensors[f"{name}.codes"], scales, zeros)
     return replace(rounded, inputs=decode_inputs(name, matrix, tensors))
 
 
@@ -170,13 +210,15 @@ def _matrix(checkpoint: Checkpoint, name: str, fields: Mapping[str, Any]) -> Mat
             "have bits (2, 3, 4 or 8), group_size (a number of columns) and sym, may have inputs, "
             "numbers and scale_rows, and nothing else; docs/formats.md says which go together."
         )
-    scales, codes = checkpoint.tensors.get(f"{name}.scales"), checkpoint.tensors[f"{name}.codes"]
+    scales, kept = (checkpoint.tensors.get(f"{name}.{part}") for part in ("scales", "kept_codes"))
+    codes = kept or checkpoint.tensors[f"{name}.codes"]
     if scales is None or len(scales.shape) != 2 or len(codes.shape) != 2:
         found = "missing" if scales is None else "not a matrix, or its codes are not"
         raise ArtifactError(f"{name}.scales: {found}. Write the artifact again.")
     listed = checkpoint.tensors.get(f"{name}.outliers")
     outliers = listed.shape[0] if listed is not None and len(listed.shape) == 1 else 0
-    return Matrix(scheme, codes.shape[0], scales.shape[1] * scheme.group_size, outliers)
+    columns = scales.shape[1] * scheme.group_size
+    return Matrix(scheme, codes.shape[0], columns, outliers, kept.shape[1] if kept else 0)
 
 
 def _is_known(scheme: Scheme) -> bool:
