@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from compress import storage
@@ -53,6 +54,7 @@ class Student:
         """
         self._teacher, self._folder, self._ledger = teacher, folder, ledger
         self._base = teacher
+        self._dtype: torch.dtype | None = None  # of what is dense; None: as stages work on it
         self._firsts = tuple(firsts)
         self._stage, self._again = 0, True
         self._records: dict[int, Mapping[str, Any]] = {}
@@ -79,6 +81,14 @@ class Student:
         """
         past = copy.copy(self)
         self._base, self._records = change(past), {}
+
+    def settle(self) -> None:
+        """Take note that no stage follows: what is dense is from now on as it will be stored.
+
+        Stages may work on wider numbers than the teacher's; artifacts hold its dtype.
+        """
+        embedding = self._teacher.anatomy.embedding + ".weight"
+        self._dtype = self._teacher.outside()[embedding].dtype
 
     def finished(self, unit: int) -> list[LinearResult] | None:
         """What an earlier run of this stage made of a block or the head, taken up again.
@@ -126,11 +136,11 @@ class Student:
 
     def block(self, index: int) -> dict[str, Tensor]:
         """Dense tensors of one block as it now is, by stored names."""
-        return self._base.block(index) | self._dense(index)
+        return self._begun(index) | self._dense(index)
 
     def outside(self) -> dict[str, Tensor]:
         """Dense tensors outside the blocks as they now are, by stored names."""
-        return self._base.outside() | self._dense(HEAD)
+        return self._begun(HEAD) | self._dense(HEAD)
 
     def inputs(self, index: int) -> dict[str, Rounds]:
         """How linears of one block round their inputs, by name; none where none does."""
@@ -173,7 +183,7 @@ class Student:
             rounded: codes by linear name (for a tied head: by the embedding's name).
             results: one record for each linear that a stage was asked for, solved or not.
             plain: tensors that stay as they are stored but got other values (a norm that a scaling
-                was folded into), by full name; in the teacher's dtype and shape.
+                was folded into), by full name; of the shape and dtype that they had.
             kv: what became of the keys and values of a block, and their scales; by the last stage.
         """
         before = self._records.get(unit, _UNTOUCHED)
@@ -205,9 +215,21 @@ class Student:
             "plain": changed,
             "results": [dataclasses.asdict(result) for result in results],
             "kv": dataclasses.asdict(kv[0]) if kv else None,
+            "kept": before.get("kept", {})
+            | {result.name: n for result in results if (n := result.kept_per_row) is not None},
         }
         self._ledger.add(self._key(unit), record, [shard])
         self._records[unit] = record
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """How many weights of each row stay of every linear that was pruned, by name."""
+        found = (record.get("kept", {}) for record in self._records.values())
+        return {name: count for linears in found for name, count in linears.items()}
+
+    def coded(self, unit: int) -> frozenset[str]:
+        """Names of what has become codes in a block."""
+        return frozenset(self._records.get(unit, _UNTOUCHED)["linears"])
 
     def rounded(self, name: str) -> Rounded | None:
         """The codes of one linear (or of a tied embedding), if it has become codes."""
@@ -219,26 +241,31 @@ class Student:
 
         Scales of keys and values go by the name of the module that attends, behind its block.
         """
-        yield from self._parts(HEAD, self._base.outside())
+        yield from self._parts(HEAD)
         for block in self.anatomy.blocks:
-            yield from self._parts(block.index, self._base.block(block.index))
+            yield from self._parts(block.index)
             if (scales := self.kv(block.index)) is not None:
                 yield block.attention, scales
 
-    def _parts(
-        self, unit: int, plain: Mapping[str, Tensor]
-    ) -> Iterator[tuple[str, Tensor | Rounded]]:
+    def _parts(self, unit: int) -> Iterator[tuple[str, Tensor | Rounded]]:
         quantized = self._records.get(unit, _UNTOUCHED)["linears"]
-        for name, tensor in (dict(plain) | self._plain(unit)).items():
+        for name, tensor in self._begun(unit).items():
             module = name.removesuffix(".weight")
             yield (module, self._read(unit, module)) if module in quantized else (name, tensor)
+
+    def _begun(self, unit: int) -> dict[str, Tensor]:
+        """What a unit began as, with the tensors that were changed and are still plain."""
+        base = self._base.outside() if unit == HEAD else self._base.block(unit)
+        found = base | self._plain(unit)
+        if self._dtype is None:
+            return found
+        return {n: t.to(self._dtype) if t.is_floating_point() else t for n, t in found.items()}
 
     def _dense(self, unit: int) -> dict[str, Tensor]:
         names = self._records.get(unit, _UNTOUCHED)["linears"]
         turned = {linear.name for linear in self._linears(unit) if linear.transposed}
         dense = {name: self._read(unit, name).dequantize() for name in names}
-        matrices = {n + ".weight": m.T.contiguous() if n in turned else m for n, m in dense.items()}
-        return self._plain(unit) | matrices
+        return {n + ".weight": m.T.contiguous() if n in turned else m for n, m in dense.items()}
 
     def _plain(self, unit: int) -> dict[str, Tensor]:
         """The tensors of a unit that were changed and are still plain, by full name."""

@@ -10,13 +10,13 @@ def magnitude(weight: Tensor) -> Tensor:
     return weight.float().abs()
 
 
-def wanda(weight: Tensor, hessian: Tensor) -> Tensor:
+def wanda(weight: Tensor, energies: Tensor) -> Tensor:
     """|w| times the norm of its input, [O, I] float32: what a weight adds to its output.
 
     Args:
         weight: [O, I], any float.
-        hessian: [I, I] float32, mean of x xᵀ over tokens; only its diagonal is read.
+        energies: [I], the mean square of each input over tokens: the diagonal of its Hessian.
 
     Source: Sun et al. 2023, arXiv:2306.11695, equation 1; compared within rows, as there.
     """
-    return weight.float().abs() * hessian.diagonal().clamp_min(0).sqrt()
+    return weight.float().abs() * energies.sqrt()

@@ -1,7 +1,7 @@
 """Hold every linear against a limit before its block is committed: fail, widen it or keep it dense.
 
 Linears that engines fuse (q, k, v; gate, up) must share one scheme, so what one of them becomes,
-all of them become.
+all of them become. Pruned linears are held as rounded ones are, but never widened.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from compress.anatomy import Linear
 from compress.errors import GateMissed
 from compress.kernels.grid import Rounded
 from compress.recipe.gates import LinearGate, wider
+from compress.recipe.pruning import Pruning
 from compress.recipe.scheme import Scheme
 from compress.results import LinearResult
+from compress.stages.pruning import Pruner
 from compress.stages.rounding import Rounder
 
 Solution = tuple[dict[str, Rounded], list[LinearResult]]
@@ -29,13 +31,13 @@ _ASKED_FROM_OUTSIDE = "a gate on the whole student asked for more bits"
 
 @dataclass(frozen=True)
 class Gated:
-    """Rounds linears as a `Rounder` does, and lets none pass that misses the gate.
+    """Rounds linears as a `Rounder` does, or prunes them, and lets none pass that misses the gate.
 
     asked: what the recipe asks for, by linear name; `rounder` may begin with more bits.
     """
 
-    rounder: Rounder
-    asked: Mapping[str, Scheme]
+    rounder: Rounder | Pruner
+    asked: Mapping[str, Scheme] | Mapping[str, Pruning]
     gate: LinearGate | None = None
 
     def __call__(
@@ -104,13 +106,15 @@ class Gated:
         bits: int,
     ) -> Solution:
         """A group, solved with at least so many bits."""
-        schemes = {
-            linear.name: with_bits(scheme, max(bits, scheme.bits))
-            for linear in group
-            for scheme in [self.rounder.schemes[linear.name]]
-        }
-        wider_rounder = dataclasses.replace(self.rounder, schemes=schemes)
-        return wider_rounder(group, weights, hessian, peaks, lacks)
+        rounder = self.rounder
+        if isinstance(rounder, Rounder):
+            schemes = {
+                linear.name: with_bits(scheme, max(bits, scheme.bits))
+                for linear in group
+                for scheme in [rounder.schemes[linear.name]]
+            }
+            rounder = dataclasses.replace(rounder, schemes=schemes)
+        return rounder(group, weights, hessian, peaks, lacks)
 
     def _told(self, record: LinearResult) -> LinearResult:
         """The record, which says so where its linear was given more bits than asked for."""
@@ -160,18 +164,22 @@ def _dense(record: LinearResult, why: str) -> LinearResult:
         return record
     return dataclasses.replace(
         record, outcome="kept_dense", bits=None, group_size=None, relative_error=0.0,
-        damp_percent=None, note=why,
+        damp_percent=None, sparsity=0.0, kept_per_row=None, note=why,
     )  # fmt: skip
 
 
 def _error(record: LinearResult) -> str:
-    return f"a relative error of {record.relative_error:.3g} at {record.bits} bits"
+    told = [f"{record.bits} bits"] if record.bits else []
+    told += [f"{100 * record.sparsity:.0f} % zeros"] if record.sparsity else []
+    return f"a relative error of {record.relative_error:.3g} at {' and '.join(told)}"
 
 
 def _missed(worst: LinearResult, gate: LinearGate) -> str:
     remedy = (
         "There is no wider grid. Raise the limit, or choose on_violation: keep_dense"
         if gate.on_violation == "escalate"
+        else "Prune less of it, or choose on_violation: keep_dense"
+        if worst.sparsity
         else "Give it more bits, or choose on_violation: escalate or keep_dense"
     )
     return (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass, field, replace
+from itertools import groupby, zip_longest
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Rounder:
     on_unsolvable: str
     rows: int = Limits().solve_rows  # of a stack, solved at once
     probe: Tensor | None = None  # [n, I], inputs on which errors count that round inputs, too
+    kept: Mapping[str, int] = field(default_factory=dict)  # of a row of what was pruned before
 
     def __call__(
         self,
@@ -60,12 +61,12 @@ class Rounder:
             error = SolveError("its weights hold NaN or infinite values")
             results.append(self._unsolved(linear, self.schemes[linear.name], error))
         sound = [linear for linear in linears if linear not in broken]
-        for scheme, same in groupby(sound, key=lambda linear: self.schemes[linear.name]):
+        for (scheme, pruned), same in groupby(sound, key=self._treated):
             members = list(same)
             stack = [weights[linear.name] for linear in members]
             missing = [lacks[linear.name] for linear in members] if lacks else []
             try:
-                solution = _round(stack, hessian, scheme, self.rows, missing)
+                solution = _round(stack, hessian, scheme, self.rows, missing, pruned=pruned)
             except SolveError as error:
                 results += [self._unsolved(linear, scheme, error) for linear in members]
                 continue
@@ -73,11 +74,18 @@ class Rounder:
                 found = replace(piece.rounded, inputs=_inputs(scheme, peaks))
                 rounded[linear.name] = found
                 result = piece.result(linear, scheme)
+                if pruned:
+                    zeros = 1 - int(found.dequantize().count_nonzero()) / found.codes.numel()
+                    result = replace(result, sparsity=zeros, kept_per_row=self.kept[linear.name])
                 if self.probe is not None and found.inputs is not None:
                     shown = product_error(self.probe, weights[linear.name], found)
                     result = replace(result, relative_error=shown)
                 results.append(result)
         return rounded, results
+
+    def _treated(self, linear: Linear) -> tuple[Scheme, bool]:
+        """What linears must have in common to be solved together."""
+        return self.schemes[linear.name], linear.name in self.kept
 
     def _unsolved(self, linear: Linear, scheme: Scheme, error: SolveError) -> LinearResult:
         if self.on_unsolvable == "fail":
@@ -128,13 +136,19 @@ def _round(
     scheme: Scheme,
     rows: int,
     lacks: Sequence[Tensor] = (),
+    *,
+    pruned: bool = False,
 ) -> _Solution:
-    """Round matrices [O, I] by slices of rows: given the Hessian [I, I], rows are independent."""
+    """Round matrices [O, I] by slices of rows: given the Hessian [I, I], rows are independent.
+
+    Where they are `pruned`, zeros stay zeros.
+    """
     damp_percent, dead = None, 0
     if hessian is None or not scheme.needs_hessian:
         parts = _rounded_parts(stack, None, None, scheme, rows)
     else:
-        stack, parts, damp_percent, dead = _solved(stack, hessian, scheme, rows, lacks)
+        masks = [_whole(cut) != 0 for cut in _slices(stack, rows)] if pruned else []
+        stack, parts, damp_percent, dead = _solved(stack, hessian, scheme, rows, lacks, masks)
     errors = [
         _errors(_whole(cut), part, hessian)
         for cut, part in zip(_slices(stack, rows), parts, strict=True)
@@ -149,6 +163,7 @@ def _solved(
     scheme: Scheme,
     rows: int,
     lacks: Sequence[Tensor],
+    masks: Sequence[Tensor],
 ) -> tuple[Sequence[Tensor], list[Rounded], float, int]:
     """What was solved for, its slices solved, what damping it took, how many columns were dead."""
     undamped = hessian.diagonal().clone()
@@ -160,7 +175,7 @@ def _solved(
             stack = [w + lack @ inverse.inverse for w, lack in zip(stack, lacks, strict=True)]
         factor = inverse.factor(desc_act=scheme.desc_act) if scheme.by_gptq else None
         del inverse  # [I, I]: beside the Hessian only its factor stays
-        solved = _rounded_parts(stack, importance, factor, scheme, rows)
+        solved = _rounded_parts(stack, importance, factor, scheme, rows, masks)
     finally:
         hessian.diagonal().copy_(undamped)
     return stack, solved, damp_percent, dead
@@ -172,16 +187,24 @@ def _rounded_parts(
     factor: Factor | None,
     scheme: Scheme,
     rows: int,
+    masks: Sequence[Tensor] = (),
 ) -> list[Rounded]:
     """The slices of a stack, rounded."""
     if scheme.floating:
         whole = round_stack(stack, importance, scheme)
         return _cut(whole, [sum(map(len, cut)) for cut in _slices(stack, rows)])
-    return [_rounded(_whole(cut), importance, factor, scheme) for cut in _slices(stack, rows)]
+    return [
+        _rounded(_whole(cut), importance, factor, scheme, mask)
+        for cut, mask in zip_longest(_slices(stack, rows), masks)
+    ]
 
 
 def _rounded(
-    weight: Tensor, importance: Tensor | None, factor: Factor | None, scheme: Scheme
+    weight: Tensor,
+    importance: Tensor | None,
+    factor: Factor | None,
+    scheme: Scheme,
+    mask: Tensor | None = None,
 ) -> Rounded:
     if scheme.method == "llm_int8":
         nearest = round_rows(weight)
@@ -193,7 +216,9 @@ def _rounded(
         )  # fmt: skip
     if factor is None:
         return round_to_nearest(weight, scale, zero, bits=scheme.bits, sym=scheme.sym)
-    codes = gptq(weight, factor, scale, zero, bits=scheme.bits, sweeps=scheme.sweeps)
+    codes = gptq(
+        weight, factor, scale, zero, bits=scheme.bits, sweeps=scheme.sweeps, mask=mask
+    )
     size = weight.shape[1] // scale.shape[1]
     return Rounded(codes, scale, zero.byte(), scheme.bits, size, scheme.sym)
 

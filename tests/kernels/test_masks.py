@@ -45,12 +45,12 @@ def test_what_stays_is_never_zero_and_what_goes_always_is(dtype):
 
 def test_wanda_is_magnitude_where_all_inputs_are_alike():
     weight = torch.randn(4, 6)
-    assert torch.equal(wanda(weight, torch.eye(6)), magnitude(weight))
+    assert torch.equal(wanda(weight, torch.ones(6)), magnitude(weight))
 
 
 def test_wanda_weighs_by_the_norms_of_inputs():
     inputs = torch.randn(100, 6)
     weight = torch.randn(4, 6)
     expected = weight.abs() * inputs.double().square().mean(0).sqrt()
-    found = wanda(weight, inputs.T @ inputs / 100)
+    found = wanda(weight, inputs.square().mean(0))
     assert torch.allclose(found.double(), expected, rtol=1e-5)

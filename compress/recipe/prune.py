@@ -1,0 +1,215 @@
+"""The fields of the stage `prune`: types, ranges, defaults, and what contradicts what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
+
+from compress.recipe.methods import Bits, ScaleSearch
+from compress.recipe.quantize import STRICT, Pattern, Patterns
+
+PruneMethod = Literal["sparsegpt", "wanda", "magnitude"]
+_CALIBRATED = ("sparsegpt", "wanda")
+PRUNE_USED_BY: dict[str, tuple[str, ...]] = {  # by which methods; all others are used by all
+    **dict.fromkeys(
+        (
+            "refine", "damp_percent", "true_sequential", "sink_tokens", "sink_weight",
+            "error_correction",
+        ),
+        _CALIBRATED,
+    ),
+    "quantize": ("sparsegpt",),
+}  # fmt: skip
+_OF_REFINE = ("damp_percent", "error_correction")  # what wanda uses only where it refits
+Sparsity = Annotated[float, Field(gt=0, lt=1)]
+NofM = Annotated[str, Field(pattern=r"^[1-9]\d?:[1-9]\d?$")]
+
+
+class Grid(BaseModel):
+    """The integer grid that weights are rounded to in the loop that prunes them."""
+
+    model_config = STRICT
+
+    bits: Bits = Field(default=4, description="As in `quantize`.")
+    group_size: Literal[32, 64, 128, -1] = Field(default=64, description="As in `quantize`.")
+    sym: bool = Field(default=True, description="As in `quantize`.")
+    scale_search: ScaleSearch = Field(
+        default="hessian", description="As in `quantize`; of the weights that stay."
+    )
+    desc_act: bool = Field(default=True, description="As in `quantize`.")
+    sweeps: int = Field(default=1, ge=0, le=16, description="As in `quantize`.")
+
+
+class PruneOverride(BaseModel):
+    """How much of the linears that a pattern names is pruned."""
+
+    model_config = STRICT
+
+    sparsity: Sparsity | None = Field(default=None, description="As in `prune`.")
+    pattern: NofM | None = Field(default=None, description="As in `prune`.")
+
+    @field_validator("pattern")
+    @classmethod
+    def _excludes(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return _one_way(value, info)
+
+    @model_validator(mode="after")
+    def _says_how_much(self) -> PruneOverride:
+        _given(self.sparsity, self.pattern)
+        return self
+
+
+class Prune(BaseModel):
+    """Set weights to zero, and move those that stay to make up for it."""
+
+    model_config = STRICT
+
+    # Fields that others are checked against come first: a validator sees only what stands above.
+    method: PruneMethod = Field(
+        default="sparsegpt",
+        description="`sparsegpt` prunes column by column, spreads each error over the columns "
+        "still open, and weighs what a loss would cost when all others make up for it; `wanda` "
+        "keeps what is large times the norm of its input, `magnitude` what is large.",
+    )
+    sparsity: Sparsity | None = Field(
+        default=None,
+        description="Fraction of the weights of every row that become zero. This or `pattern`.",
+        examples=[0.5],
+    )
+    pattern: NofM | None = Field(
+        default=None,
+        description="`n:m`: of every m neighbours in a row at most n stay. m must divide each "
+        "linear's inputs. Quote it: YAML 1.1 readers take 2:4 for a time.",
+        examples=['"2:4"'],
+    )
+    refine: int = Field(
+        default=10,
+        ge=0,
+        le=1000,
+        description="Rounds in which the mask and what stays are fitted to the inputs once more, "
+        "all columns at a time. The default of `wanda` is 0, which moves no weight.",
+    )
+    damp_percent: float = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="Fraction of the mean diagonal added to the Hessian; 0.01 is 1 %.",
+    )
+    true_sequential: bool = Field(
+        default=True,
+        description="Observe each linear behind those of its block that are pruned already. "
+        "`false` observes the dense block: nearly twice the forwards, but less memory.",
+    )
+    sink_tokens: int = Field(
+        default=2,
+        ge=0,
+        le=64,
+        description="First tokens of a window, to which all later ones attend: attention sinks.",
+    )
+    sink_weight: float = Field(
+        default=25.0,
+        ge=0,
+        le=1e6,
+        description="How many times more than another token each of them counts in the Hessian.",
+    )
+    error_correction: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the errors of what is pruned already that each linear is asked to "
+        "undo. Walks the teacher beside the student: nearly twice the forwards. Needs "
+        "`true_sequential`.",
+    )
+    targets: Patterns = Field(
+        default=("*",), min_length=1, description="Patterns of the block linears to prune."
+    )
+    ignore: Patterns = Field(
+        default=(), description="Patterns of linears that stay whole, whatever `targets` says."
+    )
+    overrides: dict[Pattern, PruneOverride] = Field(
+        default={},
+        description="Pattern → another `sparsity` or `pattern` for the linears it names. The first "
+        "pattern that matches decides.",
+    )
+    quantize: Grid | None = Field(
+        default=None,
+        description="Round what stays to integers in the same loop, so that both errors are "
+        "carried on together; null keeps floats.",
+    )
+    on_unsolvable: Literal["fail", "keep_dense"] = Field(
+        default="fail",
+        description="What to do with a linear that cannot be solved. One kept dense is named in "
+        "the results.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dependent_defaults(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("method") in ("wanda", "magnitude"):
+            # a default that is handed over counts as given, and magnitude must not be given it
+            return {"refine": 0, **data} if data["method"] == "wanda" else data
+        return data
+
+    @field_validator("pattern")
+    @classmethod
+    def _excludes(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return _one_way(value, info)
+
+    @field_validator(*PRUNE_USED_BY)
+    @classmethod
+    def _used_by_method(cls, value: Any, info: ValidationInfo) -> Any:  # not called for defaults
+        method, users = info.data.get("method"), PRUNE_USED_BY[str(info.field_name)]
+        if method and method not in users:
+            choice = " or ".join(users)
+            raise ValueError(
+                f"{method} does not use this field. Leave it out, or choose method: {choice}."
+            )
+        if method == "wanda" and info.field_name in _OF_REFINE and not info.data.get("refine"):
+            raise ValueError(
+                "wanda moves no weight, so it does not use this field. Leave it out, or give "
+                "refine some rounds."
+            )
+        return value
+
+    @field_validator("error_correction")
+    @classmethod
+    def _corrects_in_order(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("true_sequential") is False:
+            raise ValueError(f"{value}, but true_sequential is false. Leave out one of them.")
+        return value
+
+    @model_validator(mode="after")
+    def _says_how_much(self) -> Prune:
+        _given(self.sparsity, self.pattern)
+        return self
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether anything here is solved from inputs of the linears."""
+        return self.method in _CALIBRATED
+
+    def unused(self) -> set[str]:
+        """The fields that its method does not use."""
+        found = {name for name, users in PRUNE_USED_BY.items() if self.method not in users}
+        return found | (set(_OF_REFINE) if self.method == "wanda" and not self.refine else set())
+
+
+def _one_way(value: str | None, info: ValidationInfo) -> str | None:
+    """Check a pattern n:m, and that no sparsity stands beside it."""
+    if value is None:
+        return None
+    if info.data.get("sparsity") is not None:
+        raise ValueError(f"{value}, but sparsity is given too. Leave out one of them.")
+    kept, of = map(int, value.split(":"))
+    if kept >= of:
+        raise ValueError(
+            f"{value} prunes nothing: the first number is how many of the second stay."
+        )
+    return value
+
+
+def _given(sparsity: float | None, pattern: str | None) -> None:
+    if sparsity is None and pattern is None:
+        raise ValueError('does not say how much. Give sparsity: 0.5, or a pattern such as "2:4".')

@@ -1,0 +1,71 @@
+"""How much of one linear is pruned, and how: a stage's fields under the override that names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compress.recipe.patterns import any_matches, matches
+from compress.recipe.prune import Prune, PruneMethod
+from compress.recipe.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How one linear is pruned; `sparsity` is None where `pattern` says how much."""
+
+    method: PruneMethod
+    sparsity: float | None
+    pattern: str | None
+    refine: int
+    damp_percent: float
+    grid: Scheme | None = None  # what the weights that stay are rounded to in the same loop
+
+    @property
+    def bits(self) -> int | None:
+        """Of the weights that stay; None where they stay floats."""
+        return self.grid.bits if self.grid else None
+
+    @property
+    def floating(self) -> bool:
+        """Whether more bits cannot be given: a gate makes no pruned linear wider."""
+        return True
+
+    def share(self, columns: int) -> tuple[int, int]:
+        """How many weights of how many neighbours in a row stay."""
+        if self.pattern is not None:
+            kept, of = map(int, self.pattern.split(":"))
+            return kept, of
+        gone = round((self.sparsity or 0.0) * columns)
+        return max(1, columns - gone), columns
+
+    def kept(self, columns: int) -> int:
+        """How many weights of a row stay: exact, so that sizes are known beforehand."""
+        count, of = self.share(columns)
+        return columns // of * count
+
+
+def pruning_for(prune: Prune, linear_name: str) -> Pruning | None:
+    """How one block linear is pruned; None where it stays whole."""
+    if not any_matches(prune.targets, linear_name) or any_matches(prune.ignore, linear_name):
+        return None
+    pattern = prune_override_for(prune, linear_name)
+    how_much = prune.overrides[pattern] if pattern else prune
+    return Pruning(
+        prune.method, how_much.sparsity, how_much.pattern, prune.refine, prune.damp_percent,
+        _grid(prune),
+    )  # fmt: skip
+
+
+def prune_override_for(prune: Prune, linear_name: str) -> str | None:
+    """The pattern whose override decides for one linear: the first that names it."""
+    return next((pattern for pattern in prune.overrides if matches(pattern, linear_name)), None)
+
+
+def _grid(prune: Prune) -> Scheme | None:
+    """The scheme of linears that are rounded while they are pruned."""
+    if (grid := prune.quantize) is None:
+        return None
+    return Scheme(
+        "gptq", grid.bits, grid.group_size, grid.sym, grid.scale_search, grid.desc_act,
+        prune.damp_percent, grid.sweeps,
+    )  # fmt: skip

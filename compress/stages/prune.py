@@ -1,0 +1,94 @@
+"""Set weights of the block linears to zero, by magnitude, by Wanda or by SparseGPT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from torch import Tensor
+
+from compress.anatomy import Anatomy, Block
+from compress.kernels.grid import Rounded
+from compress.recipe.prune import Prune
+from compress.recipe.pruning import pruning_for
+from compress.results import LinearResult, StageResult
+from compress.stages.blockwise import solve_blocks
+from compress.stages.context import Context
+from compress.stages.drift import Sinks
+from compress.stages.gate import Gated, fused
+from compress.stages.pruning import Part, Pruner
+from compress.student import Student
+
+
+def run(student: Student, spec: Prune, context: Context) -> StageResult:
+    """Prune every targeted linear of a student.
+
+    `magnitude` needs no activations: its `relative_error` is that of the weights themselves.
+
+    Raises:
+        SolveError: a linear cannot be solved and the recipe does not say to keep it dense.
+        GateMissed: a linear shows a larger error than it may.
+    """
+    found = {linear.name: pruning_for(spec, linear.name) for linear in student.anatomy.linears}
+    schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
+    pruner = Pruner(schemes, spec.on_unsolvable, context.limits.solve_rows)
+    solve = Gated(pruner, schemes, context.gate)
+    if not spec.needs_calibration:
+        return StageResult("prune", spec.method, tuple(_by_weights(student, solve, context)))
+    results, _ = solve_blocks(
+        student,
+        context,
+        solve,
+        wanted=lambda linear: linear.name in schemes,
+        true_sequential=spec.true_sequential,
+        sinks=Sinks(spec.sink_tokens, spec.sink_weight),
+        correction=spec.error_correction,
+        step="prune",
+        finish=partial(_apart, student.anatomy),
+    )
+    return StageResult("prune", spec.method, tuple(results))
+
+
+def _apart(
+    anatomy: Anatomy, _: Mapping[str, Tensor], parts: Mapping[str, Part]
+) -> tuple[dict[str, Rounded], dict[str, Tensor]]:
+    """Codes by linear, and weights by full name, lying as their family stores them."""
+    turned = {linear.name for linear in anatomy.linears if linear.transposed}
+    plain = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+    return (
+        {name: part for name, part in parts.items() if isinstance(part, Rounded)},
+        {f"{n}.weight": w.T.contiguous() if n in turned else w for n, w in plain.items()},
+    )
+
+
+def _by_weights(student: Student, solve: Gated, context: Context) -> list[LinearResult]:
+    """Prune every block without looking at activations."""
+    results: list[LinearResult] = []
+    blocks = student.anatomy.blocks
+    for block in blocks:
+        found = student.finished(block.index)
+        if found is None:
+            parts, found = _block(student, block, solve, context)
+            rounded, plain = _apart(student.anatomy, {}, parts)
+            student.commit(block.index, rounded, found, plain)
+        results += found
+        context.tell("prune", block.index + 1, len(blocks))
+    return results
+
+
+def _block(
+    student: Student, block: Block, solve: Gated, context: Context
+) -> tuple[dict[str, Part], list[LinearResult]]:
+    stored = student.block(block.index)
+    linears = [linear for linear in block.linears if linear.name in solve.asked]
+    weights: dict[str, Tensor] = {}
+    for linear in linears:
+        weight = stored[linear.name + ".weight"].to(context.device)
+        weights[linear.name] = weight.T if linear.transposed else weight
+    parts: dict[str, Part] = {}
+    records: list[LinearResult] = []
+    for group in fused(linears):
+        found, told = solve(group, weights, None)
+        parts |= found
+        records += told
+    return parts, records
