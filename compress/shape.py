@@ -237,9 +237,7 @@ def _some(places: Sequence[int], of: int) -> Sequence[int] | None:
     return None if len(places) == of else places
 
 
-def _shape(
-    anatomy: Anatomy, name: str, chosen: Sequence[Sequence[int] | None]
-) -> tuple[int, ...]:
+def _shape(anatomy: Anatomy, name: str, chosen: Sequence[Sequence[int] | None]) -> tuple[int, ...]:
     sizes = zip(anatomy.tensors[name], chosen, strict=True)
     return tuple(size if places is None else len(places) for size, places in sizes)
 

@@ -14,6 +14,7 @@ ROOT = ("__init__", "__main__")  # the package's face may name anything, on use
 RANKS = [
     {"errors", "results", "library"},
     {"recipe", "kernels", "anatomy", "storage", "machine", "chat"},
+    {"shape"},
     {"surgery", "artifact"},
     {"teacher", "calibrate", "journal", "student", "runtime"},
     {"stages", "evaluate", "report", "verify", "plan", "diff"},
@@ -42,7 +43,7 @@ DOORS = {
     "safetensors": {"storage"}, "gguf": {"storage"},
 }  # fmt: skip
 TENSORS = {"torch", "numpy"}
-WITHOUT_TORCH = {"errors", "results", "library", "recipe", "anatomy", "report", "plan"}
+WITHOUT_TORCH = {"errors", "results", "library", "recipe", "anatomy", "shape", "report", "plan"}
 TORCH_ON_USE = {"storage", "cli"}  # start without it, import it inside functions
 FORBIDDEN = [  # subfolders and rooms that stay apart although their ranks would allow it
     ("verify", "compress.artifact", "an independent reader shares no code with the writer"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from compress.report import numbers, outliers, rows, shares, verdict
+from compress.report import numbers, outliers, rows, shapes, shares, verdict
 from compress.report.rows import Table
 from compress.results import Measured, Results, Sample
 
@@ -28,6 +28,7 @@ def render(results: Results, measured: Measured | None) -> str:
         *_gates(results),
         "## Before and after",
         _summary(results, measured),
+        *_shapes(results),
         *_shares(results),
         "## Where the error is",
         *_errors(results),
@@ -112,6 +113,16 @@ def _shares(results: Results) -> Iterator[str]:
     yield _table(shares.groups(results.allocation))
 
 
+def _shapes(results: Results) -> Iterator[str]:
+    for found in shapes.stages(results):
+        yield "## What was taken away"
+        yield _plain(shapes.text(found))
+        yield _table(shapes.block_table(found))
+        if found.candidates:
+            yield "Shapes that were tried on a few windows, each repaired; KL on others:"
+            yield _table(shapes.candidate_table(found))
+
+
 def _summary(results: Results, measured: Measured | None) -> str:
     lines = tuple(
         (
@@ -120,7 +131,7 @@ def _summary(results: Results, measured: Measured | None) -> str:
             row.after,
             row.difference,
         )
-        for row in rows.summary(results, measured)
+        for row in (*shapes.summary(results), *rows.summary(results, measured))
     )
     return _table(Table(("measure", "before", "after", "difference"), lines))
 

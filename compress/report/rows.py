@@ -184,6 +184,7 @@ def provenance_table(results: Results, measured: Measured | None) -> Table:
         ("teacher fingerprint", source.teacher_fingerprint),
         ("calibration", f"{source.calibration}, {source.calibration_tokens:,} tokens"),
         ("calibration fingerprint", source.calibration_fingerprint),
+        *(("rotated", stage.method) for stage in results.stages if stage.stage == "rotate"),
         ("seed", str(source.seed)),
         ("device, threads", f"{source.device}, {source.threads}"),
         ("versions", versions or NONE),
@@ -233,11 +234,16 @@ def _bits_rows(results: Results) -> Iterator[Row]:
     yield Row("bits per weight", f"{was:.2f}", f"{now:.2f}", numbers.signed(now - was, 2), note)
     for part in results.sizes:
         if part.part == "head" and part.weights:
-            was, now = (8 * size / part.weights for size in (part.before_bytes, part.after_bytes))
-            note = "counted apart from the block linears"
-            difference = numbers.signed(now - was, 2)
-            yield Row("bits per weight, head", f"{was:.2f}", f"{now:.2f}", difference, note)
+            yield _head_row(part)
     yield from _cache_rows(results)
+
+
+def _head_row(part: SizePart) -> Row:
+    label, now = "bits per weight, head", 8 * part.after_bytes / part.weights
+    if not part.before_bytes:
+        return Row(label, NONE, f"{now:.2f}", NONE, "was the embedding, and is a matrix of its own")
+    was, note = 8 * part.before_bytes / part.weights, "counted apart from the block linears"
+    return Row(label, f"{was:.2f}", f"{now:.2f}", numbers.signed(now - was, 2), note)
 
 
 def _cache_rows(results: Results) -> Iterator[Row]:

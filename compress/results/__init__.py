@@ -34,11 +34,14 @@ from compress.results.records import (
     Width,
     fell_back,
 )
+from compress.results.restructured import BlockCut, Candidate, ModelShape, Restructured
 from compress.results.text import from_json, to_json
 
 __all__ = [
     "SCHEMA_VERSION",
     "Allocation",
+    "BlockCut",
+    "Candidate",
     "Check",
     "CheckOutcome",
     "Consumer",
@@ -48,10 +51,12 @@ __all__ = [
     "Limits",
     "LinearResult",
     "Measured",
+    "ModelShape",
     "Perplexity",
     "Progress",
     "Provenance",
     "Raised",
+    "Restructured",
     "Results",
     "Round",
     "Sample",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from compress.results.restructured import Restructured
+
 SCHEMA_VERSION = 1
 
 
@@ -154,6 +156,7 @@ class StageResult:
     linears: tuple[LinearResult, ...]
     allocation: Allocation | None = None  # of `allocate`, which changes no weight
     kv: tuple[KVBlock, ...] = ()
+    shape: Restructured | None = None  # of `restructure`
 
 
 @dataclass(frozen=True)

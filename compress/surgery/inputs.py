@@ -37,6 +37,15 @@ def replace(
     target.weight = nn.Parameter(stored, requires_grad=False)
 
 
+def assign(module: nn.Module, block: Block, name: str, tensor: Tensor) -> None:
+    """Give one parameter of a filled block, by its full stored name, other values."""
+    inner, _, kind = name.removeprefix(block.prefix + ".").rpartition(".")
+    target = module.get_submodule(inner)
+    old = target.get_parameter(kind)
+    new = tensor.to(old.device, old.dtype).contiguous()
+    setattr(target, kind, nn.Parameter(new, requires_grad=False))
+
+
 class Forwards:
     """Forwards of one block over many batches, paused together before one linear after another.
 

@@ -58,9 +58,7 @@ class Cut:
         block, kept = self.weights.anatomy.blocks[before], self.remains.blocks[before]
         prefix, found = self.anatomy.blocks[index].prefix, {}
         for name, tensor in self.weights.block(before).items():
-            chosen = block_axes(
-                block, tensor.shape, self._before, name, kept, self.remains.hidden
-            )
+            chosen = block_axes(block, tensor.shape, self._before, name, kept, self.remains.hidden)
             found[prefix + name.removeprefix(block.prefix)] = self._scaled(
                 name, _picked(tensor, chosen)
             )

@@ -1,0 +1,11 @@
+"""How far what one model says is from what another says."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) of each token, in nats, from logits [N, V] float32: [N]."""
+    p, q = teacher.log_softmax(-1), student.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).clamp_min(0)

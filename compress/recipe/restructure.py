@@ -1,0 +1,194 @@
+"""The fields of the stage `restructure`: a shape, or what a shape has to reach."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
+
+from compress.recipe.gates import in_bytes
+from compress.recipe.quantize import STRICT
+
+SHAPES = ("depth", "ffn", "heads", "kv_heads", "hidden")
+TARGETS = ("keep", "parameters", "size", "decode_latency")
+_COUNTS = {"K": 10**3, "M": 10**6, "B": 10**9}
+_COUNT = re.compile(r"(\d{1,6}(?:\.\d{1,3})?) ?(K|M|B)")
+_TIMES = re.compile(r"0?\.(\d{1,3})x")
+_REPAIRING = ("damp_percent", "sink_tokens", "sink_weight", "error_correction")
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Restructure(BaseModel):
+    """Take whole blocks, heads or channels away, and repair what is left."""
+
+    model_config = STRICT
+
+    depth: Share | None = Field(
+        default=None, description="Share of the blocks that stay.", examples=[0.75]
+    )
+    ffn: Share | None = Field(
+        default=None,
+        description="Share of the channels of every MLP that stay, in multiples of 64.",
+        examples=[0.75],
+    )
+    heads: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Query heads that stay in every block; they leave in whole groups, with the "
+        "keys and values that they share.",
+    )
+    kv_heads: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Heads of keys and values in every block: neighbours are merged, and all query "
+        "heads stay. 1 makes multi-query attention.",
+    )
+    hidden: Share | None = Field(
+        default=None,
+        description="Share of the channels of the residual stream that stay, in multiples of 64.",
+    )
+    keep: Share | None = Field(
+        default=None,
+        description="Share of the weights of the block linears that stay: shapes are searched, and "
+        "the one that says most of what the teacher says is made.",
+        examples=[0.8],
+    )
+    parameters: str | None = Field(
+        default=None,
+        pattern=f"^{_COUNT.pattern}$",
+        description="The same, for at most so many parameters in all, such as `100M`.",
+        examples=["100M"],
+    )
+    size: str | None = Field(
+        default=None,
+        pattern=r"^[1-9]\d{0,5} ?(KB|MB|GB)$",
+        description="The same, for an artifact of at most so many bytes, such as `150 MB`, with "
+        "all that later stages make of it.",
+        examples=["150 MB"],
+    )
+    decode_latency: str | None = Field(
+        default=None,
+        pattern=f"^{_TIMES.pattern}$",
+        description="The same, for a token that takes at most this share of the teacher's time in "
+        "our runtime, such as `0.7x`, measured on shapes.",
+        examples=["0.7x"],
+    )
+    repair: bool = Field(
+        default=True,
+        description="Fit what reads the missing parts to make up for them, in closed form, each "
+        "block behind those that were cut before it. `false` only deletes, and merges by the mean.",
+    )
+    importance: Literal["hessian", "activation", "first_order"] = Field(
+        default="hessian",
+        description="What stays: `hessian` removes what costs least once the others make up for "
+        "it; `activation` keeps what is driven most (Minitron); `first_order` what the teacher's "
+        "words change with most, to first order.",
+    )
+    uniform: bool = Field(
+        default=True,
+        description="Every block gets the same widths, so that every engine opens the model.",
+    )
+    error_correction: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the errors of blocks before it that each repair is asked to undo.",
+    )
+    damp_percent: float = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="Fraction of the mean diagonal added to the Hessian; 0.01 is 1 %.",
+    )
+    sink_tokens: int = Field(
+        default=2,
+        ge=0,
+        le=64,
+        description="First tokens of a window, to which all later ones attend: attention sinks.",
+    )
+    sink_weight: float = Field(
+        default=25.0,
+        ge=0,
+        le=1e6,
+        description="How many times more than another token each of them counts in the Hessian.",
+    )
+
+    @field_validator(*TARGETS)
+    @classmethod
+    def _is_the_only_one(cls, value: Any, info: ValidationInfo) -> Any:
+        given = [name for name in (*SHAPES, *TARGETS) if info.data.get(name) is not None]
+        if value is not None and given:
+            raise ValueError(
+                f"searches for a shape, and {given[0]} gives one. Leave out one of them."
+            )
+        return value
+
+    @field_validator("kv_heads")
+    @classmethod
+    def _merges_or_removes(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("heads") is not None:
+            raise ValueError(
+                "merges keys and values, and heads removes them with their queries. Leave out one "
+                "of them, or give each a stage."
+            )
+        return value
+
+    @field_validator(*_REPAIRING)
+    @classmethod
+    def _is_used(cls, value: float, info: ValidationInfo) -> float:  # not called for defaults
+        if info.data.get("repair") is False:
+            raise ValueError("repair: false does not use this field. Leave out one of them.")
+        return value
+
+    @field_validator("uniform")
+    @classmethod
+    def _can_be_written(cls, value: bool, info: ValidationInfo) -> bool:
+        others = [name for name in (*SHAPES, *TARGETS) if info.data.get(name) is not None]
+        if not value and others != ["ffn"]:
+            raise ValueError(
+                "false gives every block a width of its MLP of its own: it needs ffn, and ffn "
+                "alone. Leave it out, or give the rest a stage before."
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Restructure:
+        if all(getattr(self, name) is None for name in (*SHAPES, *TARGETS)):
+            known = ", ".join((*SHAPES, *TARGETS))
+            raise ValueError(f"takes nothing away. Give {known}; ffn: 0.75, say.")
+        return self
+
+    @property
+    def shares(self) -> dict[str, Any]:
+        """The shape that is asked for, as `shape.target` takes it; empty where one is searched."""
+        given = {name: getattr(self, name) for name in SHAPES}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether anything here is seen in activations: all of it but merging by the mean."""
+        return self.repair or set(self.shares) != {"kv_heads"}
+
+    @property
+    def most_parameters(self) -> int | None:
+        """`parameters` as a number."""
+        if self.parameters is None:
+            return None
+        digits, unit = _COUNT.fullmatch(self.parameters).groups()  # type: ignore[union-attr]
+        return int(float(digits) * _COUNTS[unit])
+
+    @property
+    def most_bytes(self) -> int | None:
+        """`size` as a number."""
+        return None if self.size is None else in_bytes(self.size)
+
+    @property
+    def most_time(self) -> float | None:
+        """`decode_latency` as a share of the teacher's."""
+        return None if self.decode_latency is None else float(self.decode_latency[:-1])
+
+    @property
+    def written(self) -> str:
+        """What is asked for, in a few words."""
+        names = [name for name in (*SHAPES, *TARGETS) if getattr(self, name) is not None]
+        return ", ".join(f"{name} {getattr(self, name)}" for name in names)

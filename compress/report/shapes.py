@@ -1,0 +1,85 @@
+"""What a report says of a model that was given another shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from compress.report import numbers
+from compress.report.numbers import NONE
+from compress.report.rows import Row, Table
+from compress.results import ModelShape, Restructured, Results
+
+_PARTS = (
+    ("blocks", "blocks"),
+    ("query heads", "heads"),
+    ("heads of keys and values", "kv_heads"),
+    ("MLP channels", "channels"),
+    ("width", "hidden"),
+)
+
+
+def stages(results: Results) -> tuple[Restructured, ...]:
+    """Every stage that changed the shape, in order."""
+    return tuple(stage.shape for stage in results.stages if stage.shape is not None)
+
+
+def summary(results: Results) -> Iterator[Row]:
+    """Parameters and whatever else became fewer, before and after all stages."""
+    if not (found := stages(results)):
+        return
+    before, after = found[0].before, found[-1].after
+    was, now = before.parameters, after.parameters
+    change = numbers.change(was, now)
+    yield Row("parameters", numbers.amount(was), numbers.amount(now), change)
+    for label, field in _PARTS:
+        was, now = getattr(before, field), getattr(after, field)
+        if was != now:
+            yield Row(label, f"{was:,}", f"{now:,}", numbers.change(was, now))
+
+
+def text(found: Restructured) -> str:
+    """One sentence on a stage."""
+    gone = [cut.block for cut in found.blocks if cut.now is None]
+    removed = f" Removed: {', '.join(map(str, gone))}." if gone else ""
+    how = "what is left was repaired" if found.repaired else "nothing was repaired"
+    return f"Asked for {found.asked}; {how}.{removed}"
+
+
+def block_table(found: Restructured) -> Table:
+    """What is left of each block, and what was found of it."""
+    rows = tuple(
+        (
+            str(cut.block),
+            NONE if cut.now is None else str(cut.now),
+            *(f"{n:,}" if cut.now is not None else NONE for n in (
+                cut.heads, cut.kv_heads, cut.channels
+            )),
+            NONE if cut.error is None else numbers.error(cut.error),
+            NONE if cut.influence is None else numbers.digits(cut.influence),
+            NONE if cut.kl is None else numbers.digits(cut.kl),
+        )
+        for cut in found.blocks
+    )  # fmt: skip
+    header = (
+        "block", "now", "heads", "KV heads", "channels", "MLP error", "influence", "KL without it",
+    )  # fmt: skip
+    return Table(header, rows, words=0)
+
+
+def candidate_table(found: Restructured) -> Table:
+    """The shapes that were tried, the best first."""
+    rows = []
+    for one in sorted(found.candidates, key=lambda one: one.kl):
+        time = NONE if one.decode_share is None else f"{one.decode_share:.2f} ×"
+        chosen = "chosen" if one.chosen else ""
+        weights = numbers.amount(one.shape.parameters)
+        rows.append((_named(one.shape), chosen, weights, time, numbers.digits(one.kl)))
+    header = ("shape", "", "parameters", "time a token", "KL, nats")
+    return Table(header, tuple(rows), words=2)
+
+
+def _named(shape: ModelShape) -> str:
+    return (
+        f"{shape.blocks} blocks, {shape.heads}/{shape.kv_heads} heads, "
+        f"{shape.channels:,} channels, width {shape.hidden:,}"
+    )

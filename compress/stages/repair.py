@@ -1,0 +1,264 @@
+"""Cut one block, and repair what is left: each linear that reads what goes is fitted anew.
+
+Only o and down read what goes, heads or channels, and they write to the residual stream: each is
+fitted to give what all of its inputs gave, and to bring the stream to where the teacher's is.
+Behind the block others may be missing: then it is the teacher's stream behind those.
+
+Source: Kurtic et al. 2023 (ZipLM), arXiv:2302.04089; An et al. 2024 (FLAP), arXiv:2312.11983;
+targets from the teacher's stream: Li et al. 2025 (GPTAQ), arXiv:2504.02692.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from compress.anatomy import Block, Linear, Role
+from compress.kernels.hessian import accumulate, invert, mean, output_errors, outputs
+from compress.kernels.structure import cheapest, magnitudes, refit
+from compress.recipe.restructure import Restructure
+from compress.results import LinearResult
+from compress.shape import Kept, Shape, spread
+from compress.stages.drift import Sinks, mean_of_pairs
+from compress.stages.merging import Attention
+from compress.stages.stream import Stream
+from compress.surgery.inputs import Forwards, assign
+
+
+@dataclass
+class Beside:
+    """The teacher's forwards of one block, paused where the student's are."""
+
+    stream: Stream
+    block: Block
+    stored: Mapping[str, Tensor]
+    forwards: Forwards
+    parts: Sequence[Tensor]  # its activations, [B, T, D]
+    behind: list[Tensor] | None  # [N, D] each: what the stream lacks; None where a norm is between
+    missing: int  # blocks behind this one that the student has not
+    _finished: bool = False
+
+    def given(self, linear: Linear) -> list[Tensor]:
+        """What a linear is given, [N, I] each."""
+        found: list[Tensor] = []
+        self.forwards.to(linear, found.append)
+        return found
+
+    def finish(self) -> None:
+        """Let the forwards come to their end, and the stream pass the blocks that are missing."""
+        if not self._finished:
+            self.forwards.finish()
+            self.stream.passed(self.block.index)
+            self._finished = True
+
+    def beyond(self) -> list[Tensor] | None:
+        """What blocks that the student has not add to the stream, [N, D] each."""
+        if not self.missing or self.behind is None:
+            return None
+        self.finish()
+        came = [part.clone() for part in self.parts]
+        self.stream.before(self.block.index + 1 + self.missing)
+        return [(now - then).flatten(0, 1) for now, then in zip(self.parts, came, strict=True)]
+
+
+@dataclass
+class Cutting:
+    """A filled block of the student, what enters it, and the teacher's beside it."""
+
+    block: Block
+    module: nn.Module
+    stored: Mapping[str, Tensor]
+    forwards: Forwards
+    seq_len: int
+    spec: Restructure
+    before: Shape
+    after: Shape
+    teacher: Beside | None  # None: nothing is repaired
+    changed: dict[str, Tensor] = field(default_factory=dict)  # tensors, by full name
+    results: list[LinearResult] = field(default_factory=list)
+
+    def cut(self) -> Kept:
+        """Cut the attention, then the MLP behind it, and run the forwards to their end."""
+        before, after = self.before, self.after
+        roles: dict[Role, Linear] = {linear.role: linear for linear in self.block.linears}
+        merges = before.heads == after.heads and before.kv_heads != after.kv_heads
+        if merges:
+            self._merge(roles)
+        size = before.group * before.head_dim
+        keep = before.kv_heads if merges else after.kv_heads
+        groups = self._fit(_Reader(roles["o"], keep, size, merges))
+        channels = self._fit(_Reader(roles["down"], after.channels, 1))
+        self.forwards.finish()
+        if merges:
+            groups = tuple(range(0, before.kv_heads, before.kv_heads // after.kv_heads))
+            return Kept(tuple(range(before.heads)), groups, channels)
+        return Kept(spread(groups, before.group), groups, channels)
+
+    def _merge(self, roles: Mapping[Role, Linear]) -> None:
+        """Let neighbouring heads share keys and values."""
+        given: list[Tensor] = []
+        self.forwards.to(roles["q"], given.append)
+        normed = any(name.endswith(("q_norm.weight", "k_norm.weight")) for name in self.stored)
+        attention = Attention(roles, self.stored, given, self.before, normed)
+        merged = attention.merged(self.after.kv_heads, apart=self.spec.repair)
+        for name, tensor in merged.items():
+            self._assign(name, tensor)
+
+    def _fit(self, reader: _Reader) -> tuple[int, ...]:
+        """Choose the units of a linear's inputs that stay, and fit it to do without the others."""
+        linear, teacher = reader.linear, self.teacher
+        if teacher is None and reader.keep == reader.units:
+            return tuple(range(reader.units))
+        x: list[Tensor] = []
+        self.forwards.to(linear, x.append)
+        biased = linear.bias and teacher is not None
+        seen = _Seen(_with_ones(x) if biased else x, self._weight(linear, self._now(), biased))
+        hessian = self._hessian(seen.x)
+        left = self._chosen(reader, x, seen.weight, hessian)
+        kept = _places(left, reader, seen.weight)
+        dense = torch.zeros(seen.weight.shape, device=seen.weight.device)
+        if teacher is None:
+            dense[:, kept] = seen.weight[:, kept].float()
+        else:
+            theirs = teacher.given(linear)
+            theirs = _with_ones(theirs) if biased else theirs
+            wanted = self._weight(linear, teacher.stored, biased)
+            lacks = self._lacks(reader, seen, hessian, theirs, wanted)
+            damp = self.spec.damp_percent
+            dense[:, kept] = refit(seen.weight, hessian, kept, damp_percent=damp, lacks=lacks)
+            if linear.role == "o" and teacher.behind is not None:
+                _passed(teacher.behind, theirs, wanted, seen.x, dense)
+        self._put(linear, dense, biased)
+        self.results.append(_result(linear, seen.weight.float(), dense, hessian))
+        return left
+
+    def _chosen(
+        self, reader: _Reader, x: Sequence[Tensor], weight: Tensor, hessian: Tensor
+    ) -> tuple[int, ...]:
+        """The units of a linear's inputs that stay, ascending."""
+        keep, unit, inner = reader.keep, reader.unit, reader.linear.in_features
+        if keep == reader.units:
+            return tuple(range(keep))
+        if self.spec.importance == "activation":
+            windows = torch.cat([part.view(-1, self.seq_len, inner) for part in x])
+            best = magnitudes(windows, unit=unit).topk(keep).indices
+            return tuple(sorted(best.tolist()))
+        inverse = invert(hessian.clone(), self.spec.damp_percent).inverse[:inner, :inner]
+        return tuple(cheapest(weight[:, :inner], inverse, keep, unit=unit).tolist())
+
+    def _lacks(
+        self,
+        reader: _Reader,
+        seen: _Seen,
+        hessian: Tensor,
+        theirs: Sequence[Tensor],
+        wanted: Tensor,
+    ) -> Tensor:
+        """What a linear is asked for beside W x: E[(y - W x) xᵀ], [O, I]."""
+        teacher, share, x = self.teacher, self.spec.error_correction, seen.x
+        lacks = wanted.float() @ self._pairs(theirs, x) - seen.weight.float() @ hessian
+        lacks *= 1.0 if reader.merged else share  # what was merged is made up for whole
+        if teacher is not None and teacher.behind is not None:
+            lacks += share * self._pairs(teacher.behind, x)
+            beyond = teacher.beyond() if reader.linear.role == "down" else None
+            if beyond is not None:
+                lacks += self._pairs(beyond, x)
+        return lacks
+
+    def _put(self, linear: Linear, dense: Tensor, biased: bool) -> None:
+        """Give a linear another weight [O, I], and a bias where that is its last column."""
+        if biased:
+            self._assign(f"{linear.name}.bias", dense[:, -1])
+        weight = dense[:, : linear.in_features]
+        self._assign(f"{linear.name}.weight", weight.T if linear.transposed else weight)
+
+    def _assign(self, name: str, tensor: Tensor) -> None:
+        stored = tensor.to(self.stored[name].dtype).contiguous()
+        assign(self.module, self.block, name, stored)
+        self.changed[name] = stored.cpu()
+
+    def _now(self) -> dict[str, Tensor]:
+        return {**self.stored, **self.changed}
+
+    def _weight(self, linear: Linear, stored: Mapping[str, Tensor], biased: bool) -> Tensor:
+        """[O, I], or [O, I + 1] with the bias as what a one is multiplied by."""
+        device = next(self.module.parameters()).device
+        weight = stored[f"{linear.name}.weight"].to(device)
+        weight = weight.T if linear.transposed else weight
+        if not biased:
+            return weight
+        return torch.cat([weight, stored[f"{linear.name}.bias"].to(weight)[:, None]], 1)
+
+    def _hessian(self, x: Sequence[Tensor]) -> Tensor:
+        """E[x xᵀ], [I, I]; attention sinks count many times."""
+        width, sinks = x[0].shape[1], self._sinks
+        total = torch.zeros(width, width, device=x[0].device)
+        for part in x:
+            accumulate(total, part)
+            first = part.view(-1, self.seq_len, width)[:, : sinks.tokens].flatten(0, 1)
+            accumulate(total, first * sinks.weight**0.5)
+        return mean(total, sinks.counted(sum(map(len, x)) // self.seq_len, self.seq_len))
+
+    def _pairs(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+        return mean_of_pairs(left, right, self.seq_len, self._sinks)
+
+    @property
+    def _sinks(self) -> Sinks:
+        return Sinks(self.spec.sink_tokens, self.spec.sink_weight)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A linear that reads what is cut, and how many units of its inputs stay."""
+
+    linear: Linear
+    keep: int
+    unit: int  # channels that go together
+    merged: bool = False  # what it reads is no more what the teacher's does
+
+    @property
+    def units(self) -> int:
+        return self.linear.in_features // self.unit
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a linear is given, [N, I] each, and its weight [O, I]."""
+
+    x: Sequence[Tensor]
+    weight: Tensor
+
+
+def _places(left: Sequence[int], reader: _Reader, weight: Tensor) -> Tensor:
+    """The inputs of units, and that of the bias where the weight has a column of it."""
+    inner = reader.linear.in_features
+    bias = range(inner, weight.shape[1])
+    return torch.tensor([*spread(left, reader.unit), *bias], device=weight.device)
+
+
+def _passed(
+    behind: Sequence[Tensor],
+    theirs: Sequence[Tensor],
+    wanted: Tensor,
+    x: Sequence[Tensor],
+    dense: Tensor,
+) -> None:
+    """Take note of what the teacher's linear adds to the stream, and the student's now does."""
+    for gap, given, ours in zip(behind, theirs, x, strict=True):
+        gap += outputs(given, wanted.to(given.dtype)) - outputs(ours, dense.to(ours.dtype))
+
+
+def _with_ones(x: Sequence[Tensor]) -> list[Tensor]:
+    """Inputs [N, I] with a one behind each, for the bias."""
+    return [torch.cat([part, torch.ones_like(part[:, :1])], 1) for part in x]
+
+
+def _result(linear: Linear, weight: Tensor, dense: Tensor, hessian: Tensor) -> LinearResult:
+    error, energy = (float(each.sum()) for each in output_errors(weight, dense.clone(), hessian))
+    return LinearResult(
+        linear.name, linear.block, linear.role, "restructure", "solved", None, None,
+        relative_error=error / energy if energy else 0.0,
+    )  # fmt: skip

@@ -1,0 +1,142 @@
+"""Taking away what is zero, or merging what is equal, changes nothing that a model says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compress.journal import Journal
+from compress.recipe.restructure import Restructure
+from compress.recipe.schema import Quantize
+from compress.results import Limits
+from compress.shape import shape_of
+from compress.stages import quantize, restructure
+from compress.stages.context import Context
+from compress.student import Student
+from compress.surgery.walk import empty_model, hidden_states
+from compress.teacher.folder import open_folder
+from tests.students import IDS, states
+
+FAMILIES = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2", "opt", "gpt_neox",
+)  # fmt: skip
+GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+
+
+class Changed:
+    """A teacher whose blocks hold other values."""
+
+    def __init__(self, folder, change):
+        self._weights, self._change = open_folder(folder), change
+        self.config, self.anatomy = self._weights.config, self._weights.anatomy
+        self.outside, self.inputs, self.kv = (
+            self._weights.outside, self._weights.inputs, self._weights.kv,
+        )  # fmt: skip
+
+    def block(self, index):
+        tensors = {name: tensor.clone() for name, tensor in self._weights.block(index).items()}
+        roles = {linear.role: linear for linear in self.anatomy.blocks[index].linears}
+        self._change(index, roles, tensors)
+        return tensors
+
+
+def matrix(tensors, linear):
+    weight = tensors[linear.name + ".weight"]
+    return weight.T if linear.transposed else weight  # a view: written through
+
+
+def cut(teacher, scratch, ids=IDS, **fields):
+    scratch.mkdir(exist_ok=True)
+    journal = Journal(scratch / "journal.jsonl", {})
+    student = Student(teacher, scratch, journal)
+    context = Context(
+        ids, "cpu", torch.float32, scratch, limits=Limits(64, 1 << 30), ledger=journal
+    )
+    return student, restructure.run(student, Restructure(**fields), context)
+
+
+def assert_says_the_same(student, teacher):
+    torch.testing.assert_close(states(student), states(teacher), rtol=1e-3, atol=1e-3)
+    empty_model(student.config, torch.float32)  # transformers knows such a model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("repair", [True, False])
+def test_channels_that_nobody_reads_leave_without_a_trace(family, repair, tiny_model, tmp_path):
+    def silence(_, roles, tensors):
+        matrix(tensors, roles["down"])[:, 1::2] = 0
+
+    teacher = Changed(tiny_model(family), silence)
+    student, _ = cut(teacher, tmp_path, ffn=0.5, repair=repair)
+    before, after = (shape_of(w.config, w.anatomy) for w in (teacher, student))
+    assert after.channels == before.channels // 2
+    assert_says_the_same(student, teacher)
+
+
+@pytest.mark.parametrize("family", GROUPED)
+def test_groups_of_heads_that_nobody_reads_leave_without_a_trace(family, tiny_model, tmp_path):
+    def silence(index, roles, tensors):
+        half = roles["o"].in_features // 2
+        matrix(tensors, roles["o"])[:, half * (index % 2) :][:, :half] = 0
+
+    teacher = Changed(tiny_model(family), silence)
+    student, _ = cut(teacher, tmp_path, heads=2)
+    after = shape_of(student.config, student.anatomy)
+    assert (after.heads, after.kv_heads, after.head_dim) == (2, 1, 16)
+    assert_says_the_same(student, teacher)
+
+
+@pytest.mark.parametrize("family", GROUPED)
+@pytest.mark.parametrize("repair", [True, False])
+def test_equal_heads_are_merged_without_a_trace(family, repair, tiny_model, tmp_path):
+    def repeat(_, roles, tensors):
+        for role in ("k", "v"):
+            for kind in ("weight", "bias"):
+                if (rows := tensors.get(f"{roles[role].name}.{kind}")) is not None:
+                    rows[len(rows) // 2 :] = rows[: len(rows) // 2]
+
+    teacher = Changed(tiny_model(family), repeat)
+    student, _ = cut(teacher, tmp_path, kv_heads=1, repair=repair)
+    after = shape_of(student.config, student.anatomy)
+    assert (after.heads, after.kv_heads) == (4, 1)
+    assert_says_the_same(student, teacher)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_that_add_nothing_leave_without_a_trace(family, tiny_model, tmp_path):
+    def silence(index, roles, tensors):
+        for role in ("o", "down") if index == 1 else ():
+            for kind in ("weight", "bias"):
+                if (tensor := tensors.get(f"{roles[role].name}.{kind}")) is not None:
+                    tensor.zero_()
+
+    teacher = Changed(tiny_model(family), silence)
+    student, _ = cut(teacher, tmp_path, depth=0.5)
+    assert len(student.anatomy.blocks) == 1
+    assert_says_the_same(student, teacher)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"ffn": 0.5}, {"heads": 2}, {"kv_heads": 1}, {"depth": 0.5}], ids=str
+)
+def test_repair_comes_nearer_than_deletion(fields, tiny_model, tmp_path):
+    teacher = open_folder(tiny_model("llama"))
+    ids = torch.randint(0, 256, (32, 64), generator=torch.Generator().manual_seed(1))
+    said = states(teacher)
+    repaired, _ = cut(teacher, tmp_path / "a", ids, **fields)
+    deleted, _ = cut(teacher, tmp_path / "b", ids, repair=False, **fields)
+    errors = [(states(one) - said).square().mean() for one in (repaired, deleted)]
+    assert errors[0] < errors[1]
+
+
+def test_a_cut_student_is_taken_up_again_and_quantized(tiny_llama, tmp_path):
+    teacher = open_folder(tiny_llama)
+    student, results = cut(teacher, tmp_path, ffn=0.5, depth=0.5)
+    again, same = cut(teacher, tmp_path, ffn=0.5, depth=0.5)
+    assert same == results
+    torch.testing.assert_close(states(again), states(student), rtol=0, atol=0)
+    context = Context(IDS, "cpu", torch.float32, tmp_path, limits=Limits(64, 1 << 30))
+    again.enter(1)
+    quantize.run(again, Quantize(group_size=32, error_correction=0.5), context)
+    assert again.rounded("model.layers.0.mlp.down_proj").codes.shape == (64, 64)
+    assert torch.isfinite(hidden_states(again, IDS, device="cpu", dtype=torch.float32)).all()
