@@ -104,16 +104,11 @@ def target(
     return found
 
 
-def whole(shape: Shape) -> Remains:
-    """All of a model."""
-    kept = Kept(*(tuple(range(n)) for n in (shape.heads, shape.kv_heads, shape.channels)))
-    return Remains(dict.fromkeys(range(shape.blocks), kept))
-
-
-def first_of(shape: Shape) -> Remains:
+def remains_of(before: Shape, after: Shape) -> Remains:
     """The first of everything: any choice of which makes a model of the same sizes."""
-    found = whole(shape)
-    return replace(found, hidden=tuple(range(shape.hidden)))
+    kept = Kept(*(tuple(range(n)) for n in (after.heads, after.kv_heads, after.channels)))
+    hidden = None if after.hidden == before.hidden else tuple(range(after.hidden))
+    return Remains(dict.fromkeys(range(after.blocks), kept), hidden)
 
 
 def cut_config(config: Mapping[str, Any], before: Shape, remains: Remains) -> dict[str, Any]:

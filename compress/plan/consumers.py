@@ -26,6 +26,7 @@ _TERMS = {  # on which transformers opens what it has a reader of its own for
     _BNB: "with bitsandbytes 0.50, also on a CPU",
     "gptq": "with the gptqmodel package; not tried here",
     "gguf": "told gguf_file; it expands the weights",
+    "dense": "as any model folder",
 }
 _GPUS: Mapping[Kind, str] = {
     "fp8": "compute capability 8.9 and up multiplies it, from 7.5 on its weights only",

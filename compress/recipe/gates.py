@@ -26,6 +26,7 @@ OnViolation = Literal["fail", "escalate", "keep_dense"]
 
 WIDTHS = {  # what each format of an artifact can hold, for linears to be given more bits
     "packed": (2, 3, 4, 8),
+    "dense": (),
     "compressed-tensors": (4, 8),  # what all its readers unpack in one way
     "gptq": (4, 8),
     "bnb-int8": (8,),

@@ -106,9 +106,10 @@ class Artifact(BaseModel):
 
     model_config = STRICT
 
-    format: Literal["packed", "compressed-tensors", "gptq", "bnb-int8", "gguf"] = Field(
+    format: Literal["packed", "dense", "compressed-tensors", "gptq", "bnb-int8", "gguf"] = Field(
         default="packed",
         description="`packed` is our own layout and holds all that a recipe can say; "
+        "`dense` is an ordinary folder, of a model that no stage rounded; "
         "`compressed-tensors` is what transformers and vLLM open: 4 and 8 bits, no quantized tied "
         "head; `gptq` is what vLLM opens as well: the same on symmetric grids; `gguf` is what "
         "llama.cpp opens: groups of a multiple of 32; `bnb-int8` is what transformers opens with "

@@ -1,0 +1,141 @@
+"""The stage `restructure` before a run: what cannot be cut, and what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compress import anatomy as anatomies
+from compress.anatomy import Anatomy
+from compress.plan.naming import Found
+from compress.plan.rotation import turned, turned_headers
+from compress.recipe.restructure import Restructure
+from compress.recipe.schema import Recipe
+from compress.recipe.source import Loc
+from compress.shape import (
+    STEP,
+    Shape,
+    can_cut,
+    cut_config,
+    cut_tensors,
+    remains_of,
+    shape_of,
+    target,
+)
+from compress.teacher.headers import Headers
+
+_WORDS = {
+    "blocks": "blocks", "heads": "query heads", "kv_heads": "heads of keys and values",
+    "channels": "MLP channels", "hidden": "width",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model that nobody has made yet: of one that is searched for, the largest it may be."""
+
+    config: Mapping[str, Any]
+    anatomy: Anatomy
+
+
+def made(recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]) -> Made:
+    """What a recipe leaves of a teacher, before anything is rounded."""
+    found = Made(config, turned(recipe, anatomy))
+    for _, spec in recipe.restructurings:
+        found = _cut(found, spec)
+    return found
+
+
+def made_headers(recipe: Recipe, headers: Headers) -> Headers:
+    """The headers of what a recipe leaves of a teacher."""
+    found = turned_headers(recipe, headers)
+    for _, spec in recipe.restructurings:
+        before = shape_of(found.config, found.anatomy)
+        left = remains_of(before, target(before, **spec.shares))
+        names = cut_tensors(found.anatomy, before, left)
+        dtypes = {now: found.dtypes[was] for now, (was, _) in names.items()}
+        after = _cut(Made(found.config, found.anatomy), spec)
+        found = replace(found, config=after.config, anatomy=after.anatomy, dtypes=dtypes)
+    return found
+
+
+def _cut(found: Made, spec: Restructure) -> Made:
+    before = shape_of(found.config, found.anatomy)
+    left = remains_of(before, target(before, **spec.shares))
+    shapes = {name: s for name, (_, s) in cut_tensors(found.anatomy, before, left).items()}
+    config = cut_config(found.config, before, left)
+    return Made(config, anatomies.read(config, shapes))
+
+
+def mistakes(recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]) -> Found:
+    """What of the stages `restructure` cannot work on a model."""
+    found = Made(config, turned(recipe, anatomy))
+    for index, spec in recipe.restructurings:
+        loc: Loc = ("stages", index, "restructure")
+        wrong = list(_wrong(loc, spec, found))
+        yield from wrong
+        if wrong:
+            return  # what is behind it has no shape to be held against
+        found = _cut(found, spec)
+
+
+def _wrong(loc: Loc, spec: Restructure, found: Made) -> Found:
+    before = shape_of(found.config, found.anatomy)
+    cannot = can_cut(found.config)
+    for field in spec.shares:
+        if field in cannot:
+            yield (*loc, field), f"{cannot[field]}. Cut {_others(cannot)} instead."
+    if "hidden" in spec.shares and "hidden" not in cannot and not spec.uniform:
+        yield (*loc, "hidden"), "one width runs through all blocks. Leave out uniform."
+    if not any(field in cannot for field in spec.shares):
+        yield from _unchanged(loc, spec, before)
+
+
+def _others(cannot: Mapping[str, str]) -> str:
+    return " or ".join(f for f in ("depth", "ffn", "heads", "kv_heads") if f not in cannot)
+
+
+def _unchanged(loc: Loc, spec: Restructure, before: Shape) -> Found:
+    """Counts that are none of the model's, and shares that leave all there is."""
+    if spec.heads is not None and not (
+        spec.heads < before.heads and spec.heads % before.group == 0
+    ):
+        fitting = range(before.group, before.heads, before.group)
+        yield (*loc, "heads"), _counts(spec.heads, before.heads, fitting, "heads of queries")
+    if spec.kv_heads is not None and not (
+        spec.kv_heads < before.kv_heads and before.kv_heads % spec.kv_heads == 0
+    ):
+        fitting = [n for n in range(1, before.kv_heads) if before.kv_heads % n == 0]
+        there = "heads of keys and values"
+        yield (*loc, "kv_heads"), _counts(spec.kv_heads, before.kv_heads, fitting, there)
+    after = target(before, **spec.shares)
+    for field, was, now in (
+        ("depth", before.blocks, after.blocks),
+        ("ffn", before.channels, after.channels),
+        ("hidden", before.hidden, after.hidden),
+    ):
+        if getattr(spec, field) is not None and now >= was:
+            step = "" if field == "depth" else f" in multiples of {STEP}"
+            yield (*loc, field), f"{getattr(spec, field)} of {was}{step} leaves all. Ask for less."
+
+
+def _counts(asked: int, there: int, fitting: range | list[int], what: str) -> str:
+    choice = " or ".join(map(str, fitting))
+    remedy = f"Use {choice}" if choice else "Leave it out"
+    return f"{asked}, and there are {there} {what}, which leave in whole groups. {remedy}."
+
+
+def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
+    """What shape a recipe asks for, in a line."""
+    if not recipe.restructurings:
+        return
+    before = shape_of(headers.config, headers.anatomy)
+    found = made_headers(recipe, headers)
+    after = shape_of(found.config, found.anatomy)
+    changed = [
+        f"{words} {getattr(before, field):,} → {getattr(after, field):,}"
+        for field, words in _WORDS.items()
+        if getattr(before, field) != getattr(after, field)
+    ]
+    yield f"restructure: {', '.join(changed)}"
