@@ -66,7 +66,7 @@ def shape_of(config: Mapping[str, Any], anatomy: Anatomy) -> Shape:
 
 def can_cut(config: Mapping[str, Any]) -> dict[str, str]:
     """Why parts of a family's models cannot be cut, by the field of the recipe; others can."""
-    kind, found = str(config["model_type"]), {}
+    kind, found = str(config["model_type"]), dict[str, str]()
     if kind not in _HEAD_DIM:
         reason = f"{kind} has no head_dim: its heads together are as wide as the stream"
         found |= dict.fromkeys(("heads", "kv_heads"), reason)

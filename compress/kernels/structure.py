@@ -76,7 +76,8 @@ def _costs(W: Tensor, Hinv: Tensor, units: Tensor) -> Tensor:
         return W[:, places].square().sum(0) / Hinv.diagonal()[places]
     parts = Hinv[units[:, :, None], units[:, None, :]]  # [U, unit, unit]
     columns = W[:, units].permute(1, 2, 0)  # [U, unit, O]
-    return (columns * torch.linalg.solve(parts, columns)).sum((1, 2))
+    costs: Tensor = (columns * torch.linalg.solve(parts, columns)).sum((1, 2))
+    return costs
 
 
 def refit(

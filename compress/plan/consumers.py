@@ -77,6 +77,8 @@ def consumers(
     told_to = ", told to with CompressedTensorsConfig(dequantize=True)" if asymmetric else ""
     if _kinds(matrices) & {"nvfp4", "mxfp4"}:
         told_to = ", in bfloat16"
+    if format == _EXPORT and not matrices and cached is None:
+        return _plain(told)
     terms = {
         "transformers": _TERMS.get(
             format, f"with the compressed-tensors package{told_to}; it expands the weights"
@@ -89,6 +91,12 @@ def consumers(
         Consumer(name, not reasons, reasons or tuple(filter(None, [terms.get(name)])))
         for name, reasons in told.items()
     )
+
+
+def _plain(told: Mapping[str, tuple[str, ...]]) -> tuple[Consumer, ...]:
+    """Nothing is quantized: a folder as any other, whatever of it is zero."""
+    terms = ("a plain folder; zeros make nothing faster there",)
+    return tuple(Consumer(name, not reasons, reasons or terms) for name, reasons in told.items())
 
 
 def _ours(anatomy: Anatomy, config: Mapping[str, Any]) -> Iterator[str]:

@@ -43,7 +43,8 @@ def made(recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]) -> Made:
     """What a recipe leaves of a teacher, before anything is rounded."""
     found = Made(config, turned(recipe, anatomy))
     for _, spec in recipe.restructurings:
-        found = _cut(found, spec)
+        before = shape_of(found.config, found.anatomy)
+        found = _cut(found, target(before, **spec.shares))
     return found
 
 
@@ -52,17 +53,22 @@ def made_headers(recipe: Recipe, headers: Headers) -> Headers:
     found = turned_headers(recipe, headers)
     for _, spec in recipe.restructurings:
         before = shape_of(found.config, found.anatomy)
-        left = remains_of(before, target(before, **spec.shares))
-        names = cut_tensors(found.anatomy, before, left)
-        dtypes = {now: found.dtypes[was] for now, (was, _) in names.items()}
-        after = _cut(Made(found.config, found.anatomy), spec)
-        found = replace(found, config=after.config, anatomy=after.anatomy, dtypes=dtypes)
+        found = cut_headers(found, target(before, **spec.shares))
     return found
 
 
-def _cut(found: Made, spec: Restructure) -> Made:
+def cut_headers(headers: Headers, after: Shape) -> Headers:
+    """The headers of a model that was given another shape."""
+    before = shape_of(headers.config, headers.anatomy)
+    left = cut_tensors(headers.anatomy, before, remains_of(before, after))
+    dtypes = {now: headers.dtypes[was] for now, (was, _) in left.items()}
+    found = _cut(Made(headers.config, headers.anatomy), after)
+    return replace(headers, config=found.config, anatomy=found.anatomy, dtypes=dtypes)
+
+
+def _cut(found: Made, after: Shape) -> Made:
     before = shape_of(found.config, found.anatomy)
-    left = remains_of(before, target(before, **spec.shares))
+    left = remains_of(before, after)
     shapes = {name: s for name, (_, s) in cut_tensors(found.anatomy, before, left).items()}
     config = cut_config(found.config, before, left)
     return Made(config, anatomies.read(config, shapes))
@@ -77,7 +83,8 @@ def mistakes(recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]) -> Fou
         yield from wrong
         if wrong:
             return  # what is behind it has no shape to be held against
-        found = _cut(found, spec)
+        before = shape_of(found.config, found.anatomy)
+        found = _cut(found, target(before, **spec.shares))
 
 
 def _wrong(loc: Loc, spec: Restructure, found: Made) -> Found:
@@ -101,7 +108,7 @@ def _unchanged(loc: Loc, spec: Restructure, before: Shape) -> Found:
     if spec.heads is not None and not (
         spec.heads < before.heads and spec.heads % before.group == 0
     ):
-        fitting = range(before.group, before.heads, before.group)
+        fitting = list(range(before.group, before.heads, before.group))
         yield (*loc, "heads"), _counts(spec.heads, before.heads, fitting, "heads of queries")
     if spec.kv_heads is not None and not (
         spec.kv_heads < before.kv_heads and before.kv_heads % spec.kv_heads == 0
@@ -120,7 +127,7 @@ def _unchanged(loc: Loc, spec: Restructure, before: Shape) -> Found:
             yield (*loc, field), f"{getattr(spec, field)} of {was}{step} leaves all. Ask for less."
 
 
-def _counts(asked: int, there: int, fitting: range | list[int], what: str) -> str:
+def _counts(asked: int, there: int, fitting: list[int], what: str) -> str:
     choice = " or ".join(map(str, fitting))
     remedy = f"Use {choice}" if choice else "Leave it out"
     return f"{asked}, and there are {there} {what}, which leave in whole groups. {remedy}."

@@ -165,6 +165,11 @@ class Restructure(BaseModel):
         return {name: value for name, value in given.items() if value is not None}
 
     @property
+    def searches(self) -> bool:
+        """Whether shapes are tried, and the best is made."""
+        return any(getattr(self, name) is not None for name in TARGETS)
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether anything here is seen in activations: all of it but merging by the mean."""
         return self.repair or set(self.shares) != {"kv_heads"}

@@ -16,6 +16,7 @@ from compress.anatomy import Linear
 from compress.recipe.gates import LinearGate
 from compress.recipe.quantize import Quantize
 from compress.results import Limits, Progress, SizePart
+from compress.shape import Shape
 from compress.student import Ledger
 
 _USUAL = Limits()
@@ -29,6 +30,9 @@ class Sizes(Protocol):
 
     def linear(self, linear: Linear, allocated: Mapping[str, int]) -> int:
         """Stored bytes of one quantized linear, or of the head."""
+
+    def shaped(self, sizes: Shape) -> int:
+        """Bytes of all files when the model has another shape."""
 
 
 class Size(Protocol):

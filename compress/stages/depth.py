@@ -11,7 +11,7 @@ arXiv:2402.02834.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,21 +28,27 @@ _TRIED_AGAIN = 5
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The blocks that stay, and what was found of each block."""
+class Order:
+    """In which order blocks go, and what was found of each."""
 
-    blocks: tuple[int, ...]
-    influence: tuple[float, ...]  # one minus the mean cosine, block by block
-    kl: Mapping[int, float]  # nats a token, when a block went, behind those that went before it
+    blocks: int  # there are so many
+    gone: tuple[int, ...] = ()
+    influence: tuple[float, ...] = ()  # one minus the mean cosine, block by block
+    kl: tuple[float, ...] = ()  # nats a token, as each of `gone` went, where it was measured
+
+    def left(self, keep: int) -> tuple[int, ...]:
+        """The blocks that stay when so many do, ascending."""
+        gone = self.gone[: self.blocks - keep]
+        return tuple(index for index in range(self.blocks) if index not in gone)
 
 
-def choose(weights: Weights, context: Context, keep: int, *, measured: bool) -> Choice:
-    """Choose the blocks that stay, by KL when they are left out or by block influence.
+def order(weights: Weights, context: Context, keep: int, *, measured: bool) -> Order:
+    """Say which blocks go first, by KL when they are left out or by block influence.
 
     Args:
         weights: the model.
         context: windows, of which few are read; device.
-        keep: blocks that stay.
+        keep: blocks that stay when all that are asked for have gone.
         measured: by KL.
     """
     reader = _Reader(weights, context)
@@ -51,7 +57,7 @@ def choose(weights: Weights, context: Context, keep: int, *, measured: bool) -> 
     blocks = list(range(len(influence)))
     if not measured:
         going = sorted(blocks, key=influence.__getitem__)[: len(blocks) - keep]
-        return Choice(tuple(i for i in blocks if i not in going), influence, {})
+        return Order(len(blocks), tuple(going), influence)
     said, costs, tried = reader.said(entering[-1]), dict[int, float](), list(blocks)
     gone = dict[int, float]()
     while len(blocks) > keep:
@@ -64,7 +70,7 @@ def choose(weights: Weights, context: Context, keep: int, *, measured: bool) -> 
         blocks.remove(index)
         entering[place:] = reader.entering(blocks[place:], entering[place])
         tried = sorted(costs, key=costs.__getitem__)[:_TRIED_AGAIN]
-    return Choice(tuple(blocks), influence, gone)
+    return Order(len(influence), tuple(gone), influence, tuple(gone.values()))
 
 
 class _Reader:

@@ -89,7 +89,8 @@ class Cut:
         left = self.remains.hidden
         if left is None or tensor.shape != (len(left),) or not name.endswith("norm.weight"):
             return tensor
-        return tensor * (self._before.hidden / len(left)) ** 0.5
+        scaled: Tensor = tensor * (self._before.hidden / len(left)) ** 0.5
+        return scaled
 
 
 def _picked(tensor: Tensor, chosen: Sequence[Sequence[int] | None]) -> Tensor:

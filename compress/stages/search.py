@@ -1,0 +1,222 @@
+"""Search for a shape that reaches what a recipe asks for: try a few, and keep the best.
+
+A candidate for each of a few depths and groups of heads: the widest MLP with which it still fits.
+Each is cut and repaired on a few windows; what it then says of others decides.
+
+Source: Muralidharan et al. 2024 (Minitron), arXiv:2407.14679, section 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compress.errors import RecipeError
+from compress.kernels.divergence import kl
+from compress.recipe.restructure import Restructure
+from compress.results import Candidate, ModelShape
+from compress.shape import STEP, Shape, can_cut, cut_tensors, remains_of, shape_of
+from compress.stages.context import Context
+from compress.stages.cutting import cut_blocks
+from compress.stages.depth import Order
+from compress.stages.latency import decode_seconds
+from compress.student import Student
+from compress.surgery.resize import Cut
+from compress.surgery.walk import Weights, head_of, hidden_states, logits
+
+_DEPTHS = 4  # numbers of blocks that are tried, from all to the fewest that fit
+_FIT, _ASK = 8, 2  # windows on which candidates are repaired, and others on which they are asked
+_EVERY = 4  # tokens of which one is asked what comes next
+_LEAST = 4  # of the channels at least one in so many stays
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate, and what came of it."""
+
+    shape: Shape
+    kl: float
+    decode_share: float | None = None
+
+
+def candidates(weights: Weights, spec: Restructure, context: Context) -> list[Shape]:
+    """The shapes to try; none where the recipe says which.
+
+    Raises:
+        RecipeError: none reaches what is asked for.
+    """
+    if not spec.searches:
+        return []
+    before, fits = shape_of(weights.config, weights.anatomy), _fitting(weights, spec, context)
+    groups = [before.kv_heads]
+    if "heads" not in can_cut(weights.config) and before.kv_heads > 1:
+        groups.append(before.kv_heads - 1)
+    found = {}
+    for kept in groups:
+        cut = dataclasses.replace(before, heads=kept * before.group, kv_heads=kept)
+        depths = [n for n in range(1, before.blocks + 1) if _widest(cut, n, fits)]
+        if "depth" in can_cut(weights.config):
+            depths = [n for n in depths if n == before.blocks]
+        # more blocks than those that fit whole leave narrower MLPs
+        whole = [n for n in depths if fits(dataclasses.replace(cut, blocks=n))]
+        for blocks in _spread(depths[max(0, len(whole) - 1) :]):
+            if shape := _widest(cut, blocks, fits):
+                found[shape] = shape
+    if not found:
+        raise RecipeError(
+            [
+                f"stages: restructure: no shape reaches {spec.written}: a quarter of the MLP in "
+                "one block takes more. Allow more."
+            ]
+        )
+    return [shape for shape in found if shape != before] or [before]
+
+
+def _widest(shape: Shape, blocks: int, fits: Callable[[Shape], bool]) -> Shape | None:
+    """The widest MLP with which so many blocks fit; None where a narrow one does not."""
+    narrow, wide = math.ceil(shape.channels / _LEAST / STEP), shape.channels // STEP
+    sizes = [dataclasses.replace(shape, blocks=blocks, channels=n * STEP)
+             for n in range(narrow, wide + 1)]  # fmt: skip
+    if not sizes or not fits(sizes[0]):
+        return None
+    low, high = 0, len(sizes)  # sizes[low] fits
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(sizes[middle]) else (low, middle)
+    return sizes[low]
+
+
+def _spread(numbers: Sequence[int]) -> list[int]:
+    """A few of them, the first and the last among them."""
+    if len(numbers) <= _DEPTHS:
+        return list(numbers)
+    last = len(numbers) - 1
+    return [numbers[round(last * step / (_DEPTHS - 1))] for step in range(_DEPTHS)]
+
+
+def _fitting(weights: Weights, spec: Restructure, context: Context) -> Callable[[Shape], bool]:
+    """Whether a shape reaches what is asked for."""
+    before = shape_of(weights.config, weights.anatomy)
+    if spec.most_time is not None:
+        most = spec.most_time * decode_seconds(weights, before)
+        return lambda shape: decode_seconds(weights, shape) <= most
+    if spec.most_bytes is not None and context.sizes is not None:
+        sizes, bytes_ = context.sizes, spec.most_bytes
+        return lambda shape: sizes.shaped(shape) <= bytes_
+    if spec.most_parameters is not None:
+        parameters = spec.most_parameters
+        return lambda shape: told_size(weights, shape).parameters <= parameters
+    keep = spec.keep or 1.0
+    limit = keep * block_weights(weights, before)
+    return lambda shape: block_weights(weights, shape) <= limit
+
+
+def block_weights(weights: Weights, shape: Shape) -> int:
+    """Weights of the block linears of a model of another shape."""
+    anatomy = weights.anatomy
+    linears = {f"{linear.name}.weight" for linear in anatomy.linears}
+    left = _left(weights, shape).values()
+    return sum(math.prod(size) for name, size in left if name in linears)
+
+
+def told_size(weights: Weights, shape: Shape) -> ModelShape:
+    """A shape, for records."""
+    parameters = sum(math.prod(size) for _, size in _left(weights, shape).values())
+    return ModelShape(
+        shape.blocks, shape.heads, shape.kv_heads, shape.channels, shape.hidden, parameters
+    )
+
+
+def _left(weights: Weights, shape: Shape) -> dict[str, tuple[str, tuple[int, ...]]]:
+    before = shape_of(weights.config, weights.anatomy)
+    return cut_tensors(weights.anatomy, before, remains_of(before, shape))
+
+
+def told(weights: Weights, tried: Tried, chosen: Shape) -> Candidate:
+    """The record of a candidate."""
+    size = told_size(weights, tried.shape)
+    return Candidate(size, tried.kl, tried.shape == chosen, tried.decode_share)
+
+
+def tried(
+    student: Student, spec: Restructure, context: Context, shapes: Sequence[Shape], order: Order
+) -> list[Tried]:
+    """Every candidate, tried; none where there is no choice. What was found is in the journal."""
+    if not spec.searches:
+        return []
+    unit = student.unit("candidates")
+    if (noted := context.noted(unit)) is not None:
+        return [
+            Tried(Shape(**one["shape"]), one["kl"], one["decode_share"]) for one in noted["tried"]
+        ]
+    asked = _Asked(student.base, context)
+    found = []
+    for number, shape in enumerate(shapes):
+        context.tell("try shapes", number, len(shapes))
+        divergence = asked.after(spec, shape, order)
+        share = None
+        if spec.most_time is not None:
+            before = shape_of(student.config, student.anatomy)
+            share = decode_seconds(student, shape) / decode_seconds(student, before)
+        found.append(Tried(shape, divergence, share))
+    context.note(unit, {"tried": [dataclasses.asdict(one) for one in found]})
+    return found
+
+
+class _Asked:
+    """A teacher that was asked what comes next, on windows that candidates are not repaired on."""
+
+    def __init__(self, teacher: Weights, context: Context) -> None:
+        self._teacher, self._context = teacher, context
+        split = max(1, len(context.ids) - _ASK)
+        self._fit, self._ask = context.ids[: min(_FIT, split)], context.ids[split:]
+        if not len(self._ask):  # of a single window there is no other
+            self._ask = context.ids
+        self._said = self._states(teacher)
+
+    def after(self, spec: Restructure, shape: Shape, order: Order) -> float:
+        """Mean KL to a candidate, in nats a token."""
+        with tempfile.TemporaryDirectory(dir=self._context.scratch) as folder:
+            ledger = _Forgotten()
+            student = Student(self._teacher, Path(folder), ledger)
+            context = dataclasses.replace(self._context, ids=self._fit, ledger=ledger, watch=None)
+            remains, _ = cut_blocks(student, spec, context, shape, order.left(shape.blocks))
+            cut = Cut(student, remains)
+            return self._divergence(cut, self._states(cut))
+
+    def _states(self, weights: Weights) -> Tensor:
+        here = self._context
+        states = hidden_states(weights, self._ask, device=here.device, dtype=here.dtype)
+        return states.flatten(0, 1)[_EVERY - 1 :: _EVERY]
+
+    def _divergence(self, student: Weights, states: Tensor) -> float:
+        heads = head_of(self._teacher), head_of(student)
+        total = 0.0
+        for ours, theirs in zip(self._said.split(256), states.split(256), strict=True):
+            total += float(
+                kl(
+                    logits(self._teacher, ours, head=heads[0]),
+                    logits(student, theirs, head=heads[1]),
+                ).sum()
+            )
+        return total / len(states)
+
+
+@dataclass
+class _Forgotten:
+    """A journal of something that is thrown away."""
+
+    units: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def get(self, unit: str) -> Mapping[str, Any] | None:
+        return self.units.get(unit)
+
+    def add(self, unit: str, record: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+        self.units[unit] = record
