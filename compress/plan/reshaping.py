@@ -93,8 +93,6 @@ def _wrong(loc: Loc, spec: Restructure, found: Made) -> Found:
     for field in spec.shares:
         if field in cannot:
             yield (*loc, field), f"{cannot[field]}. Cut {_others(cannot)} instead."
-    if "hidden" in spec.shares and "hidden" not in cannot and not spec.uniform:
-        yield (*loc, "hidden"), "one width runs through all blocks. Leave out uniform."
     if not any(field in cannot for field in spec.shares):
         yield from _unchanged(loc, spec, before)
 
@@ -120,7 +118,6 @@ def _unchanged(loc: Loc, spec: Restructure, before: Shape) -> Found:
     for field, was, now in (
         ("depth", before.blocks, after.blocks),
         ("ffn", before.channels, after.channels),
-        ("hidden", before.hidden, after.hidden),
     ):
         if getattr(spec, field) is not None and now >= was:
             step = "" if field == "depth" else f" in multiples of {STEP}"

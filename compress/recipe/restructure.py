@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 from compress.recipe.gates import in_bytes
 from compress.recipe.quantize import STRICT
 
-SHAPES = ("depth", "ffn", "heads", "kv_heads", "hidden")
+SHAPES = ("depth", "ffn", "heads", "kv_heads")
 TARGETS = ("keep", "parameters", "size", "decode_latency")
 _COUNTS = {"K": 10**3, "M": 10**6, "B": 10**9}
 _COUNT = re.compile(r"(\d{1,6}(?:\.\d{1,3})?) ?(K|M|B)")
@@ -43,10 +43,6 @@ class Restructure(BaseModel):
         description="Heads of keys and values in every block: neighbours are merged, and all query "
         "heads stay. 1 makes multi-query attention.",
     )
-    hidden: Share | None = Field(
-        default=None,
-        description="Share of the channels of the residual stream that stay, in multiples of 64.",
-    )
     keep: Share | None = Field(
         default=None,
         description="Share of the weights of the block linears that stay: shapes are searched, and "
@@ -78,15 +74,12 @@ class Restructure(BaseModel):
         description="Fit what reads the missing parts to make up for them, in closed form, each "
         "block behind those that were cut before it. `false` only deletes, and merges by the mean.",
     )
-    importance: Literal["hessian", "activation", "first_order"] = Field(
+    importance: Literal["hessian", "activation"] = Field(
         default="hessian",
         description="What stays: `hessian` removes what costs least once the others make up for "
-        "it; `activation` keeps what is driven most (Minitron); `first_order` what the teacher's "
-        "words change with most, to first order.",
-    )
-    uniform: bool = Field(
-        default=True,
-        description="Every block gets the same widths, so that every engine opens the model.",
+        "it, and the blocks whose loss changes least of what is said; `activation` keeps heads and "
+        "channels that are driven most (Minitron), and blocks that turn the stream most "
+        "(ShortGPT).",
     )
     error_correction: float = Field(
         default=1.0,
@@ -140,17 +133,6 @@ class Restructure(BaseModel):
             raise ValueError("repair: false does not use this field. Leave out one of them.")
         return value
 
-    @field_validator("uniform")
-    @classmethod
-    def _can_be_written(cls, value: bool, info: ValidationInfo) -> bool:
-        others = [name for name in (*SHAPES, *TARGETS) if info.data.get(name) is not None]
-        if not value and others != ["ffn"]:
-            raise ValueError(
-                "false gives every block a width of its MLP of its own: it needs ffn, and ffn "
-                "alone. Leave it out, or give the rest a stage before."
-            )
-        return value
-
     @model_validator(mode="after")
     def _asks_for_something(self) -> Restructure:
         if all(getattr(self, name) is None for name in (*SHAPES, *TARGETS)):
@@ -171,8 +153,8 @@ class Restructure(BaseModel):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether anything here is seen in activations: all of it but merging by the mean."""
-        return self.repair or set(self.shares) != {"kv_heads"}
+        """Whether it walks the model on text: always."""
+        return True
 
     @property
     def most_parameters(self) -> int | None:

@@ -15,7 +15,7 @@ from compress.stages.context import Context
 from compress.student import Student
 from compress.surgery.walk import empty_model, hidden_states
 from compress.teacher.folder import open_folder
-from tests.students import IDS, states
+from students import IDS, states
 
 FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2", "opt", "gpt_neox",

@@ -1,0 +1,99 @@
+"""What a cut model takes is told before it is made; what cannot be cut is refused."""
+
+import pytest
+
+from compress import pipeline, plan
+from compress.artifact.layout import open_artifact
+from compress.errors import RecipeError
+from compress.plan import overview, sizes
+from compress.shape import shape_of
+from compress.teacher import headers
+
+CASES = {
+    "channels": "[{restructure: {ffn: 0.5}}]",
+    "blocks": "[{restructure: {depth: 0.5}}]",
+    "heads": "[{restructure: {heads: 2}}]",
+    "keys and values": "[{restructure: {kv_heads: 1, repair: false}}]",
+    "all": "[{restructure: {ffn: 0.5, depth: 0.5, kv_heads: 1}}]",
+    "quantized": "[{restructure: {ffn: 0.5}}, {quantize: {method: rtn, group_size: 32, head: 8}}]",
+    "pruned": "[{restructure: {ffn: 0.5, depth: 0.5}}, {prune: {sparsity: 0.5}}]",
+    "twice": "[{restructure: {heads: 2}}, {restructure: {depth: 0.5}}]",
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_byte_of_a_cut_artifact_is_foretold(tiny_tied, recipe_for, tmp_path, case):
+    format = "dense" if case in ("channels", "blocks", "twice") else "packed"
+    recipe = recipe_for(tiny_tied, f"stages={CASES[case]}", f"artifact.format={format}")
+    pipeline.compress_only(recipe, out=tmp_path / "out")
+    artifact = open_artifact(tmp_path / "out")
+    found = sizes.size(recipe, headers.read(str(tiny_tied)))
+    assert {part.part: part.after_bytes for part in found.parts} == artifact.parts_sizes()
+    assert found.size_bytes == artifact.size_bytes
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "opt"])
+def test_families_are_foretold(tiny_model, recipe_for, tmp_path, family):
+    folder = tiny_model(family)
+    recipe = recipe_for(folder, "stages=[{restructure: {ffn: 0.5, depth: 0.5}}]")
+    pipeline.compress_only(recipe, out=tmp_path / "out")
+    artifact = open_artifact(tmp_path / "out")
+    assert sizes.size(recipe, headers.read(str(folder))).size_bytes == artifact.size_bytes
+    assert shape_of(artifact.config, artifact.anatomy).blocks == 1
+
+
+def test_a_plan_tells_the_shape_and_who_opens_it(tiny_llama, recipe_for, tmp_path):
+    recipe = recipe_for(
+        tiny_llama, "stages=[{restructure: {ffn: 0.5, kv_heads: 1}}]", "artifact.format=dense"
+    )
+    found = overview.make(recipe, headers.read(str(tiny_llama)), cache=tmp_path)
+    assert "restructure: heads of keys and values 2 → 1, MLP channels 128 → 64" in found.notes
+    opening = {consumer.name: consumer.loads for consumer in found.consumers}
+    assert opening["transformers"]
+    assert opening["vLLM on a CPU"]
+    assert found.kv_bytes_per_token[1] * 2 == found.kv_bytes_per_token[0]
+
+
+def mistakes(recipe, folder):
+    found = headers.read(str(folder))
+    with pytest.raises(RecipeError) as caught:
+        plan.check(recipe, found.anatomy, config=found.config)
+    return [mistake.partition("restructure.")[2] for mistake in caught.value.mistakes]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("ffn: 0.9", "ffn: 0.9 of 128 in multiples of 64 leaves all. Ask for less."),
+        ("depth: 0.9", "depth: 0.9 of 2 leaves all. Ask for less."),
+        (
+            "heads: 3",
+            "heads: 3, and there are 4 heads of queries, which leave in whole groups. Use 2.",
+        ),
+        (
+            "kv_heads: 2",
+            "kv_heads: 2, and there are 2 heads of keys and values, which leave in whole groups. "
+            "Use 1.",
+        ),
+    ],
+)
+def test_what_leaves_all_there_is_names_what_fits(tiny_llama, recipe_for, asked, said):
+    recipe = recipe_for(tiny_llama, f"stages=[{{restructure: {{{asked}}}}}]")
+    assert mistakes(recipe, tiny_llama) == [said]
+
+
+def test_what_a_family_cannot_lose_is_refused(tiny_model, recipe_for):
+    folder = tiny_model("gpt2")
+    recipe = recipe_for(folder, "stages=[{restructure: {kv_heads: 1}}]")
+    assert mistakes(recipe, folder) == [
+        "kv_heads: gpt2 has no head_dim: its heads together are as wide as the stream. Cut depth "
+        "or ffn instead."
+    ]
+
+
+def test_what_is_behind_a_cut_is_held_against_what_is_left(tiny_llama, recipe_for):
+    stages = "[{restructure: {ffn: 0.5}}, {quantize: {method: rtn, group_size: 128}}]"
+    recipe = recipe_for(tiny_llama, f"stages={stages}")
+    found = headers.read(str(tiny_llama))
+    with pytest.raises(RecipeError, match="64 of model.layers.0.self_attn.q_proj and 13 more"):
+        plan.check(recipe, found.anatomy, config=found.config)

@@ -1,0 +1,68 @@
+import pytest
+from pydantic import ValidationError
+
+from compress.recipe.restructure import Restructure
+from compress.recipe.schema import Recipe
+
+
+def fault(**fields):
+    with pytest.raises(ValidationError) as caught:
+        Restructure(**fields)
+    return " ".join(error["msg"] for error in caught.value.errors())
+
+
+def test_shapes_go_together():
+    spec = Restructure(depth=0.75, ffn=0.5, kv_heads=1)
+    assert spec.shares == {"depth": 0.75, "ffn": 0.5, "kv_heads": 1}
+    assert spec.written == "depth 0.75, ffn 0.5, kv_heads 1"
+    assert not spec.searches
+
+
+@pytest.mark.parametrize(
+    ("fields", "number"),
+    [
+        ({"parameters": "100M"}, 100_000_000),
+        ({"parameters": "1.5B"}, 1_500_000_000),
+        ({"size": "150 MB"}, 150_000_000),
+        ({"decode_latency": "0.7x"}, 0.7),
+        ({"keep": 0.8}, 0.8),
+    ],
+)
+def test_targets_are_read_with_their_unit(fields, number):
+    spec = Restructure(**fields)
+    assert spec.searches
+    found = (spec.keep, spec.most_parameters, spec.most_bytes, spec.most_time)
+    assert number in found
+
+
+def test_something_has_to_be_taken_away():
+    assert "takes nothing away. Give depth" in fault()
+    assert "takes nothing away" in fault(repair=False)
+
+
+def test_a_shape_and_a_target_contradict_each_other():
+    assert "searches for a shape, and ffn gives one" in fault(ffn=0.5, keep=0.8)
+    assert "searches for a shape, and keep gives one" in fault(keep=0.8, size="10 MB")
+    assert "merges keys and values, and heads removes them" in fault(heads=2, kv_heads=1)
+
+
+def test_fields_of_repair_need_repair():
+    assert "repair: false does not use this field" in fault(ffn=0.5, repair=False, damp_percent=0.1)
+
+
+def recipe(*stages):
+    return Recipe.model_validate({"version": 1, "teacher": {"model": "a/b"}, "stages": stages})
+
+
+def test_a_cut_comes_before_what_it_would_undo():
+    assert recipe({"restructure": {"ffn": 0.5}}, {"quantize": {}}).needs_calibration
+    with pytest.raises(ValidationError, match="would undo what prune before it did to them"):
+        recipe({"prune": {"sparsity": 0.5}}, {"restructure": {"ffn": 0.5}})
+
+
+def test_dense_holds_what_no_stage_rounds():
+    cut, rounded = {"restructure": {"ffn": 0.5}}, {"quantize": {}}
+    base = {"version": 1, "teacher": {"model": "a/b"}, "artifact": {"format": "dense"}}
+    Recipe.model_validate({**base, "stages": [cut]})
+    with pytest.raises(ValidationError, match="dense holds weights and no codes, and stages"):
+        Recipe.model_validate({**base, "stages": [cut, rounded]})
