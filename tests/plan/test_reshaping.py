@@ -95,5 +95,5 @@ def test_what_is_behind_a_cut_is_held_against_what_is_left(tiny_llama, recipe_fo
     stages = "[{restructure: {ffn: 0.5}}, {quantize: {method: rtn, group_size: 128}}]"
     recipe = recipe_for(tiny_llama, f"stages={stages}")
     found = headers.read(str(tiny_llama))
-    with pytest.raises(RecipeError, match="64 of model.layers.0.self_attn.q_proj and 13 more"):
+    with pytest.raises(RecipeError, match=r"64 of model\.layers\.0\.self_attn\.q_proj and 13 more"):
         plan.check(recipe, found.anatomy, config=found.config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from students import IDS, states
 
 from compress.journal import Journal
 from compress.recipe.restructure import Restructure
@@ -15,7 +16,6 @@ from compress.stages.context import Context
 from compress.student import Student
 from compress.surgery.walk import empty_model, hidden_states
 from compress.teacher.folder import open_folder
-from students import IDS, states
 
 FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2", "opt", "gpt_neox",
