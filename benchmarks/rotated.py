@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     teacher = open_folder(given.teacher)
-    turned = rotated(teacher, stream=True, values=True, seed=given.seed)
+    turned = rotated(teacher, residual="random", values="hadamard", seed=given.seed)
     blocks = range(len(turned.anatomy.blocks))
     tensors = turned.outside() | {k: v for i in blocks for k, v in turned.block(i).items()}
     write(

@@ -41,6 +41,8 @@ class Family:
     # what linears share an input → the norm that makes it, and multiplies it by its weight last
     norms: Mapping[str, str] = field(default_factory=dict)
     gated: bool = False  # what down reads is an activation of gate times up
+    # every norm lies before linears and divides by a root mean square, whatever the basis
+    turns: bool = False
 
 
 _GATED: dict[str, Role] = {
@@ -50,7 +52,8 @@ _GATED: dict[str, Role] = {
 }  # fmt: skip
 _NORMS = {"attention_input": "input_layernorm", "mlp_input": "post_attention_layernorm"}
 _GEMMA = Family("model.layers.{i}", _GATED, "model.embed_tokens", "model.norm", gated=True)
-_LLAMA = replace(_GEMMA, norms=_NORMS)  # Gemma's norms multiply by one more than their weight
+# Gemma's norms multiply by one more than their weight
+_LLAMA = replace(_GEMMA, norms=_NORMS, turns=True)
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), _GEMMA),
@@ -238,6 +241,31 @@ def norms_before(config: Mapping[str, Any], block: Block) -> dict[str, str]:
 def gated(config: Mapping[str, Any]) -> bool:
     """Whether what down reads is proportional to what up gives, channel by channel."""
     return FAMILIES[str(config["model_type"])].gated
+
+
+def turns(model_type: str) -> bool:
+    """Whether a residual stream can be in any basis: norms that subtract a mean know only one."""
+    return FAMILIES[model_type].turns
+
+
+def turning() -> tuple[str, ...]:
+    """The families of which `turns` is true."""
+    return tuple(name for name, family in FAMILIES.items() if family.turns)
+
+
+def head_width(block: Block, config: Mapping[str, Any]) -> int | None:
+    """Numbers of one head of the values of a block; None where q, k and v are one matrix."""
+    value = next((linear for linear in block.linears if linear.role == "v"), None)
+    return None if value is None else value.out_features // kv_heads(config)
+
+
+def untied(anatomy: Anatomy) -> Anatomy:
+    """The same model with a head of its own, stored behind all else."""
+    if not anatomy.tied:
+        return anatomy
+    shape = anatomy.tensors[anatomy.embedding + ".weight"]
+    tensors = {**anatomy.tensors, anatomy.head.name + ".weight": shape}
+    return replace(anatomy, tied=False, tensors=tensors)
 
 
 def _check_sizes(config: Mapping[str, Any]) -> None:

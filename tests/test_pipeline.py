@@ -87,6 +87,22 @@ def test_a_recipe_becomes_a_judged_artifact_with_its_records(recipe, out, format
     assert {p.step for p in seen} >= {"quantize", "write", "evaluate"}
 
 
+@pytest.mark.parametrize("format", ["packed", "compressed-tensors", "gguf"])
+def test_a_turned_and_enlarged_student_is_judged_against_the_teacher_itself(
+    recipe, out, tiny_tied, format
+):
+    quantize = "{bits: 8, group_size: 32, smooth: awq, error_correction: 0.5}"
+    stages = f"stages=[{{rotate: {{}}}}, {{quantize: {quantize}}}]"
+    asked = recipe(stages, f"teacher.model={tiny_tied}", f"artifact.format={format}")
+    outcome = pipeline.apply(asked, out=out)
+    assert outcome.verification.passed
+    assert outcome.results.divergence.kl_mean < 1e-3
+    found = open_artifact(out)
+    assert not found.anatomy.tied
+    assert outcome.results.after.size_bytes == found.size_bytes
+    assert [stage.stage for stage in outcome.results.stages] == ["rotate", "quantize"]
+
+
 def test_the_lock_runs_again_to_the_same_bytes(recipe, out, tmp_path):
     pipeline.apply(recipe(), out=out)
     lock = load(str(out / "recipe.lock.yaml"))

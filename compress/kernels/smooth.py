@@ -1,10 +1,11 @@
-"""SmoothQuant: move what is hard to round from the inputs of linears into their weights.
+"""SmoothQuant and AWQ: move what is hard to round between the inputs of linears and their weights.
 
 Input channel j is divided by s_j and column j of the weights multiplied by it, so the product is
 the same; what made the input is divided by s_j beforehand. Here every s_j is a power of two: no
 weight and no norm is rounded anew by it, and the model computes, bit for bit, what it did.
 
-Source: Xiao et al. 2023, arXiv:2211.10438, Equation 4; the search is our own.
+Source: Xiao et al. 2023, arXiv:2211.10438, Equation 4; the search is our own. Lin et al. 2023
+(AWQ), arXiv:2306.00978, Equation 5.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from compress.kernels.grid import ScaleSearch, fit, round_to_nearest
+
 _FURTHEST = 10.0  # powers of two from 1: no float16 is lost
 _STEPS, _RATE = 150, 0.05  # of the search
 _SEEN = 128  # inputs, and twice as many rows of weights, that it looks at
+_EXPONENTS = 10  # steps from 0 to 1 in which AWQ's is tried
 
 
 def factors(inputs: Tensor, weights: Tensor, strength: float) -> Tensor:
@@ -77,6 +81,44 @@ def searched_factors(
         expected(exponents).backward()
         descent.step()
     return _powers(best)
+
+
+def grown(magnitudes: Tensor, error: Callable[[Tensor], float]) -> Tensor:
+    """AWQ's factors: magnitudes of inputs to the power of least error, by powers of two: [C].
+
+    Columns of weights whose inputs are large are made larger before they are rounded, so that their
+    steps, once divided again, are smaller. The exponent 0, of no factors, is tried first.
+
+    Args:
+        magnitudes: [C], of each input channel.
+        error: of rounding weights whose input channels are divided by factors [C].
+    """
+    flat = torch.ones_like(magnitudes)
+    tried = (factors(magnitudes, flat, step / _EXPONENTS) for step in range(_EXPONENTS + 1))
+    return min(tried, key=error)
+
+
+def rounding_error(
+    weight: Tensor,
+    importance: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    sym: bool,
+    search: ScaleSearch,
+) -> float:
+    """The share of a weight [O, I] that rounding to nearest loses, columns weighted by [I]."""
+    scale, zero = fit(
+        weight, bits=bits, group_size=group_size, sym=sym, search=search, importance=importance
+    )
+    missed = round_to_nearest(weight, scale, zero, bits=bits, sym=sym).dequantize().sub_(weight)
+    lost, whole = ((rows.square() @ importance).sum() for rows in (missed, weight))
+    return float(lost / whole) if whole else 0.0
+
+
+def some_rows(weight: Tensor) -> Tensor:
+    """So many rows [n, I] of a weight [O, I], float32, as tell what rounding all of them loses."""
+    return _some(weight, _SEEN).float()
 
 
 def _some(rows: Tensor, count: int) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from compress.anatomy import Anatomy
 from compress.errors import RecipeError
+from compress.plan.reshaping import made_headers
 from compress.plan.sizes import Size, free_linears, size
 from compress.recipe.allocate import too_tight
 from compress.recipe.mistakes import dotted
@@ -27,7 +28,8 @@ def check(recipe: Recipe, headers: Headers, places: Places | None = None) -> Non
     allocate = recipe.allocate
     if allocate is None or allocate.parsed.kl_mean is not None:
         return
-    narrow = size(recipe, headers, dict.fromkeys(free(recipe, headers.anatomy), min(allocate.bits)))
+    made = made_headers(recipe, headers).anatomy
+    narrow = size(recipe, headers, dict.fromkeys(free(recipe, made), min(allocate.bits)))
     reason = too_tight(allocate, narrow.bits_per_weight, narrow.size_bytes)
     if reason is None:
         return
@@ -42,20 +44,21 @@ def at_most(recipe: Recipe, headers: Headers) -> Size:
     allocate = recipe.allocate
     if allocate is None:
         return size(recipe, headers)
-    chosen = free(recipe, headers.anatomy)
+    made = made_headers(recipe, headers).anatomy
+    chosen = free(recipe, made)
     wide = size(recipe, headers)
     narrow = size(recipe, headers, dict.fromkeys(chosen, min(allocate.bits)))
     least: dict[str, int] = {part.part: part.after_bytes for part in narrow.parts}
     most: dict[str, int] = {part.part: part.after_bytes for part in wide.parts}
     most["other files"] += sum(len(name) + _NAMED for name in chosen)
-    weights, budget = headers.anatomy.weights, allocate.parsed
+    weights, budget = made.weights, allocate.parsed
     if budget.bits is not None:
         most[_BLOCKS] = min(most[_BLOCKS], math.floor(budget.bits * weights / 8))
     total = min(sum(most.values()), budget.nbytes or sum(most.values()))
     rest = sum(least.values())
     most = {name: min(taken, total - rest + least[name]) for name, taken in most.items()}
     head = headers.anatomy.head.weights
-    both = most[_BLOCKS] + most["embedding" if headers.anatomy.tied else "head"]
+    both = most[_BLOCKS] + most["head"] + (most["embedding"] if headers.anatomy.tied else 0)
     together = min(both, total - least["norms and biases"] - least["other files"])
     return replace(
         wide,

@@ -9,6 +9,7 @@ from compress.anatomy import Anatomy, kv_width
 from compress.artifact.formats.kv import bytes_per_token
 from compress.plan.consumers import FAMILIES
 from compress.plan.footprint import HEAP, Job
+from compress.plan.reshaping import made_headers
 from compress.plan.sizes import caches
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Loc
@@ -51,7 +52,8 @@ def per_token(recipe: Recipe, headers: Headers) -> tuple[int, int]:
     """Bytes of keys and values that a token takes in a cache, of the teacher and the student."""
     cast = headers.cast(recipe.teacher.dtype)
     before = bytes_per_token(cast.anatomy, cast.config, None)
-    return before, bytes_per_token(cast.anatomy, cast.config, caches(recipe))
+    made = made_headers(recipe, cast)
+    return before, bytes_per_token(made.anatomy, made.config, caches(recipe))
 
 
 def memory(job: Job, limits: Limits) -> int:

@@ -77,7 +77,7 @@ def consumers(
     told_to = ", told to with CompressedTensorsConfig(dequantize=True)" if asymmetric else ""
     if _kinds(matrices) & {"nvfp4", "mxfp4"}:
         told_to = ", in bfloat16"
-    if format == _EXPORT and not matrices and cached is None:
+    if format in (_EXPORT, "dense") and not matrices and cached is None:
         return _plain(told)
     terms = {
         "transformers": _TERMS.get(

@@ -13,6 +13,7 @@ from functools import cached_property
 from compress.anatomy import Anatomy, Block
 from compress.artifact.formats.matrix import Matrix
 from compress.plan import sizes
+from compress.plan.rotation import turned
 from compress.recipe.schema import Recipe
 from compress.recipe.suite import Suite
 from compress.teacher.headers import DTYPES, Headers
@@ -56,6 +57,13 @@ class Job:
         return copied + (self.item_bytes if cast != self.item_bytes else 0)
 
     @property
+    def worked_bytes(self) -> int:
+        """The same when a stage reads it: what the stage `rotate` turned is float32."""
+        if self.recipe.rotate is None:
+            return self.copied_bytes
+        return 4 + (0 if self.item_bytes == 4 else self.item_bytes)
+
+    @property
     def base_bytes(self) -> int:
         """What every step behind the calibration holds."""
         return LIBRARIES + (WRITTEN if self.writes else 0)
@@ -75,6 +83,11 @@ class Job:
     def ends(self) -> int:
         """Weights of embedding and head."""
         return self.anatomy.head.weights * (1 if self.anatomy.tied else 2)
+
+    @property
+    def made_ends(self) -> int:
+        """The same of the student."""
+        return self.anatomy.head.weights * (1 if turned(self.recipe, self.anatomy).tied else 2)
 
 
 def convert(job: Job) -> int:
@@ -163,7 +176,7 @@ def samples(job: Job) -> int:
     if suite is None or suite.samples is None or not suite.samples.prompts:
         return 0
     whole = sum(matrix.rows * matrix.columns for matrix in _matrices(job))
-    dense = job.anatomy.weights + job.ends - whole
+    dense = job.anatomy.weights + job.made_ends - whole
     expanded = (4 + job.item_bytes) * whole + job.copied_bytes * dense
     tokens = suite.samples.max_new_tokens + 64  # and the prompt, with its template
     cache = _cache(job, len(suite.samples.prompts), tokens)
@@ -188,9 +201,9 @@ def verify(job: Job, *, consumers: bool) -> int:
     head = job.anatomy.head.weights
     judged = JUDGING if job.suite and job.suite.tasks else 0
     unpacked = 9 * max(linear.weights for linear in job.anatomy.linears)  # its bits, a byte each
-    found = max(4 * job.ends, 4 * _block(job) + unpacked)
+    found = max(4 * job.made_ends, 4 * _block(job) + unpacked)
     if consumers:
-        weights = job.anatomy.weights + job.ends
+        weights = job.anatomy.weights + job.made_ends
         exported = job.recipe.artifact.format == "compressed-tensors"
         theirs = CONSUMER + 6 * weights if exported else 0
         found = max(found, 4 * weights + 8 * head, theirs)

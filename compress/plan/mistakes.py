@@ -5,8 +5,7 @@ The recipe's own checks (`compress.recipe`) know no model; here widths, names an
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -14,7 +13,8 @@ from compress.anatomy import Anatomy, Linear, longest_window
 from compress.artifact.formats import FORMATS
 from compress.artifact.gguf_header import flaws
 from compress.errors import RecipeError
-from compress.plan import caching, sizes
+from compress.plan import caching, pruning, reshaping, rotation, sizes
+from compress.plan.naming import Found, by_inputs, matching_nothing, named
 from compress.plan.sizes import stage_schemes
 from compress.recipe.methods import FLOATS, INT8
 from compress.recipe.mistakes import dotted
@@ -25,7 +25,6 @@ from compress.recipe.source import Loc, Places
 from compress.recipe.suite import Suite
 
 GROUP_SIZES = (32, 64, 128)
-Found = Iterator[tuple[Loc, str]]
 
 
 def check(
@@ -49,8 +48,15 @@ def check(
         RecipeError: every mistake found.
     """
     places = places or Places("recipe")
+    uncut = list(reshaping.mistakes(recipe, anatomy, config or {}))
+    left = rotation.turned(recipe, anatomy)
+    if not uncut:
+        left = reshaping.made(recipe, anatomy, config or {}).anatomy
     mistakes = [
-        *_mistakes(recipe, anatomy),
+        *rotation.mistakes(recipe, anatomy, config or {}),
+        *uncut,
+        *_mistakes(recipe, left),
+        *pruning.mistakes(recipe, left),
         *caching.mistakes(recipe, anatomy, config or {}),
         *_too_long(recipe, config or {}, suite),
         *_computed_otherwise(recipe, config or {}),
@@ -93,7 +99,8 @@ def _mistakes(recipe: Recipe, anatomy: Anatomy) -> Found:
         if recipe.artifact.format == "bnb-int8":
             yield from _not_for_bitsandbytes(loc, quantize, anatomy, schemes)
         taken.update(dict.fromkeys((linear.name for linear in schemes), index))
-    if recipe.artifact.format in ("gptq", "gguf"):
+    joint = any(prune.quantize for _, prune in recipe.prunings)
+    if joint or recipe.artifact.format in ("gptq", "gguf"):
         yield from _refused(recipe, anatomy)
 
 
@@ -116,10 +123,10 @@ def _computed_otherwise(recipe: Recipe, config: Mapping[str, Any]) -> Found:
 def _unmatched(loc: Loc, quantize: Quantize, anatomy: Anatomy) -> Found:
     names = [linear.name for linear in anatomy.linears]
     for index, pattern in enumerate(quantize.targets):
-        yield from _matching_nothing((*loc, "targets", index), pattern, names)
+        yield from matching_nothing((*loc, "targets", index), pattern, names)
     for index, pattern in enumerate(quantize.ignore):  # the head is dense, so naming it is right
         heads = [HEAD, anatomy.head.name]
-        yield from _matching_nothing((*loc, "ignore", index), pattern, [*names, *heads])
+        yield from matching_nothing((*loc, "ignore", index), pattern, [*names, *heads])
     quantized = [name for name in names if scheme_for(quantize, name)]
     decisive = {override_for(quantize, name) for name in quantized}
     for pattern in quantize.overrides:
@@ -129,17 +136,7 @@ def _unmatched(loc: Loc, quantize: Quantize, anatomy: Anatomy) -> Found:
         if any(matches(pattern, name) for name in quantized):
             yield place, "decides nothing: patterns above it name the same linears. Move it up."
         else:
-            yield from _matching_nothing(place, pattern, quantized)
-
-
-def _matching_nothing(loc: Loc, pattern: str, names: Sequence[str]) -> Found:
-    if any(matches(pattern, name) for name in names):
-        return
-    if matches(pattern, HEAD):
-        yield loc, f"{pattern!r} names the head, which is no block linear. Write head: 8 instead."
-        return
-    suffixes = dict.fromkeys(f"*.{name.rpartition('.')[2]}" for name in names)
-    yield loc, f"{pattern!r} matches no linear. Names end in {', '.join(suffixes) or 'nothing'}."
+            yield from matching_nothing(place, pattern, quantized)
 
 
 def _undivided(loc: Loc, quantize: Quantize, schemes: dict[Linear, Scheme]) -> Found:
@@ -160,7 +157,7 @@ def _undivided(loc: Loc, quantize: Quantize, schemes: dict[Linear, Scheme]) -> F
         if failing := [x for x in linears if size != -1 and x.in_features % size]:
             working = [s for s in GROUP_SIZES if not any(width % s for width in widths)]
             sizes = f"Use {' or '.join(map(str, working))}, or -1" if working else "Use -1"
-            found = f"{size} does not divide in_features {_widths(failing)}"
+            found = f"{size} does not divide in_features {by_inputs(failing)}"
             yield field, f"{found}. {sizes} for one scale per row."
 
 
@@ -170,13 +167,13 @@ def _undivided_floats(loc: Loc, quantize: Quantize, linears: Sequence[Linear], s
         field = "strategy" if quantize.method == "fp8" else "method"
         found = f"{getattr(quantize, field)} needs in_features that {size} divides, not "
         choice = "Use strategy: channel" if field == "strategy" else "Put them on ignore"
-        yield (*loc, field), f"{found}{_widths(failing)}. {choice}."
+        yield (*loc, field), f"{found}{by_inputs(failing)}. {choice}."
 
 
 def _twice(loc: Loc, schemes: Iterable[Linear], taken: dict[str, int]) -> Found:
     again = [linear for linear in schemes if linear.name in taken]
     for index, group in groupby(again, key=lambda linear: taken[linear.name]):
-        names = _named(list(group))
+        names = named(list(group))
         yield loc, f"{names}: already quantized by stages[{index}]. Narrow the targets of one."
 
 
@@ -199,11 +196,11 @@ def _not_exportable(
     if transposed := [linear for linear in schemes if linear.transposed]:
         yield (
             loc,
-            f"compressed-tensors holds no Conv1D, which {_named(transposed)} of "
+            f"compressed-tensors holds no Conv1D, which {named(transposed)} of "
             f"{anatomy.model_type} are. Use artifact.format: packed.",
         )
     for fused, groups in _uneven(anatomy, schemes).items():
-        names = _named(groups[0])
+        names = named(groups[0])
         more = f", and so in {len(groups) - 1} more blocks" if len(groups) > 1 else ""
         yield (
             loc,
@@ -225,7 +222,7 @@ def _not_for_bitsandbytes(
     if quantize.head:
         yield (*loc, "head"), f"bnb-int8 holds no rounded head. Use head: null, {remedy}."
     if transposed := [linear for linear in schemes if linear.transposed]:
-        kind = f"no Conv1D, which {_named(transposed)} of {anatomy.model_type} are"
+        kind = f"no Conv1D, which {named(transposed)} of {anatomy.model_type} are"
         yield loc, f"bnb-int8 holds {kind}. Use artifact.format: packed."
 
 
@@ -245,20 +242,3 @@ def _stored_alike(scheme: Scheme) -> tuple[object, ...]:
     """What linears must have in common for engines to fuse them."""
     grid = scheme.bits, scheme.group_size, scheme.sym
     return *grid, scheme.numbers, scheme.scale_rows, scheme.activations
-
-
-def _widths(linears: Sequence[Linear]) -> str:
-    by_width: dict[int, list[Linear]] = {}
-    for linear in linears:
-        by_width.setdefault(linear.in_features, []).append(linear)
-    return ", ".join(f"{width} of {_named(group)}" for width, group in by_width.items())
-
-
-def _named(linears: Sequence[Linear]) -> str:
-    """Name one linear and count the others, by their last names."""
-    if len(linears) == 1:
-        return linears[0].name
-    kinds = Counter(linear.name.rpartition(".")[2] for linear in linears)
-    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    more = len(linears) - 1
-    return f"{linears[0].name} and {more} more linear{'s' if more > 1 else ''} ({listed})"

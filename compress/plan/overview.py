@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.plan import budget, caching, memory, pace, sizes
+from compress.plan import budget, caching, memory, pace, pruning, reshaping, rotation, sizes
 from compress.plan.consumers import Consumer, consumers
 from compress.plan.footprint import Job
 from compress.plan.mistakes import GROUP_SIZES, check
@@ -87,7 +87,9 @@ def make(
     bounded = memory.within(job, budget_bytes)
     steps = memory.predict(job, bounded.limits, bounded.left_out)
     time = pace.estimate(cache, job, threads=threads)
-    found = sizes.matrices(anatomy, sizes.schemes(recipe, anatomy))
+    left = reshaping.made_headers(recipe, headers)
+    made = left.anatomy
+    found = sizes.matrices(made, sizes.schemes(recipe, made))
     return Plan(
         recipe.resolved.recipe or "recipe",
         headers.name,
@@ -105,26 +107,32 @@ def make(
         time.seconds,
         time.steps,
         time.note,
-        consumers(anatomy, headers.config, found, recipe.artifact.format, sizes.caches(recipe)),
-        tuple(_notes(headers)),
+        consumers(made, left.config, found, recipe.artifact.format, sizes.caches(recipe)),
+        tuple(_notes(recipe, headers)),
         caching.per_token(recipe, headers),
     )
 
 
 def _rows(recipe: Recipe, headers: Headers) -> Iterator[Row]:
     """One row for each kind of linear and scheme, in the order of the model."""
-    anatomy = headers.anatomy
+    anatomy = reshaping.made_headers(recipe, headers).anatomy
     schemes, free = sizes.schemes(recipe, anatomy), set(budget.free(recipe, anatomy))
+    gone = {x: p for _, prune in recipe.prunings for x, p in pruning.pruned(prune, anatomy).items()}
     alike = Counter(
         (linear.name.rpartition(".")[2], (linear.out_features, linear.in_features),
-         schemes.get(linear), linear.name in free)
+         schemes.get(linear), linear.name in free, gone.get(linear))
         for linear in (*anatomy.linears, anatomy.head)
     )  # fmt: skip
     dense = 16 if recipe.teacher.dtype != "float32" else 32
-    for (name, shape, scheme, chosen), count in alike.items():
+    for (name, shape, scheme, chosen, thinned), count in alike.items():
         fitting = tuple(size for size in GROUP_SIZES if shape[1] % size == 0)
         bits = _stored_bits(scheme, shape[1]) if scheme else dense
         said = _said(scheme, recipe.allocate.bits if recipe.allocate and chosen else ())
+        if thinned:
+            said = f"{pruning.said(thinned)}; {said}" if scheme else pruning.said(thinned)
+            width = scheme.bits if scheme else dense
+            if recipe.artifact.format == "packed":
+                bits += pruning.stored_bits(thinned, shape, width) - width
         yield Row(name, count, shape, said, bits, fitting)
 
 
@@ -143,8 +151,10 @@ def _stored_bits(scheme: Scheme, columns: int) -> float:
     return scheme.bits + (16 + (0 if scheme.sym else scheme.bits)) / size
 
 
-def _notes(headers: Headers) -> Iterator[str]:
+def _notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
     if headers.note:
         yield headers.note
-    if headers.anatomy.tied:
+    yield from rotation.note(recipe, headers)
+    yield from reshaping.notes(recipe, headers)
+    if rotation.turned(recipe, headers.anatomy).tied:
         yield "head and embedding are one matrix: a quantized head is a quantized embedding too"

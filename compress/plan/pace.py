@@ -21,10 +21,12 @@ from typing import Any
 
 from compress import storage
 from compress.errors import StorageError
-from compress.plan import caching
+from compress.plan import caching, rotation
 from compress.plan.footprint import Job
+from compress.plan.pruning import pruned
 from compress.plan.sizes import stage_schemes
 from compress.recipe.methods import INT8
+from compress.recipe.prune import Prune
 
 log = logging.getLogger("compress")
 FILE = "pace.json"
@@ -33,6 +35,7 @@ _KEPT = 5  # runs of one kind and size; older ones are forgotten
 _TOO_SHORT = 1.0  # seconds; such a step found its result in a cache
 _SLOW = 4.0  # a float32 product against a bfloat16 one (216 and 873 GFLOP/s on two cores of Zen 5)
 _MOVED = 3_500  # operations in whose time a weight is read, rounded, packed and written
+_GROWN = 11 * 192  # exponents that AWQ tries, and of how many rows it rounds each
 _TRIED = 2 * 48 * 60  # operations of a scale search per weight: grids tried, each many passes
 
 
@@ -146,6 +149,10 @@ def work(job: Job) -> dict[str, float]:
 def _stage_work(job: Job, index: int) -> float:
     """Forwards, Hessians, searches and solvers of one stage."""
     spec, tokens = job.recipe.stages[index].quantize, float(job.tokens)
+    if job.recipe.stages[index].rotate:
+        return _SLOW * rotation.work(job)
+    if (prune := job.recipe.stages[index].prune) is not None:
+        return _prune_work(job, prune)
     if spec is None:
         return caching.work(job) if job.recipe.stages[index].kv_cache else _allocate_work(job)
     operations = 0.0
@@ -156,7 +163,9 @@ def _stage_work(job: Job, index: int) -> float:
         operations += (_MOVED + (_TRIED if searched else 0)) * linear.weights
         if scheme.by_gptq:
             operations += _SLOW * 2 * rows * columns**2 * (1 + 2 * scheme.sweeps)
-        if scheme.needs_hessian and (linear.block, linear.shares) not in seen:
+        grown = spec.smooth == "awq"
+        operations += _GROWN * _TRIED * columns if grown else 0
+        if (scheme.needs_hessian or grown) and (linear.block, linear.shares) not in seen:
             seen.add((linear.block, linear.shares))
             operations += tokens * columns**2 + _SLOW * 3 * columns**3
             operations += 2 * tokens * columns**2 if spec.error_correction else 0
@@ -167,6 +176,32 @@ def _stage_work(job: Job, index: int) -> float:
     last = len(job.anatomy.blocks) if int8 else last
     walked = sum(linear.weights for block in job.anatomy.blocks[:last] for linear in block.linears)
     forwards = 2 if int8 or spec.error_correction or not spec.true_sequential else 1
+    return operations + 2 * forwards * tokens * walked
+
+
+def _prune_work(job: Job, prune: Prune) -> float:
+    """Forwards, Hessians and solvers; a round of refining is a product of the weight and H."""
+    tokens, operations, seen = float(job.tokens), 0.0, set[tuple[int | None, str]]()
+    found = pruned(prune, job.anatomy)
+    for linear, pruning in found.items():
+        rows, columns = linear.out_features, linear.in_features
+        operations += _MOVED * linear.weights
+        if not prune.needs_calibration:
+            continue
+        solving = {"sparsegpt": 1, "admm": 2 + pruning.rounds}.get(pruning.method, 0)
+        products = solving + pruning.refine
+        products += 1 + 2 * pruning.grid.sweeps if pruning.grid else 0
+        operations += _SLOW * 2 * rows * columns**2 * products
+        if pruning.grid and pruning.grid.scale_search != "none":
+            operations += _TRIED * linear.weights
+        if (linear.block, linear.shares) not in seen:
+            seen.add((linear.block, linear.shares))
+            inverted = solving or pruning.refine
+            operations += tokens * columns**2 + (_SLOW * 3 * columns**3 if inverted else 0)
+            operations += 2 * tokens * columns**2 if prune.error_correction else 0
+    last = max((block + 1 for block, _ in seen if block is not None), default=0)
+    walked = sum(linear.weights for block in job.anatomy.blocks[:last] for linear in block.linears)
+    forwards = 2 if prune.error_correction or not prune.true_sequential else 1
     return operations + 2 * forwards * tokens * walked
 
 

@@ -12,18 +12,21 @@ from dataclasses import dataclass
 from itertools import chain
 
 from compress.anatomy import Anatomy, Linear
-from compress.artifact.formats import FORMATS, kv
+from compress.artifact.formats import FORMATS, kv, sparse
 from compress.artifact.formats.input_scheme import InputScheme
 from compress.artifact.formats.matrix import Matrix, Specs
 from compress.artifact.formats.matrix import Scheme as Stored
 from compress.artifact.layout import PARTS, part_of
 from compress.artifact.write import beside, config_text
+from compress.plan import pruning
 from compress.plan.files import Tensor, gguf_bytes, index_bytes, nbytes, shard_bytes
 from compress.plan.files import shards as split
+from compress.plan.reshaping import cut_headers, made_headers
 from compress.recipe.allocate import free, head_is_free
 from compress.recipe.schema import Allocate, Quantize, Recipe
 from compress.recipe.scheme import Scheme, head_scheme, scheme_for
 from compress.results import SizePart
+from compress.shape import Shape
 from compress.teacher.headers import DTYPES, Headers
 
 
@@ -34,7 +37,7 @@ class Size:
     size_bytes: int  # of all files that a loader needs
     before_bytes: int
     bits_per_weight: float  # of the block linears
-    bits_per_weight_with_head: float  # of the block linears and the head, tied or not
+    bits_per_weight_with_head: float  # and of the head, with all that a tied one has become
     parts: tuple[SizePart, ...]
     shards: int
     at_most: bool = False  # a budget has yet to be shared out; see `plan.budget`
@@ -58,6 +61,8 @@ def stage_schemes(
     Where `allocate` says how many bits and nothing is known yet (None), it is the most it may.
     """
     quantize, allocate = recipe.stages[index].quantize, recipe.fed(index)
+    if (prune := recipe.stages[index].prune) is not None:
+        return pruning.grids(prune, anatomy)
     if quantize is None:
         return {}
     if allocate is not None and allocated is None:
@@ -115,12 +120,16 @@ def size(recipe: Recipe, headers: Headers, allocated: Mapping[str, int] | None =
         headers: of its teacher.
         allocated: bits by linear, as the stage `allocate` said; None for the most that it may say.
     """
-    before, headers = headers, headers.cast(recipe.teacher.dtype)
+    before, headers = headers, made_headers(recipe, headers.cast(recipe.teacher.dtype))
     anatomy = headers.anatomy
     found = matrices(anatomy, schemes(recipe, anatomy, allocated))
+    found = pruning.masked_codes(recipe, anatomy, found)
+    masked = pruning.masked_weights(recipe, anatomy, headers.dtypes, found)
     cached, format = caches(recipe), recipe.artifact.format
     scales = kv.stored(format, anatomy, headers.config, cached)
-    tensors = list(_tensors(headers, found, format, scales))
+    specs = {name: FORMATS[format].stored(name, matrix) for name, matrix in found.items()}
+    specs |= {name: sparse.stored(name, weights) for name, weights in masked.items()}
+    tensors = list(_tensors(headers, specs, format, scales))
     after, weights = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     for name, dtype, shape in tensors:
         after[part_of(anatomy, name)] += nbytes(dtype, shape)
@@ -141,12 +150,12 @@ def size(recipe: Recipe, headers: Headers, allocated: Mapping[str, int] | None =
     after["other files"] = files - sum(after.values())
     was = _before(before)
     parts = tuple(SizePart(part, weights[part], was[part], after[part]) for part in PARTS)  # type: ignore[arg-type]
-    head = after["embedding" if anatomy.tied else "head"]
+    ends = after["head"] + (after["embedding"] if before.anatomy.tied else 0)
     return Size(
         files,
         sum(was.values()),
         8 * after["block linears"] / anatomy.weights,
-        8 * (after["block linears"] + head) / (anatomy.weights + anatomy.head.weights),
+        8 * (after["block linears"] + ends) / (anatomy.weights + anatomy.head.weights),
         parts,
         len(shards),
     )
@@ -169,12 +178,24 @@ class Counter:
         """The artifact with these bits by linear."""
         return size(self.recipe, self.headers, allocated)
 
+    def shaped(self, sizes: Shape) -> int:
+        """Bytes of all files when the model has another shape, behind all other stages."""
+        return self.cut(cut_headers(self.headers, sizes)).artifact({}).size_bytes
+
+    def cut(self, headers: Headers) -> Counter:
+        """The same, of a model that was given another shape, and of the stages behind that."""
+        behind = tuple(stage for stage in self.recipe.stages if not stage.restructure)
+        return Counter(self.recipe.model_copy(update={"stages": behind}), headers)
+
     def linear(self, linear: Linear, allocated: Mapping[str, int]) -> int:
         """Stored bytes of one quantized linear, or of the head."""
-        anatomy, form = self.headers.anatomy, self.recipe.artifact.format
+        headers = made_headers(self.recipe, self.headers)
+        anatomy, form = headers.anatomy, self.recipe.artifact.format
         scheme = schemes(self.recipe, anatomy, allocated)[linear]
-        ((module, matrix),) = matrices(anatomy, {linear: scheme}).items()
-        return sum(nbytes(*t[1:]) for t in _stored(self.headers, module, matrix, form))
+        found = pruning.masked_codes(self.recipe, anatomy, matrices(anatomy, {linear: scheme}))
+        ((module, matrix),) = found.items()
+        stored = _placed(headers, FORMATS[form].stored(module, matrix))
+        return sum(nbytes(*tensor[1:]) for tensor in stored)
 
 
 def disk(recipe: Recipe, headers: Headers, spilled_bytes: int) -> dict[str, int]:
@@ -192,9 +213,16 @@ def disk(recipe: Recipe, headers: Headers, spilled_bytes: int) -> dict[str, int]
         "download": headers.download_bytes,
         "dequantized teacher": headers.converted_bytes,
         "artifact": size(recipe, headers).size_bytes,
-        "finished blocks": committed,  # in OUT.partial, until the artifact is whole
+        # in OUT.partial, until the artifact is whole
+        "finished blocks": committed + _pruned_bytes(recipe, headers),
         "activations": spilled_bytes,
     }
+
+
+def _pruned_bytes(recipe: Recipe, headers: Headers) -> int:
+    """Of weights that were pruned and stay floats, as they are committed: whole, with zeros."""
+    headers = headers.cast(recipe.teacher.dtype)
+    return sum(headers.nbytes(f"{name}.weight") for name in pruning.kept(recipe, headers.anatomy))
 
 
 def _order(anatomy: Anatomy) -> Iterator[str]:
@@ -210,11 +238,6 @@ def _within(anatomy: Anatomy, index: int | None) -> Iterator[str]:
     return (name.removesuffix(".weight") for name in names)
 
 
-def _stored(headers: Headers, module: str, matrix: Matrix, format: str) -> Iterator[Tensor]:
-    """The tensors that hold one quantized matrix."""
-    yield from _placed(headers, FORMATS[format].stored(module, matrix))
-
-
 def _placed(headers: Headers, specs: Specs) -> Iterator[Tensor]:
     """Tensors as they are written: in the dtype of the model where their format leaves a choice."""
     computed = DTYPES.get(str(headers.config.get("dtype", headers.config.get("torch_dtype"))))
@@ -223,14 +246,17 @@ def _placed(headers: Headers, specs: Specs) -> Iterator[Tensor]:
 
 
 def _tensors(
-    headers: Headers, found: Mapping[str, Matrix], format: str, scales: Specs
+    headers: Headers, changed: Mapping[str, Specs], format: str, scales: Specs
 ) -> Iterator[Tensor]:
-    """Every tensor of the artifact, in the order in which it is written."""
+    """Every tensor of the artifact, in the order in which it is written.
+
+    `changed` says what holds the matrices that are not stored as they were, by module name.
+    """
     anatomy = headers.anatomy
     for index in (None, *range(len(anatomy.blocks))):
         for module in _within(anatomy, index):
-            if module in found:
-                yield from _stored(headers, module, found[module], format)
+            if module in changed:
+                yield from _placed(headers, changed[module])
             else:
                 name = module if module in anatomy.tensors else f"{module}.weight"
                 vector = format == "gguf" and len(anatomy.tensors[name]) == 1

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from compress.anatomy import Block, Linear, parallel_residual
-from compress.plan import caching, sizes
+from compress.plan import caching, rotation, sizes
 from compress.plan.footprint import HEAP, Job
 from compress.plan.pace import DRAWS
+from compress.plan.pruning import pruned
 from compress.recipe.methods import INT8
 from compress.recipe.schema import Quantize
-from compress.recipe.scheme import Scheme
+from compress.recipe.scheme import Scheme, scheme_for
 from compress.results import Limits
 
 _PROBABILITIES = 128  # kernels.fisher: tokens whose probabilities are held at once
+_PRUNED = 4  # more float32 copies of a stack that is pruned and refined (kernels.refit)
 _SLICE = 3.4  # float32 copies of the rows being solved (kernels.gptq), and their codes
 
 
@@ -32,8 +34,29 @@ def compress(job: Job, limits: Limits) -> int:
         if job.anatomy.head.name in schemes:
             peak = max(peak, _head(job, limits, found[job.anatomy.head]))
         before |= schemes.keys()
-    peak = max(peak, _allocate(job, limits))
+    peak = max(peak, _allocate(job, limits), _prune(job, limits), rotation.memory(job))
     return max(job.base_bytes + HEAP + peak, caching.memory(job, limits))
+
+
+def _prune(job: Job, limits: Limits) -> int:
+    """Blocks that are pruned: walked and solved as GPTQ's are, with more copies of what is solved.
+
+    What a block has become waits as weights, not as codes of one byte.
+    """
+    peak = 0
+    for _, prune in job.recipe.prunings:
+        walk = {"true_sequential": prune.true_sequential, "error_correction": prune.error_correction}
+        method = {"method": "gptq", **walk} if prune.needs_calibration else {"method": "rtn"}
+        spec = Quantize.model_validate({**method, "bits": 8, "group_size": -1})
+        names = [linear.name for linear in pruned(prune, job.anatomy)]
+        schemes = {n: scheme for n in names if (scheme := scheme_for(spec, n)) is not None}
+        for block in job.anatomy.blocks:
+            solver = _BlockMemory(job, limits, spec, block, frozenset(), schemes)
+            groups = [list(g) for _, g in groupby(solver.solved(), key=lambda pair: pair[0].shares)]
+            stacks = [sum(linear.weights for linear, _ in group) for group in groups]
+            waiting = job.item_bytes * sum(stacks)
+            peak = max(peak, solver.peak() + waiting + 4 * _PRUNED * max(stacks, default=0))
+    return peak
 
 
 def _allocate(job: Job, limits: Limits) -> int:
@@ -63,6 +86,7 @@ def _head(job: Job, limits: Limits, scheme: Scheme) -> int:
     states = 2 * job.tokens * job.anatomy.hidden_size * job.item_bytes
     codes = 2 * head.weights  # of slices, then of the whole
     rows = min(limits.solve_rows, head.out_features)
+    states += rotation.memory(job)
     return states + 12 * head.in_features**2 + codes + int(4 * _SLICE * rows * head.in_features)
 
 
@@ -79,7 +103,7 @@ class _BlockMemory:
 
     def peak(self) -> int:
         """The most at any moment, the libraries left out."""
-        walked = any(scheme.needs_hessian for _, scheme in self.solved())
+        walked = bool(self.spec.smooth) or any(s.needs_hessian for _, s in self.solved())
         solving = max(self.walk(), self.catch_up()) if walked else self.round()
         if self.spec.method in INT8 and self.spec.needs_calibration:
             solving = max(self.watch(), self.catch_up())
@@ -92,7 +116,7 @@ class _BlockMemory:
 
     def weights(self) -> int:
         """The block as it is read."""
-        copied = self.job.copied_bytes * sum(linear.weights for linear in self.block.linears)
+        copied = self.job.worked_bytes * sum(linear.weights for linear in self.block.linears)
         turned = [linear.weights for linear in self.block.linears if linear.name in self.before]
         return copied + (4 + self.job.item_bytes) * sum(turned)
 
@@ -144,6 +168,7 @@ class _BlockMemory:
             alive = [hessians[number]] if self.spec.true_sequential else hessians[number:]
             here = self.weights() + self.held(group[0][0].shares) + codes + replaced + sum(alive)
             here += self.beside(group)
+            here += 4 * sum(linear.weights for linear, _ in group) if self.spec.smooth else 0
             peak = max(peak, here + self.forward(), here + self.solving(group))
             codes += sum(_codes(linear, scheme) for linear, scheme in group)
             largest = max(linear.weights for linear, _ in group)

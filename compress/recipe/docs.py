@@ -13,9 +13,11 @@ from typing import Any
 
 from compress import library
 from compress.recipe.methods import PRESETS, USED_BY
+from compress.recipe.prune import PRUNE_USED_BY
 from compress.recipe.schema import Recipe, json_schema
 
 Schema = dict[str, Any]
+_USED_BY = {"stages[].quantize": USED_BY, "stages[].prune": PRUNE_USED_BY}
 
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _WORDS = {"integer": "whole number", "string": "text", "array": "list", "object": "mapping"}
@@ -62,7 +64,7 @@ file with `# yaml-language-server: $schema=…/recipes/recipe.schema.json`.
 _PATTERNS = """\
 ## Patterns
 
-`targets`, `ignore` and `overrides` name linears of the decoder blocks by their dotted names:
+`targets`, `ignore` and `overrides` of `quantize` and `prune` name linears of the decoder blocks by their dotted names:
 
 | pattern | names |
 |---|---|
@@ -73,7 +75,7 @@ _PATTERNS = """\
 
 All three are spelled as in llm-compressor.
 
-A linear is quantized if `targets` names it and `ignore` does not. Where several patterns of
+A linear is quantized or pruned if `targets` names it and `ignore` does not. Where several patterns of
 `overrides` name it, the first decides. A pattern that names nothing is an error, found when the
 teacher's headers have been read. The head is no block linear: the field `head` decides it.
 `ignore: [lm_head]`, as other tools write it, is accepted and says that the head stays dense.
@@ -102,9 +104,14 @@ def _inner(schema: Schema) -> dict[str, Schema]:
     """The sections inside a recipe by their path, in the order of a recipe."""
     models = schema["$defs"]
     top = {name: models[name.title()] for name in Recipe.model_fields if name.title() in models}
-    stage = {f"stages[].{name.lower()}": models[name] for name in ("Allocate", "Quantize")}
+    names = ("Rotate", "Restructure", "Prune", "Allocate", "Quantize")
+    stage = {f"stages[].{name.lower()}": models[name] for name in names}
     cache = {"stages[].kv_cache": models["KVCache"]}
-    inside = {"stages[].quantize.overrides[pattern]": models["Override"]}
+    inside = {
+        "stages[].prune.overrides[pattern]": models["PruneOverride"],
+        "stages[].prune.quantize": models["Grid"],
+        "stages[].quantize.overrides[pattern]": models["Override"],
+    }
     gates = {"evaluate.gates": models["Gates"]}
     before = {k: v for k, v in top.items() if k in ("teacher", "calibration")}
     after = {k: v for k, v in top.items() if k not in before}
@@ -113,12 +120,12 @@ def _inner(schema: Schema) -> dict[str, Schema]:
 
 
 def _section(path: str, section: Schema, schema: Schema) -> str:
-    used_by = path.startswith("stages[].quantize") and "overrides" not in path
+    used_by = _USED_BY.get(path, {})
     columns = ["field", "type", "default", *(["used by"] if used_by else []), "meaning"]
     rows = [
         [
             _code(name), _type(field), _default(name, field, section),
-            *([", ".join(USED_BY.get(name, ["all"]))] if used_by else []),
+            *([", ".join(used_by.get(name, ["all"]))] if used_by else []),
             field.get("description", ""),
         ]
         for name, field in section["properties"].items()

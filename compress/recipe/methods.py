@@ -62,7 +62,7 @@ USED_BY: dict[str, tuple[str, ...]] = {  # by which methods; all others are used
     **dict.fromkeys(GPTQ_ONLY, ("gptq",)),
     "strategy": ("fp8",),
     "activations": tuple(ACTIVATIONS),
-    "smooth": tuple(INT8),
+    "smooth": ("gptq", "rtn", *INT8),
     "solver": tuple(INT8),
     "threshold": ("llm_int8",),
     "outliers": ("llm_int8",),

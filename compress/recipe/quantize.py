@@ -102,11 +102,12 @@ class Quantize(BaseModel):
         "found. The default of `fp8` is `dynamic`; `nvfp4` knows no other than `static`, `mxfp4` "
         "no other than `dynamic`.",
     )
-    smooth: Annotated[float, Field(ge=0, le=1)] | Literal["search"] | None = Field(
+    smooth: Annotated[float, Field(ge=0, le=1)] | Literal["search", "awq"] | None = Field(
         default=None,
         description="`w8a8` and `llm_int8`: move this much of what is hard to round from inputs "
         "into weights (SmoothQuant's alpha), by powers of two folded into what makes the inputs; "
-        "`search` finds for each channel how much. Needs calibration; null moves nothing.",
+        "`search` finds for each channel how much. `gptq` and `rtn`: `awq` enlarges, in the same "
+        "way, columns of weights whose inputs are large. Needs calibration; null moves nothing.",
     )
     solver: Solver = Field(
         default="nearest",
@@ -264,6 +265,22 @@ class Quantize(BaseModel):
             raise ValueError(f"{method} does not use hessian. Leave it out.")
         if method in INT8 and value != (meant := INT8[method].get("scale_search", value)):
             raise ValueError(_contradiction(value, f"method {method}", meant))
+        return value
+
+    @field_validator("smooth")
+    @classmethod
+    def _smooths_what_is_rounded(cls, value: Any, info: ValidationInfo) -> Any:
+        method = str(info.data.get("method"))
+        if method in INT8 and value == "awq":
+            raise ValueError(
+                f"awq is for weights alone, and {method} rounds inputs too. Use search, or a "
+                "number from 0 to 1."
+            )
+        if method in ("gptq", "rtn") and value not in ("awq", None):
+            raise ValueError(
+                f"{value}, but {method} rounds no inputs: there is nothing to move out of them. "
+                "Use awq, or leave it out."
+            )
         return value
 
     @field_validator("error_correction")

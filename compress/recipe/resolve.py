@@ -87,6 +87,9 @@ def canonical_json(recipe: Recipe) -> str:
 
 def _fields(stage: Stage) -> dict[str, Any]:
     data = stage.spec.model_dump(mode="json")
+    if stage.prune:
+        unused = stage.prune.unused()
+        return {name: value for name, value in data.items() if name not in unused}
     return _used(stage.quantize, data) if stage.quantize else data
 
 

@@ -15,7 +15,10 @@ from compress.recipe.allocate import Allocate, bits_used
 from compress.recipe.gates import WIDTHS, Gates, LinearGate
 from compress.recipe.kv_cache import HELD_BY, KVCache
 from compress.recipe.methods import FLOATS
+from compress.recipe.prune import Prune
 from compress.recipe.quantize import STRICT, Quantize
+from compress.recipe.restructure import Restructure
+from compress.recipe.rotate import Rotate
 from compress.recipe.sections import Artifact, Calibration, Evaluate, Resolved, Teacher
 
 __all__ = [
@@ -25,9 +28,12 @@ __all__ = [
     "Evaluate",
     "Gates",
     "KVCache",
+    "Prune",
     "Quantize",
     "Recipe",
     "Resolved",
+    "Restructure",
+    "Rotate",
     "Stage",
     "Teacher",
     "json_schema",
@@ -39,6 +45,21 @@ class Stage(BaseModel):
 
     model_config = STRICT
 
+    rotate: Rotate | None = Field(
+        default=None,
+        description="Turn the teacher round inside, so that it says the same; the first stage.",
+        examples=["{residual: none, values: hadamard}"],
+    )
+    restructure: Restructure | None = Field(
+        default=None,
+        description="Take whole blocks, heads or channels away, and repair what is left.",
+        examples=["{ffn: 0.75}"],
+    )
+    prune: Prune | None = Field(
+        default=None,
+        description="Set weights to zero.",
+        examples=["{method: sparsegpt, sparsity: 0.5}"],
+    )
     quantize: Quantize | None = Field(
         default=None,
         description="Round weights to few bits.",
@@ -71,9 +92,10 @@ class Stage(BaseModel):
         return name
 
     @property
-    def spec(self) -> Allocate | KVCache | Quantize:
+    def spec(self) -> Allocate | KVCache | Prune | Quantize | Restructure | Rotate:
         """Its fields."""
-        found: Allocate | KVCache | Quantize = getattr(self, self.name)
+        found: Allocate | KVCache | Prune | Quantize | Restructure | Rotate
+        found = getattr(self, self.name)
         return found
 
 
@@ -130,6 +152,31 @@ class Recipe(BaseModel):
                 )
         return value
 
+    @field_validator("stages")
+    @classmethod
+    def _turns_first(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        for index, stage in enumerate(value[1:], 1):
+            if stage.rotate:
+                raise ValueError(
+                    f"stages[{index}].rotate: turns weights as the teacher has them, and "
+                    f"stages[{index - 1}].{value[index - 1].name} comes before it. Move it to the "
+                    "front, and have one."
+                )
+        return value
+
+    @field_validator("stages")
+    @classmethod
+    def _cuts_first(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        for index, stage in enumerate(value):
+            earlier = (one.name for one in value[:index])
+            before = [name for name in earlier if name not in ("restructure", "rotate")]
+            if stage.restructure and before:
+                raise ValueError(
+                    f"stages[{index}].restructure: fits weights anew, and would undo what "
+                    f"{before[0]} before it did to them. Move it in front of it."
+                )
+        return value
+
     @field_validator("evaluate")
     @classmethod
     def _has_bits_to_give(cls, value: Evaluate, info: ValidationInfo) -> Evaluate:
@@ -140,6 +187,13 @@ class Recipe(BaseModel):
                 f"gates: escalate has nothing to give: every linear has {widest} bits already. "
                 "Choose fail, or ask for fewer bits."
             )
+        stages = info.data.get("stages", ())
+        if value.gates and value.gates.on_violation == "escalate" and stages:
+            if not any(stage.quantize for stage in stages):
+                raise ValueError(
+                    "gates: escalate gives linears of a stage quantize more bits, and there is no "
+                    "such stage. Choose fail or keep_dense."
+                )
         floating = [
             f"stages[{index}]"
             for index, stage in enumerate(info.data.get("stages", ()))
@@ -156,6 +210,11 @@ class Recipe(BaseModel):
     @classmethod
     def _format_holds_bits(cls, value: Artifact, info: ValidationInfo) -> Artifact:
         for stage, used in _bits_used(info.data.get("stages", ())).items():
+            if used and value.format == "dense":
+                raise ValueError(
+                    f"dense holds weights and no codes, and {stage} rounds. Use packed, and "
+                    "compress export for a dense copy of it."
+                )
             if odd := sorted(used - {*WIDTHS[value.format]}):
                 found = f"{stage} asks for {' and '.join(map(str, odd))}"
                 held = WIDTHS[value.format]
@@ -186,7 +245,8 @@ class Recipe(BaseModel):
     def needs_calibration(self) -> bool:
         """Whether any stage is solved from inputs of the linears."""
         measured = self.allocate is not None or self.kv_cache is not None
-        return measured or any(spec.needs_calibration for _, spec in self.quantizations)
+        solvers = (stage.quantize or stage.prune or stage.restructure for stage in self.stages)
+        return measured or any(spec.needs_calibration for spec in solvers if spec)
 
     @property
     def quantizations(self) -> tuple[tuple[int, Quantize], ...]:
@@ -194,9 +254,25 @@ class Recipe(BaseModel):
         return tuple((i, stage.quantize) for i, stage in enumerate(self.stages) if stage.quantize)
 
     @property
+    def prunings(self) -> tuple[tuple[int, Prune], ...]:
+        """Every stage `prune` with its place among the stages."""
+        return tuple((i, stage.prune) for i, stage in enumerate(self.stages) if stage.prune)
+
+    @property
+    def restructurings(self) -> tuple[tuple[int, Restructure], ...]:
+        """Every stage `restructure` with its place among the stages."""
+        found = enumerate(stage.restructure for stage in self.stages)
+        return tuple((index, spec) for index, spec in found if spec)
+
+    @property
     def allocate(self) -> Allocate | None:
         """The stage that shares out bits, if there is one."""
         return next((stage.allocate for stage in self.stages if stage.allocate), None)
+
+    @property
+    def rotate(self) -> Rotate | None:
+        """The stage that turns the teacher, if there is one."""
+        return self.stages[0].rotate
 
     @property
     def kv_cache(self) -> KVCache | None:
@@ -230,6 +306,8 @@ def _bits_used(stages: tuple[Stage, ...]) -> dict[str, set[int]]:
             found[f"stages[{index - 1}].allocate"] = bits_used(before, stage.quantize)
         elif stage.quantize:
             found[f"stages[{index}].quantize"] = stage.quantize.bits_used()
+        elif stage.prune and stage.prune.quantize:
+            found[f"stages[{index}].prune.quantize"] = {stage.prune.quantize.bits}
     return found
 
 

@@ -51,6 +51,7 @@ def summary(results: Results, measured: Measured | None) -> list[Row]:
         measured: its times and memory, or None where they are not known.
     """
     rows = [*_size_rows(results.before, results.after), *_bits_rows(results)]
+    rows += _sparsity_rows(results)
     after = results.after.perplexity if results.after else None
     rows += _perplexity_rows(results.before.perplexity, after)
     rows += _divergence_rows(results.divergence) if results.divergence else ()
@@ -246,6 +247,16 @@ def _head_row(part: SizePart) -> Row:
     return Row(label, f"{was:.2f}", f"{now:.2f}", numbers.signed(now - was, 2), note)
 
 
+def _sparsity_rows(results: Results) -> Iterator[Row]:
+    """How much of the pruned linears is zero; no row where nothing was pruned."""
+    found = [linear.sparsity for linear in linears(results) if linear.sparsity]
+    if found and results.after:
+        least, most = numbers.percent(min(found)), numbers.percent(max(found))
+        share = least if least == most else f"{least} to {most}"
+        note = f"of {numbers.counted(len(found), 'linear')}; nothing here runs faster for it"
+        yield Row("zeros", NONE, share, NONE, note)
+
+
 def _cache_rows(results: Results) -> Iterator[Row]:
     cached = [block for stage in results.stages for block in stage.kv]
     was = results.before.kv_bytes_per_token
@@ -341,8 +352,13 @@ def _student_sentences(results: Results, after: Side) -> Iterator[str]:
 
 
 def _stored_as(linear: LinearResult) -> str:
+    zeros = f"{numbers.percent(linear.sparsity)} zeros" if linear.sparsity else ""
     if linear.bits is None:
-        return "dense"
+        return zeros or "dense"
+    return f"{_grid(linear)}, {zeros}" if zeros else _grid(linear)
+
+
+def _grid(linear: LinearResult) -> str:
     whole_rows = linear.group_size in (None, -1)
     if linear.method in _FLOATING:
         return linear.method

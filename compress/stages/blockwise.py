@@ -37,6 +37,17 @@ Solve = Callable[
 largest magnitude of each input column [I], and what they lack, [O, I] by name (see `drift`).
 
 Returns the codes of those that were solved and a record of each."""
+Finish = Callable[[_Weights, dict[str, Rounded]], tuple[dict[str, Rounded], dict[str, Tensor]]]
+"""Finish a solved block, given its tensors as they were and its codes by name.
+
+Returns the codes to commit, and the other tensors that have changed."""
+
+
+def as_solved(
+    _: _Weights, rounded: dict[str, Rounded]
+) -> tuple[dict[str, Rounded], dict[str, Tensor]]:
+    """Finish a block of which nothing but the linears changed; see `Finish`."""
+    return rounded, {}
 
 
 def give_back_memory() -> None:
@@ -48,7 +59,7 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def solve_blocks(
+def solve_blocks(  # noqa: PLR0913 - all that a walk can be told
     student: Student,
     context: Context,
     solve: Solve,
@@ -58,6 +69,7 @@ def solve_blocks(
     sinks: Sinks,
     correction: float = 0.0,
     step: str,
+    finish: Finish = as_solved,
 ) -> tuple[list[LinearResult], Callable[[], Tensor]]:
     """Walk a student, solving and committing each of its blocks.
 
@@ -72,6 +84,7 @@ def solve_blocks(
         correction: share of the teacher's lead that linears are asked to make up for; see `drift`.
             Needs true_sequential, and a walk of the teacher beside the student's.
         step: what to call this in progress records.
+        finish: called for every solved block before it is committed.
 
     Returns:
         One record a linear, and what gives the normed final hidden states [B, T, D] of the solved
@@ -99,7 +112,8 @@ def solve_blocks(
                 )  # fmt: skip
                 rounded, found = solve_block(here)
             check(block, parts)
-            student.commit(block.index, rounded, found)
+            rounded, plain = finish(stored, rounded)
+            student.commit(block.index, rounded, found, plain)
             stream.passed(block.index)
         results += found
         context.tell(step, block.index + 1, len(blocks))
@@ -152,8 +166,10 @@ class _Block:
             dense = weights[linear.name]
             if linear.name in rounded:
                 found = rounded[linear.name]
-                dense = found.dequantize()
-                inputs.replace(self.module, self.block, linear, dense, product(found))
+                pruned = isinstance(found, Tensor)  # and stays a weight; see `stages.pruning`
+                dense = found if pruned else found.dequantize()
+                rounds = None if pruned else product(found)
+                inputs.replace(self.module, self.block, linear, dense, rounds)
             if self.drift is not None:
                 self.drift.passed(linear, seen.given, dense)
         return rounded, records

@@ -23,7 +23,7 @@ from compress.results import LinearResult
 from compress.stages.blockwise import sharing
 from compress.stages.context import Context
 from compress.stages.inputs import Seen, watch_block
-from compress.stages.smooth import Smoothed, smooth
+from compress.stages.smooth import Smoothed, folds, smooth
 from compress.stages.stream import Stream, check
 from compress.student import Student
 
@@ -65,8 +65,10 @@ def _round_block(
         hessians = spec.solver == "gptq"
         seen = watch_block(stream.walk, block, module, parts, threshold, hessians=hessians)
     found = Smoothed({}, seen)
-    if spec.smooth is not None:
-        found = smooth(block, student.config, stored, seen, spec.smooth, solve.asked)
+    if spec.smooth is not None and spec.smooth != "awq":
+        coded = student.coded(block.index)
+        places = list(folds(block, student.config, solve.asked, coded))
+        found = smooth(places, stored, seen, spec.smooth)
     rounded, records = _rounded(block, {**stored, **found.tensors}, found.seen, solve, threshold)
     student.commit(block.index, rounded, records, found.tensors)
     with stream.walk.filled(block.index) as module:

@@ -16,7 +16,8 @@ from compress.recipe.schema import Quantize
 from compress.recipe.scheme import Scheme, head_scheme, scheme_for
 from compress.results import LinearResult, StageResult
 from compress.stages import int8
-from compress.stages.blockwise import solve_blocks
+from compress.stages.awq import Enlarging
+from compress.stages.blockwise import as_solved, solve_blocks
 from compress.stages.context import Context
 from compress.stages.drift import Sinks
 from compress.stages.gate import Gated, fused, with_bits
@@ -37,34 +38,41 @@ def run(student: Student, spec: Quantize, context: Context) -> StageResult:
     names = [linear.name for linear in student.anatomy.linears]
     found = {name: scheme_for(spec, name, context.allocated) for name in names}
     schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
-    solve = _solve(schemes, spec, context)
+    solve = _solve(schemes, spec, context, student.kept)
     final_states: Callable[[], Tensor] = partial(_final_states, student, context)
     if spec.method in INT8 and spec.needs_calibration:
         results = int8.round_blocks(student, spec, context, solve)
-    elif any(scheme.needs_hessian for scheme in schemes.values()):
+    elif spec.smooth or any(scheme.needs_hessian for scheme in schemes.values()):
+        enlarging = Enlarging(solve, student) if spec.smooth else None
         results, final_states = solve_blocks(
             student,
             context,
-            solve,
+            enlarging or solve,
             wanted=lambda linear: linear.name in schemes,
             true_sequential=spec.true_sequential,
             sinks=Sinks(spec.sink_tokens, spec.sink_weight),
             correction=spec.error_correction,
             step="quantize",
+            finish=enlarging.folded if enlarging else as_solved,
         )
     else:
         results = _round_blocks(student, solve, context)
     head = student.anatomy.head.name
     if scheme := head_scheme(spec, head, context.allocated):
-        solve = _solve({head: scheme}, spec, context)
+        solve = _solve({head: scheme}, spec, context, {})
         results += _round_head(student, solve, context, final_states)
     return StageResult("quantize", spec.method, tuple(results))
 
 
-def _solve(asked: Mapping[str, Scheme], spec: Quantize, context: Context) -> Gated:
-    """What rounds linears by these schemes, on wider grids where a gate asked for them."""
+def _solve(
+    asked: Mapping[str, Scheme], spec: Quantize, context: Context, kept: Mapping[str, int]
+) -> Gated:
+    """What rounds linears by these schemes, on wider grids where a gate asked for them.
+
+    `kept` names those that were pruned before: their zeros stay.
+    """
     schemes = {n: with_bits(s, context.raised.get(n, s.bits)) for n, s in asked.items()}
-    rounder = Rounder(schemes, spec.on_unsolvable, context.limits.solve_rows)
+    rounder = Rounder(schemes, spec.on_unsolvable, context.limits.solve_rows, kept=kept)
     return Gated(rounder, asked, context.gate)
 
 

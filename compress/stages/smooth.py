@@ -1,16 +1,16 @@
-"""Fold SmoothQuant's factors into what makes the inputs of a block's linears.
+"""Fold factors of inputs into what makes the inputs of a block's linears.
 
     q, k, v   the norm before them         gate, up   the norm before them
     o         the rows of v                down       the rows of up, where down reads act(gate)·up
 
-A factor that cannot be folded is left out: inputs of GPT-2's c_proj come out of a GELU.
+Factors that cannot be folded are left out: inputs of GPT-2's c_proj come out of a GELU. All are
+powers of two, so the block computes, bit for bit, what it did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,6 +22,71 @@ from compress.stages.inputs import Seen
 
 
 @dataclass(frozen=True)
+class Fold:
+    """Inputs that linears share, and what makes them, channel by channel."""
+
+    readers: tuple[Linear, ...]  # all linears of a block that are given them
+    maker: str  # a norm or a linear
+    heads: tuple[int, int] | None = None  # of values, and heads of inputs that each of them makes
+
+    def spread(self, by: Tensor) -> Tensor:
+        """Factors of what is made, [C], as those of the inputs, [I]: each head as often as read."""
+        if self.heads is None:
+            return by
+        heads, copies = self.heads
+        return by.view(heads, 1, -1).expand(-1, copies, -1).flatten()
+
+    def gathered(self, inputs: Tensor) -> Tensor:
+        """The largest that each channel, [C], shows in the inputs it makes, [I]."""
+        if self.heads is None:
+            return inputs
+        return inputs.view(*self.heads, -1).amax(1).flatten()
+
+    def apply(self, tensors: dict[str, Tensor], by: Tensor) -> None:
+        """Divide what is made by factors [C]: rows of the maker, undone in the readers' columns.
+
+        Tensors that are not among `tensors` [by full name, as stored] are somebody else's to turn.
+        """
+        for name in (f"{self.maker}.weight", f"{self.maker}.bias"):
+            if name in tensors:
+                rows = by.to(tensors[name].dtype)
+                rows = rows[:, None] if tensors[name].dim() == 2 else rows
+                tensors[name] = tensors[name] / rows
+        columns = self.spread(by)
+        for reader in self.readers:
+            if (name := f"{reader.name}.weight") in tensors:
+                side = columns.to(tensors[name].dtype)
+                tensors[name] = tensors[name] * (side[:, None] if reader.transposed else side)
+
+
+def folds(
+    block: Block, config: Mapping[str, Any], wanted: Container[str], coded: Container[str] = ()
+) -> Iterator[Fold]:
+    """Where factors can be folded in a block, in the order in which data flows.
+
+    Args:
+        block: which.
+        config: the model's ``config.json``.
+        wanted: names of the linears that are to be rounded: others need no factors.
+        coded: names of those that are codes already: nothing of theirs can change.
+    """
+    roles: dict[Role, Linear] = {linear.role: linear for linear in block.linears}
+    makers = norms_before(config, block)
+    if "v" in roles:
+        makers["attention_output"] = roles["v"].name
+    if gated(config):
+        makers["mlp_hidden"] = roles["up"].name
+    for shared in dict.fromkeys(linear.shares for linear in block.linears):
+        readers = tuple(linear for linear in block.linears if linear.shares == shared)
+        names = [linear.name for linear in readers]
+        if shared not in makers or not any(name in wanted for name in names):
+            continue
+        if not any(name in coded for name in (*names, makers[shared])):
+            heads = _heads(roles, config) if shared == "attention_output" else None
+            yield Fold(readers, makers[shared], heads)
+
+
+@dataclass(frozen=True)
 class Smoothed:
     """A block that computes what it did before, with other tensors."""
 
@@ -30,101 +95,43 @@ class Smoothed:
 
 
 def smooth(
-    block: Block,
-    config: Mapping[str, Any],
+    found: Sequence[Fold],
     stored: Mapping[str, Tensor],
     seen: Mapping[str, Seen],
     strength: float | Literal["search"],
-    wanted: Container[str],
 ) -> Smoothed:
-    """Smooth the inputs of a block's linears where that can be done.
+    """Smooth the inputs of a block's linears by SmoothQuant's factors.
 
     Args:
-        block: which.
-        config: the model's ``config.json``.
-        stored: its dense tensors by full name.
+        found: where they can be folded.
+        stored: the dense tensors of the block by full name.
         seen: what its linears were fed.
         strength: how much is moved, or how it is found; see `kernels.smooth`.
-        wanted: names of the linears whose inputs are to be rounded.
     """
-    fold = _Folding(block, dict(stored), dict(seen), strength)
-    roles: dict[Role, Linear] = {linear.role: linear for linear in block.linears}
-    makers = norms_before(config, block)
-    if "v" in roles:
-        makers["attention_output"] = roles["v"].name
-    if gated(config):
-        makers["mlp_hidden"] = roles["up"].name
-    rounding = {linear.shares for linear in block.linears if linear.name in wanted}
-    for shared, maker in makers.items():
-        if shared in rounding:
-            heads = _heads(roles, config) if shared == "attention_output" else None
-            fold.into(shared, maker, heads)
-    changed = {name: t for name, t in fold.tensors.items() if t is not stored[name]}
-    return Smoothed(changed, fold.seen)
+    tensors, fed = dict(stored), dict(seen)
+    for fold in found:
+        shared = fold.readers[0].shares
+        by = _factors(fold, tensors, fed[shared], strength)
+        fold.apply(tensors, by)
+        fed[shared] = fed[shared].divided(fold.spread(by))
+    changed = {name: t for name, t in tensors.items() if t is not stored[name]}
+    return Smoothed(changed, fed)
 
 
-@dataclass
-class _Folding:
-    """The tensors of a block on their way; factors are folded one after another."""
-
-    block: Block
-    tensors: dict[str, Tensor]
-    seen: dict[str, Seen]
-    strength: float | Literal["search"]
-
-    def into(self, shared: str, maker: str, heads: tuple[int, int] | None) -> None:
-        """Divide inputs by factors: multiply their readers' columns, divide the rows of a maker.
-
-        `heads`: of keys and values, and how many heads of the inputs each of them makes.
-        """
-        readers = [linear for linear in self.block.linears if linear.shares == shared]
-        weights = torch.stack([_columns(self._weight(x)).float() for x in readers]).amax(0)
-        inputs = self.seen[shared].largest
-        if heads is not None:
-            inputs, weights = (_over_copies(t, *heads) for t in (inputs, weights))
-        start = 0.5 if self.strength == "search" else self.strength
-        by = factors(inputs, weights, start)
-        if self.strength == "search":
-            rows = self.seen[shared].rows
-            stacked = torch.cat([self._weight(x).to(rows) for x in readers])
-            spreading = (lambda t: t) if heads is None else partial(_copied, *heads)
-            by = searched_factors(rows, stacked, by, spreading)
-        for name in (f"{maker}.weight", f"{maker}.bias"):
-            if name in self.tensors:
-                rows = by.to(self.tensors[name].dtype)
-                self.tensors[name] = self.tensors[name] / _beside(rows, self.tensors[name])
-        spread = by if heads is None else _copied(*heads, by)
-        for reader in readers:
-            weight = self._weight(reader) * spread.to(self._weight(reader).dtype)
-            self.tensors[f"{reader.name}.weight"] = weight.T if reader.transposed else weight
-        self.seen[shared] = self.seen[shared].divided(spread)
-
-    def _weight(self, linear: Linear) -> Tensor:
-        """The weight [O, I] of a linear."""
-        stored = self.tensors[f"{linear.name}.weight"]
-        return stored.T if linear.transposed else stored
-
-
-def _columns(weight: Tensor) -> Tensor:
-    """The largest magnitude in each column [I] of a weight [O, I]."""
-    return weight.abs().amax(0)
-
-
-def _beside(rows: Tensor, tensor: Tensor) -> Tensor:
-    """Factors of rows [O], to divide a weight [O, I], or a bias or norm [O]."""
-    return rows[:, None] if tensor.dim() == 2 else rows
+def _factors(
+    fold: Fold, tensors: Mapping[str, Tensor], seen: Seen, strength: float | Literal["search"]
+) -> Tensor:
+    """By what to divide what is made, [C]."""
+    stored = [(x, tensors[f"{x.name}.weight"]) for x in fold.readers]
+    read = [weight.T if x.transposed else weight for x, weight in stored]  # [O, I]
+    columns = torch.stack([weight.abs().amax(0).float() for weight in read]).amax(0)
+    largest = fold.gathered(seen.largest), fold.gathered(columns)
+    if strength != "search":
+        return factors(*largest, strength)
+    stacked = torch.cat([weight.to(seen.rows) for weight in read])
+    return searched_factors(seen.rows, stacked, factors(*largest, 0.5), fold.spread)
 
 
 def _heads(roles: Mapping[Role, Linear], config: Mapping[str, Any]) -> tuple[int, int]:
     """Heads of values, and how many heads of what o reads each of them makes."""
     return kv_heads(config), roles["o"].in_features // roles["v"].out_features
-
-
-def _over_copies(channels: Tensor, heads: int, copies: int) -> Tensor:
-    """The largest over all copies of a head: [KV · copies · D] becomes [KV · D]."""
-    return channels.view(heads, copies, -1).amax(1).flatten()
-
-
-def _copied(heads: int, copies: int, channels: Tensor) -> Tensor:
-    """Each head as often as it is read: [KV · D] becomes [KV · copies · D]."""
-    return channels.view(heads, 1, -1).expand(-1, copies, -1).flatten()

@@ -11,74 +11,74 @@ Source: Ashkboos et al. 2024 (SliceGPT), arXiv:2401.15024; QuaRot, arXiv:2404.00
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from compress.anatomy import Anatomy, Block, kv_heads, norms_before
+from compress.anatomy import Anatomy, Linear, head_width, norms_before, turning, turns, untied
 from compress.errors import ModelError
+from compress.kernels import orthogonal
 from compress.kernels.activations import Rounds
 from compress.kernels.kv import KVScales
 from compress.surgery.walk import Weights
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # norms that subtract no mean, weights as stored
+Turn = Literal["none", "hadamard", "random"]
+_AT_ONCE = 8192  # rows of an embedding: a float32 copy of all would be a model's largest tensor
 
 
 @dataclass(frozen=True)
 class Rotated:
-    """Weights that say what others say, turned; a tied head comes off its embedding."""
+    """Weights that say what others say, turned when they are read; matrices become float32.
+
+    A tied head comes off its embedding: it takes up the weight of the final norm.
+    """
 
     weights: Weights
-    stream: Tensor | None = None  # [D, D] float64, orthogonal: Q
-    values: Tensor | None = None  # [head_dim, head_dim] float64, orthogonal: R
-    dtype: torch.dtype = torch.float32  # of what is turned
+    residual: Tensor | None = None  # [D, D] float32, orthogonal: Q
+    values: Tensor | None = None  # [head_dim, head_dim] float32, orthogonal: R
 
     @property
     def config(self) -> Mapping[str, Any]:
         """The model's ``config.json``; its head is its own."""
-        untied = {} if self.stream is None else {"tie_word_embeddings": False}
-        return {**self.weights.config, **untied}
+        untying = {} if self.residual is None else {"tie_word_embeddings": False}
+        return {**self.weights.config, **untying}
 
     @cached_property
     def anatomy(self) -> Anatomy:
         """The picture of the model; its head is its own."""
         found = self.weights.anatomy
-        if self.stream is None or not found.tied:
-            return found
-        shape = found.tensors[found.embedding + ".weight"]
-        tensors = {**found.tensors, found.head.name + ".weight": shape}
-        return dataclasses.replace(found, tied=False, tensors=tensors)
+        return found if self.residual is None else untied(found)
 
     def block(self, index: int) -> dict[str, Tensor]:
         """Dense tensors of one block by their stored names."""
-        block, tensors = self.weights.anatomy.blocks[index], self.weights.block(index)
-        found = {name: tensor.double() for name, tensor in tensors.items()}
-        if self.values is not None:
-            _turn_values(block, found, self.values)
-        if self.stream is not None:
-            _turn_stream(block, found, self.stream, norms_before(self.weights.config, block))
-        return {name: self._stored(found[name], tensors[name]) for name in tensors}
+        block, stored = self.weights.anatomy.blocks[index], self.weights.block(index)
+        norms = {} if self.residual is None else norms_before(self.weights.config, block)
+        made = {shared: stored[f"{norm}.weight"] for shared, norm in norms.items()}
+        turned = dict(stored)
+        for linear in block.linears:
+            turned |= self._turned(linear, stored, made.get(linear.shares))
+        ones = {f"{norms[shared]}.weight": torch.ones_like(norm) for shared, norm in made.items()}
+        return turned | ones
 
     def outside(self) -> dict[str, Tensor]:
         """Dense tensors that belong to no block by their stored names."""
         tensors, picture = self.weights.outside(), self.weights.anatomy
-        if self.stream is None:
+        if self.residual is None:
             return tensors
         embedding, head, norm = (
             f"{name}.weight" for name in (picture.embedding, picture.head.name, picture.final_norm)
         )
-        read = tensors[embedding if picture.tied else head].double() * tensors[norm].double()
-        turned = {
-            embedding: (tensors[embedding].double() @ self.stream).to(self.dtype),
-            head: (read @ self.stream).to(self.dtype),
+        reads = tensors[embedding if picture.tied else head]
+        return {
+            **tensors,
+            embedding: _product(tensors[embedding], self.residual),
+            head: _product(reads, tensors[norm].float()[:, None] * self.residual),
             norm: torch.ones_like(tensors[norm]),
         }
-        return {**tensors, **turned}
 
     def inputs(self, index: int) -> Mapping[str, Rounds]:
         """The linears of one block whose inputs are rounded."""
@@ -88,75 +88,77 @@ class Rotated:
         """How one block rounds the keys and values that it caches."""
         return self.weights.kv(index)
 
-    def _stored(self, turned: Tensor, before: Tensor) -> Tensor:
-        return turned.to(self.dtype if turned.dim() > 1 else before.dtype)
+    def _turned(
+        self, linear: Linear, stored: Mapping[str, Tensor], norm: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The weight and the bias of one linear; it reads what a norm of this weight makes."""
+        name, q, r = f"{linear.name}.weight", self.residual, self.values
+        weight, bias = stored[name].float(), stored.get(f"{linear.name}.bias")
+        if r is not None and linear.role == "v":
+            weight = (r @ weight.view(-1, len(r), linear.in_features)).flatten(0, 1)
+            bias = None if bias is None else _in_place(bias, bias.float().view(-1, len(r)) @ r.T)
+        if r is not None and linear.role == "o":
+            weight = (weight.view(linear.out_features, -1, len(r)) @ r.T).flatten(1)
+        if q is not None and norm is not None:
+            weight = (weight * norm.float()) @ q
+        if q is not None and linear.role in ("o", "down"):
+            weight = q.T @ weight
+            bias = None if bias is None else _in_place(bias, bias.float() @ q)
+        return {name: weight} | ({} if bias is None else {f"{linear.name}.bias": bias})
 
 
-def _turn_stream(
-    block: Block, found: dict[str, Tensor], q: Tensor, norms: Mapping[str, str]
-) -> None:
-    """Turn the stream that a block reads and writes, in place; its norms become ones."""
-    for linear in block.linears:
-        name, bias = linear.name + ".weight", linear.name + ".bias"
-        if linear.shares in norms:
-            found[name] = found[name] * found[norms[linear.shares] + ".weight"] @ q
-        elif linear.role in ("o", "down"):
-            found[name] = q.T @ found[name]
-            if bias in found:
-                found[bias] = found[bias] @ q
-    for norm in norms.values():
-        found[norm + ".weight"] = torch.ones_like(found[norm + ".weight"])
+def _in_place(before: Tensor, turned: Tensor) -> Tensor:
+    """A vector in the shape and dtype that it had."""
+    return turned.flatten().to(before.dtype)
 
 
-def _turn_values(block: Block, found: dict[str, Tensor], r: Tensor) -> None:
-    """Turn the values of every head of a block, in place, and back in its o_proj."""
-    width = len(r)
-    for linear in block.linears:
-        name, bias = linear.name + ".weight", linear.name + ".bias"
-        if linear.role == "v":
-            heads = found[name].view(-1, width, linear.in_features)
-            found[name] = (r @ heads).view(-1, linear.in_features)
-            if bias in found:
-                found[bias] = (found[bias].view(-1, width) @ r.T).flatten()
-        elif linear.role == "o":
-            found[name] = (found[name].view(linear.out_features, -1, width) @ r.T).flatten(1)
+def _product(matrix: Tensor, q: Tensor) -> Tensor:
+    """A tall matrix [V, D] of any float times q [D, D], a few rows at a time: [V, D] float32."""
+    product = torch.empty(matrix.shape, dtype=torch.float32)
+    for rows, out in zip(matrix.split(_AT_ONCE), product.split(_AT_ONCE), strict=True):
+        torch.mm(rows.float(), q, out=out)
+    return product
 
 
-def rotated(weights: Weights, *, stream: bool, values: bool, seed: int = 0) -> Rotated:
-    """A model turned at random.
+def rotated(weights: Weights, *, residual: Turn, values: Turn, seed: int = 0) -> Rotated:
+    """A model turned inside; each matrix is made from the seed, so it is the same every time.
 
     Args:
-        weights: of a family whose norms divide by a root mean square and multiply by their weight.
-        stream: turn the residual stream; a tied head becomes a matrix of its own.
-        values: turn the values of every head, by one rotation.
-        seed: of the rotations.
+        weights: of a family whose norms divide by a root mean square and multiply by their weight,
+            where the residual stream is to be turned; with a v_proj, where values are.
+        residual: by which kind of matrix to turn the residual stream.
+        values: by which to turn the values of every head, all alike.
+        seed: of the random ones, and of the signs of Hadamard's.
 
     Raises:
-        ModelError: its family's norms do other things.
+        ModelError: its family has other norms, or one matrix for q, k and v; or no Hadamard matrix
+            of its size is known.
     """
-    config, hidden = weights.config, weights.anatomy.hidden_size
-    if str(config.get("model_type")) not in FAMILIES:
+    family = weights.anatomy.model_type
+    head_dim = head_width(weights.anatomy.blocks[0], weights.config)
+    if residual != "none" and not turns(family):
         raise ModelError(
-            f"config.json: a {config.get('model_type')} cannot be rotated; its norms do more than "
-            f"scale, or its heads lie otherwise. Families that can: {', '.join(FAMILIES)}."
+            f"config.json: the residual stream of a {family} cannot be rotated; its norms do more "
+            f"than scale, or its heads lie otherwise. Families that can: {', '.join(turning())}."
         )
-    value = next(x for x in weights.anatomy.linears if x.role == "v")
-    head_dim = value.out_features // kv_heads(config)
+    if values != "none" and head_dim is None:
+        raise ModelError(
+            f"config.json: the values of a {family} cannot be rotated; q, k and v are one matrix."
+        )
     generator = torch.Generator().manual_seed(seed)
     return Rotated(
         weights,
-        _orthogonal(hidden, generator) if stream else None,
-        _orthogonal(head_dim, generator) if values else None,
+        _orthogonal(weights.anatomy.hidden_size, residual, generator),
+        _orthogonal(head_dim or 0, values, generator),
     )
 
 
-def _orthogonal(size: int, generator: torch.Generator) -> Tensor:
-    """A random orthogonal matrix: Hadamard's with random signs where it has one of that size."""
-    if size & (size - 1):
-        drawn = torch.randn(size, size, generator=generator, dtype=torch.float64)
-        return cast(Tensor, torch.linalg.qr(drawn).Q)
-    matrix = torch.ones(1, 1, dtype=torch.float64)
-    while len(matrix) < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
-    return cast(Tensor, matrix * signs / size**0.5)
+def _orthogonal(size: int, kind: Turn, generator: torch.Generator) -> Tensor | None:
+    """An orthogonal matrix [size, size] float32."""
+    if kind == "none":
+        return None
+    if kind == "random":
+        return orthogonal.random(size, generator).float()
+    if orthogonal.hadamard_core(size) is None:
+        raise ModelError(f"no Hadamard matrix of size {size} is known. Rotate by a random one.")
+    return orthogonal.hadamard(size, generator).float()

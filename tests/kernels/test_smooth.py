@@ -1,11 +1,12 @@
-"""Factors of SmoothQuant: powers of two, and better than none."""
+"""Factors of SmoothQuant and AWQ: powers of two, and better than none."""
 
 import pytest
 import torch
 
 from compress.kernels.activations import Inputs, round_inputs
+from compress.kernels.grid import fit, round_to_nearest
 from compress.kernels.int8 import round_rows
-from compress.kernels.smooth import factors, searched_factors
+from compress.kernels.smooth import factors, grown, rounding_error, searched_factors
 
 DRAW = torch.Generator().manual_seed(0)
 X = torch.randn(200, 64, generator=DRAW) * torch.exp(torch.randn(64, generator=DRAW))
@@ -63,3 +64,29 @@ def test_factors_that_channels_share_are_found_for_all_of_them():
 def test_the_search_gives_the_same_twice():
     once, twice = (searched_factors(X, W, start(), lambda s: s) for _ in range(2))
     assert torch.equal(once, twice)
+
+
+def lost(by, bits=3):
+    """What rounding the weights behind factors loses of the outputs, but for cross terms."""
+    return rounding_error(
+        W * by, X.square().mean(0) / by.square(), bits=bits, group_size=32, sym=True, search="none"
+    )
+
+
+def test_growing_columns_of_large_inputs_lowers_what_rounding_loses():
+    found = grown(X.square().mean(0).sqrt(), lost)
+    assert torch.equal(torch.frexp(found).mantissa, torch.full_like(found, 0.5))
+    assert lost(found) < 0.9 * lost(torch.ones(64))
+
+
+def test_nothing_is_grown_where_that_would_lose_more():
+    assert torch.equal(grown(X.square().mean(0), lambda by: float(by.max())), torch.ones(64))
+
+
+def test_what_rounding_loses_is_that_of_the_grid():
+    importance = X.square().mean(0)
+    scale, zero = fit(W, bits=4, group_size=32, sym=True, search="mse")
+    missed = round_to_nearest(W, scale, zero, bits=4, sym=True).dequantize() - W
+    found = rounding_error(W, importance, bits=4, group_size=32, sym=True, search="mse")
+    expected = (missed.square() * importance).sum() / (W.square() * importance).sum()
+    assert abs(found - float(expected)) < 1e-6 * found

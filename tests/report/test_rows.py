@@ -56,6 +56,20 @@ def test_a_task_of_one_side_only_has_no_difference(results):
     assert (row.before, row.difference) == ("–", "–")
 
 
+def test_a_rotation_is_told_and_a_head_that_it_took_off_has_no_bits_before(results):
+    sizes = tuple(
+        replace(part, before_bytes=0) if part.part == "head" else part for part in results.sizes
+    )
+    turned = StageResult("rotate", "residual hadamard, values none", ())
+    found = replace(results, sizes=sizes, stages=(turned, *results.stages))
+    row = line(found, None, "bits per weight, head")
+    assert (row.before, row.difference) == ("–", "–")
+    assert row.note == "was the embedding, and is a matrix of its own"
+    table = dict(rows.provenance_table(found, None).rows)
+    assert table["rotated"] == "residual hadamard, values none"
+    assert "rotated" not in dict(rows.provenance_table(results, None).rows)
+
+
 def test_head_is_counted_apart(results):
     assert line(results, None, "bits per weight").after == "4.27"
     assert line(results, None, "bits per weight, head").after == "8.25"

@@ -11,7 +11,7 @@ from compress.results import Limits
 from compress.stages import quantize
 from compress.stages.context import Context
 from compress.stages.inputs import watch_block
-from compress.stages.smooth import smooth
+from compress.stages.smooth import folds, smooth
 from compress.student import Student
 from compress.surgery.load import materialize
 from compress.surgery.walk import Walk, hidden_states, logits
@@ -71,7 +71,7 @@ def test_smoothing_changes_no_bit_of_what_a_block_computes(tiny_model, family):
         before = walk.call(0, module, x)
         seen = watch_block(walk, block, module, [x], 0.0)
     names = {linear.name for linear in block.linears}
-    found = smooth(block, teacher.config, stored, seen, 0.5, names)
+    found = smooth(list(folds(block, teacher.config, names)), stored, seen, 0.5)
     with walk.filled(0, {**stored, **found.tensors}) as module:
         after = walk.call(0, module, x)
         again = watch_block(walk, block, module, [x], 0.0)

@@ -1,0 +1,86 @@
+"""A model that a recipe turns round inside: what cannot be turned, and what that leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from compress.anatomy import Anatomy, head_width, turning, turns, untied
+from compress.kernels.orthogonal import hadamard_core
+from compress.recipe.schema import Recipe
+from compress.recipe.source import Loc
+from compress.teacher.headers import Headers
+
+if TYPE_CHECKING:
+    from compress.plan.footprint import Job
+
+_READ = 3  # times that a walk, a writer and verification read a block
+_LOC: Loc = ("stages", 0, "rotate")
+
+
+def mistakes(
+    recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]
+) -> Iterator[tuple[Loc, str]]:
+    """What of the stage `rotate` cannot work on a model."""
+    spec, family = recipe.rotate, anatomy.model_type
+    if spec is None:
+        return
+    width = head_width(anatomy.blocks[0], config)
+    if spec.residual != "none" and not turns(family):
+        yield (
+            (*_LOC, "residual"),
+            f"{spec.residual}, and norms of {family} do more than divide by a length and multiply "
+            f"by a weight, or lie behind linears. Use residual: none; families that can: "
+            f"{', '.join(turning())}.",
+        )
+    if spec.values != "none" and width is None:
+        yield (
+            (*_LOC, "values"),
+            f"{spec.values}, and q, k and v of {family} are one matrix. Use values: none.",
+        )
+    for field, size in (("residual", anatomy.hidden_size), ("values", width)):
+        if getattr(spec, field) == "hadamard" and size and hadamard_core(size) is None:
+            yield (*_LOC, field), f"no Hadamard matrix of size {size} is known here. Use random."
+
+
+def turned(recipe: Recipe, anatomy: Anatomy) -> Anatomy:
+    """What a recipe compresses: a turned residual stream takes a tied head off its embedding."""
+    spec = recipe.rotate
+    return anatomy if spec is None or spec.residual == "none" else untied(anatomy)
+
+
+def turned_headers(recipe: Recipe, headers: Headers) -> Headers:
+    """The headers of what a recipe compresses."""
+    found = turned(recipe, headers.anatomy)
+    if found is headers.anatomy:
+        return headers
+    head, embedding = f"{found.head.name}.weight", f"{found.embedding}.weight"
+    dtypes = {**headers.dtypes, head: headers.dtypes[embedding]}
+    config = {**headers.config, "tie_word_embeddings": False}
+    return replace(headers, config=config, anatomy=found, dtypes=dtypes)
+
+
+def note(recipe: Recipe, headers: Headers) -> Iterator[str]:
+    """What a rotation adds to the artifact."""
+    cast = headers.cast(recipe.teacher.dtype)
+    if turned(recipe, cast.anatomy) is not cast.anatomy:
+        size = cast.nbytes(f"{cast.anatomy.embedding}.weight")
+        yield (
+            "rotate.residual unties the head, which takes up the weight of the final norm: "
+            f"{size / 1e6:.1f} MB more before it is rounded"
+        )
+
+
+def memory(job: Job) -> int:
+    """Turned embedding and head, float32, while a walk begins or the head is rounded."""
+    spec = job.recipe.rotate
+    return 0 if spec is None or spec.residual == "none" else 2 * 4 * job.anatomy.head.weights
+
+
+def work(job: Job) -> float:
+    """Operations: each time that it is read, a weight meets a column of the matrix that turns."""
+    spec, hidden = job.recipe.rotate, job.anatomy.hidden_size
+    if spec is None or spec.residual == "none":
+        return 0.0  # heads are narrow
+    return 2.0 * _READ * hidden * (job.anatomy.weights + 2 * job.anatomy.head.weights)
