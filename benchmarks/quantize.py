@@ -28,6 +28,7 @@ from texts import Windows
 HERE = Path(__file__).resolve().parent
 OURS = "compress"
 MARKER = "<!-- quantize.py: newest first -->"
+PEER_SCHEMES = {"w8a8": "W8A8"}  # recipes of ours that are a preset of llm-compressor's
 
 RECIPE = """\
 version: 1
@@ -36,7 +37,7 @@ calibration: {{set: {text}, samples: {samples}, seq_len: {seq_len}}}
 stages:
   - quantize: {{method: {method}, bits: {bits}, group_size: {group_size}{search}}}
 evaluate: {{suite: none}}
-artifact: {{format: compressed-tensors}}
+artifact: {{format: {stored}}}
 """
 
 
@@ -66,6 +67,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--peer-python", type=Path, required=True, help="python of the peer's own environment")
     add("--peer-dtype", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16"])
     add("--peer-observer", help="the peer's way to find scales; default: its own, min-max")
+    add("--peer-scheme", help="a preset of llm-compressor's, as W8A8; default: as the recipe is")
     add("--autoround-python", type=Path, help="python of auto-round's environment: a third side")
     add("--autoround-iterations", type=int, default=200)
     add("--out", type=Path, required=True, help="new folder for artifacts, logs, result.json")
@@ -110,7 +112,8 @@ def contestants(given: argparse.Namespace, windows: Path) -> list[Contestant]:
     threads = {"OMP_NUM_THREADS": str(given.threads), "HF_HUB_OFFLINE": "1"}
     runner = str(HERE / "peers" / "ours_run.py")
     recipes = {OURS: our_recipe(given, windows)}
-    recipes |= {f"{OURS} {name}": moved(name, given, windows) for name in given.also}
+    stored = stored_as(given)
+    recipes |= {f"{OURS} {name}": moved(name, given, windows, stored) for name in given.also}
     sides = [
         Contestant(
             name,
@@ -126,6 +129,8 @@ def contestants(given: argparse.Namespace, windows: Path) -> list[Contestant]:
             peer += [f"--{option.replace('_', '-')}", str(getattr(given, option))]
         if given.peer_observer:
             peer += ["--observer", given.peer_observer]
+        if scheme := given.peer_scheme or PEER_SCHEMES.get(given.recipe or ""):
+            peer += ["--scheme", scheme]
         sides.append(Contestant(f"llm-compressor {dtype}", tuple(peer), threads))
     if given.autoround_python:
         peer = [str(given.autoround_python.absolute()), str(HERE / "peers" / "autoround_run.py")]
@@ -140,7 +145,7 @@ def contestants(given: argparse.Namespace, windows: Path) -> list[Contestant]:
 def our_recipe(given: argparse.Namespace, windows: Path) -> list[str]:
     """Arguments that name our recipe: the given one moved to this teacher and text, or one made."""
     if given.recipe:
-        moved_recipe = moved(given.recipe, given, windows)
+        moved_recipe = moved(given.recipe, given, windows, stored_as(given))
         return [*moved_recipe, f"--set=calibration.samples={given.samples}"]
     path = windows.with_name("recipe.yaml")
     text = RECIPE.format(
@@ -149,18 +154,24 @@ def our_recipe(given: argparse.Namespace, windows: Path) -> list[str]:
         search=f", scale_search: {given.scale_search}" if given.scale_search else "",
         **{name: getattr(given, name) for name in ("samples", "seq_len", "method", "bits")},
         group_size=given.group_size,
+        stored=stored_as(given),
     )
     path.write_text(text, "utf-8")
     return [str(path), "{out}"]
 
 
-def moved(recipe: str, given: argparse.Namespace, windows: Path) -> list[str]:
-    """Arguments that name a recipe, moved to this teacher and text."""
+def stored_as(given: argparse.Namespace) -> str:
+    """The format of ours: the peers' own where it holds the bits, else the one that holds all."""
+    return "compressed-tensors" if given.bits in (4, 8) else "packed"
+
+
+def moved(recipe: str, given: argparse.Namespace, windows: Path, stored: str) -> list[str]:
+    """Arguments that name a recipe, moved to this teacher, text and format."""
     settings = {
         "teacher.model": given.teacher.resolve(),
         "calibration.set": windows,
         "calibration.seq_len": given.seq_len,
-        "artifact.format": "compressed-tensors",  # what the reader opens
+        "artifact.format": stored,
         "teacher.sha256": "null",  # the recipe's pins are of another teacher
         "teacher.revision": "null",
     }
@@ -175,7 +186,7 @@ def alternate(sides: Sequence[Contestant], *, runs: int, out: Path) -> dict[str,
             folder = side.folder(out, run)
             command = [part.replace("{out}", str(folder)) for part in side.command]
             done = measure.run(command, env=side.env, cwd=out, log=out / "runs.log")
-            weights = sorted(folder.glob("*.safetensors"))
+            weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.gguf")])
             found[side.name].append(
                 {
                     **done.output,
@@ -191,7 +202,10 @@ def alternate(sides: Sequence[Contestant], *, runs: int, out: Path) -> dict[str,
 
 
 def read(given: argparse.Namespace, folders: dict[str, Path], kl_texts: Sequence[Path]) -> Any:
-    """Read the teacher and the first artifact of every side with the readers, each a process."""
+    """Read the teacher and the first artifact of every side with the readers, each a process.
+
+    What transformers cannot open is multiplied out first; sizes are those of the artifact itself.
+    """
     readers, window = HERE / "readers", ["--seq-len", str(given.window_tokens)]
     window += ["--dtype", given.read_dtype]
     env = {"OMP_NUM_THREADS": str(given.threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
@@ -201,22 +215,41 @@ def read(given: argparse.Namespace, folders: dict[str, Path], kl_texts: Sequence
         command = [sys.executable, str(readers / f"{name}.py"), *map(str, rest)]
         return measure.run(command, env=env, cwd=given.out, log=given.out / "readers.log").output
 
+    def opened(folder: Path) -> Path:
+        if not needs_multiplying(folder):
+            return folder
+        dense = folder.with_name(f"{folder.name}-dense")
+        if not (dense / "model.safetensors").is_file():
+            reader("dense", folder, teacher, dense)
+        return dense
+
     test, (ppl_windows, kl_windows) = given.test.resolve(), map(str, given.windows)
     teacher = given.teacher.resolve()
+    known = {"teacher": teacher, **folders}
+    readable = {name: opened(folder) for name, folder in known.items()}
     readings = {
         name: {
             **reader("stored", folder, teacher),
-            **reader("perplexity", folder, test, "--windows", ppl_windows, *window),
+            **reader("perplexity", readable[name], test, "--windows", ppl_windows, *window),
             "divergence": {},
         }
-        for name, folder in {"teacher": teacher, **folders}.items()
+        for name, folder in known.items()
     }
     protocol: list[str | Path] = ["--text", *kl_texts, "--windows", kl_windows, *window]
-    kl = reader("divergence", teacher, *folders.values(), *protocol)
+    kl = reader("divergence", *readable.values(), *protocol)
     for text, results in kl.items():
-        for name, result in zip(folders, results, strict=True):
+        for name, result in zip(known, results, strict=True):
             readings[name]["divergence"][Path(text).name] = result
     return readings
+
+
+def needs_multiplying(folder: Path) -> bool:
+    """Whether a folder is in a layout that transformers does not open: GGUF, or our `packed`."""
+    if (folder / "model.gguf").is_file():
+        return True
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    told = config.get("quantization_config") or {}
+    return bool(told.get("quant_method") == OURS)
 
 
 def facts(given: argparse.Namespace, argv: Sequence[str], windows: Windows) -> dict[str, Any]:
@@ -257,6 +290,20 @@ def measured(
     return 0 if result["equal_bytes"] else 1
 
 
+def texts_to_read(given: argparse.Namespace) -> list[Path]:
+    """The texts of the KL, the test text first.
+
+    Raises:
+        FileNotFoundError: a text is missing.
+        ValueError: both have one name.
+    """
+    named = [str(given.test), *filter(None, [given.second_text])]
+    found = [texts.resolve(name, given.out) for name in named]
+    if len({text.name for text in found}) < len(found):
+        raise ValueError(f"--second-text: also called {found[0].name}; give another name")
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, compare, print; 1 when stored bytes differ, 2 when the request was wrong."""
     argv = sys.argv[1:] if argv is None else argv
@@ -264,10 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = given.out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        named = [str(given.test), *filter(None, [given.second_text])]
-        kl_texts = [texts.resolve(name, out) for name in named]
-        if len({text.name for text in kl_texts}) < len(kl_texts):
-            raise ValueError(f"--second-text: also called {kl_texts[0].name}; give another name")
+        kl_texts = texts_to_read(given)
         cut = out / "calibration.txt"
         windows = texts.cut(
             given.teacher, given.calibration, cut, samples=given.samples, seq_len=given.seq_len

@@ -62,7 +62,7 @@ def page(result: Mapping[str, Any]) -> str:
             f"{settings['seq_len']} tokens. "
             f"Texts (sha256): {hashes}. {versions}.",
             "",
-            *_table(result),
+            *table(result["teacher_read"], result["sides"]),
             "",
             *_remarks(result),
             "",
@@ -98,13 +98,13 @@ def _medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _ratios(ours: Mapping[str, Any], peer: Mapping[str, Any], tolerance: float) -> dict[str, Any]:
-    size = ours["size_bytes"] / peer["size_bytes"]
+    size = ours["weights_bytes"] / peer["weights_bytes"]
     return {
         **{
             name: ours[name] / peer[name]
             for name in ("seconds", "peak_memory_bytes", "anonymous_bytes", "perplexity")
         },
-        "size_bytes": size,
+        "weights_bytes": size,
         "equal_bytes": abs(size - 1) <= tolerance,
         "kl_mean": {
             text: ours["divergence"][text]["kl_mean"] / found["kl_mean"]
@@ -121,17 +121,21 @@ def _same_windows(
     return {name: found and found == wanted for name, found in said.items()}
 
 
-def _table(result: Mapping[str, Any]) -> list[str]:
-    sides, texts = result["sides"], list(next(iter(result["sides"].values()))["divergence"])
-    head = ["", "perplexity", "MB", "bits per weight"]
-    head += [f"{what}, {text}" for text in texts for what in ("KL mean", "p99", "top-1")]
+def table(teacher: Mapping[str, Any], sides: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the readers found, a row for the teacher and one for each side.
+
+    Perplexity is that of the first text, over its own windows; that of every other text is over
+    the windows of its KL. Bits per weight are those of the linears in the blocks.
+    """
+    first, *others = next(iter(sides.values()))["divergence"]
+    head = ["", "perplexity", *(f"perplexity, {text}" for text in others), "MB", "MB, weights"]
+    head += ["bits per weight", "with head"]
+    head += [f"{what}, {text}" for text in (first, *others) for what in ("KL mean", "p99", "top-1")]
     head += ["seconds", "peak MiB", "anonymous MiB"]
-    teacher = result["teacher_read"]
-    rows = [["teacher", f"{teacher['perplexity']:.3f}", f"{teacher['size_bytes'] / 1e6:.2f}"]]
+    rows = [_read("teacher", teacher, others)]
     rows[0] += [""] * (len(head) - len(rows[0]))
     for name, side in sides.items():
-        row = [name, f"{side['perplexity']:.3f}", f"{side['size_bytes'] / 1e6:.2f}"]
-        row.append(f"{side['bits_per_weight']:.3f}")
+        row = _read(name, side, others)
         for found in side["divergence"].values():
             row += [f"{found['kl_mean']:.4f}", f"{found['kl_p99']:.3f}"]
             row.append(f"{found['top1_agreement']:.4f}")
@@ -142,11 +146,19 @@ def _table(result: Mapping[str, Any]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
 
 
+def _read(name: str, read: Mapping[str, Any], others: Sequence[str]) -> list[str]:
+    """The first cells of a row: perplexities, megabytes, bits."""
+    perplexities = [read["perplexity"], *(read["divergence"][t]["perplexity"] for t in others)]
+    sizes = (f"{read[size] / 1e6:.2f}" for size in ("size_bytes", "weights_bytes"))
+    bits = (f"{read[bits]:.3f}" for bits in ("bits_per_weight", "bits_per_weight_with_head"))
+    return [name, *(f"{perplexity:.3f}" for perplexity in perplexities), *sizes, *bits]
+
+
 def _remarks(result: Mapping[str, Any]) -> list[str]:
     lines = []
     for peer, ratio in result["ratios"].items():
         kl = ", ".join(f"{value:.3f}× ({text})" for text, value in ratio["kl_mean"].items())
-        equal = "equal" if ratio["equal_bytes"] else f"NOT equal ({ratio['size_bytes']:.3f}×)"
+        equal = "equal" if ratio["equal_bytes"] else f"NOT equal ({ratio['weights_bytes']:.3f}×)"
         lines.append(
             f"- Ours to {peer}: seconds {ratio['seconds']:.3f}×, peak memory "
             f"{ratio['peak_memory_bytes']:.3f}× (anonymous {ratio['anonymous_bytes']:.3f}×), "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub is a mistake
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 WIDTH, HIDDEN, BLOCKS, HEADS, VOCAB, POSITIONS = 64, 128, 2, 4, 320, 256
 SPECIAL = ("<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
@@ -58,6 +60,20 @@ def device(request: pytest.FixtureRequest) -> str:
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
     return str(request.param)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Import a module of benchmarks/ the way its scripts see each other."""
+    folders = [BENCHMARKS, BENCHMARKS / "readers", BENCHMARKS / "peers"]
+    names = {path.stem for folder in folders for path in folder.glob("*.py")}
+    for folder in folders:
+        monkeypatch.syspath_prepend(str(folder))
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module
+    for name in names:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import struct
@@ -10,8 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from compress import library
+from compress.artifact.layout import open_artifact
+from compress.artifact.write import companions, write
+from compress.kernels.grid import Rounded
 from compress.recipe.load import load
 from compress.recipe.resolve import canonical_json
 from compress.recipe.scheme import scheme_for
@@ -20,20 +23,6 @@ from compress.surgery.load import tokenizer
 from compress.teacher.folder import open_folder
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """Import a module of benchmarks/ the way its scripts see each other."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.syspath_prepend(str(BENCHMARKS / "readers"))
-    names = ("measure", "summary", "texts", "quantize", "decode", "stored")
-    names += ("applied", "ablate", "catalogue", "synthetic", "memory", "kv_cache", "passkey")
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module
-    for name in names:
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -60,14 +49,19 @@ def a_result(summary, *, peer_bytes=1000):
         ],
     }
     runs["peer"][0]["calibration_fingerprint"] = "other"
-    kl = {"kl_mean": 0.1, "kl_p99": 0.7, "top1_agreement": 0.8}
-    read = {"perplexity": 22.0, "size_bytes": 1000, "bits_per_weight": 4.25}
+    kl = {"kl_mean": 0.1, "kl_p99": 0.7, "top1_agreement": 0.8, "perplexity": 30.0}
+    sizes = {"size_bytes": 1010, "weights_bytes": 1000}
+    bits = {"bits_per_weight": 4.25, "bits_per_weight_with_head": 6.5}
+    read = {"perplexity": 22.0, **sizes, **bits}
     readings = {
-        "teacher": {"perplexity": 21.0, "size_bytes": 4000},
+        "teacher": {
+            **{"perplexity": 21.0, "size_bytes": 4000, "weights_bytes": 3990},
+            **{"bits_per_weight": 16.0, "bits_per_weight_with_head": 16.0, "divergence": {}},
+        },
         "compress": {**read, "divergence": {"test.txt": kl}},
         "peer": {
             **read,
-            "size_bytes": peer_bytes,
+            "weights_bytes": peer_bytes,
             "divergence": {"test.txt": {**kl, "kl_mean": 0.2}},
         },
     }
@@ -190,10 +184,10 @@ def test_sections_are_inserted_newest_first_and_only_below_a_marker(bench, tmp_p
         summary.insert(page, "third", marker="<!-- there -->")
 
 
-def test_results_page_holds_both_markers(bench):
+def test_results_page_holds_every_marker(bench):
     text = (BENCHMARKS.parent / "docs" / "results.md").read_text("utf-8")
-    assert bench("quantize").MARKER in text
-    assert bench("decode").MARKER in text
+    commands = ("quantize", "decode", "equal_bytes", "tasks", "kv_cache")
+    assert all(bench(command).MARKER in text for command in commands)
 
 
 def test_cut_text_gives_the_first_tokens_of_the_whole(bench, tmp_path):
@@ -233,13 +227,112 @@ def test_stored_bits_count_everything_kept_for_a_linear(bench, tmp_path):
         content = struct.pack("<Q", len(header)) + header + bytes(end)
         (folder / "model.safetensors").write_bytes(content)
 
-    norm = {"norm.weight": ([8], 16)}
-    write(tmp_path / "dense", {"q.weight": ([8, 16], 256), **norm})
+    rest = {"norm.weight": ([8], 16), "q.bias": ([8], 16)}
+    head = {"model.embed_tokens.weight": ([32, 16], 1024)}
+    write(tmp_path / "dense", {"q.weight": ([8, 16], 256), **rest, **head})
     packed = {"q.weight_packed": ([8, 2], 64), "q.weight_scale": ([8, 1], 16)}
-    write(tmp_path / "packed", {**packed, **norm})
+    write(tmp_path / "packed", {**packed, **rest, **head})
+    (tmp_path / "packed" / "config.json").write_text("{}")
+    (tmp_path / "packed" / "results.json").write_text("a record")
     sizes = bench("stored").measure(tmp_path / "packed", tmp_path / "dense")
-    assert sizes["quantized_weights"] == 128
+    assert sizes["linear_weights"] == 128
     assert sizes["bits_per_weight"] == 8 * (64 + 16) / 128
+    assert sizes["bits_per_weight_with_head"] == 8 * (64 + 16 + 1024) / (128 + 512)
+    assert sizes["size_bytes"] == sizes["weights_bytes"] + 2
+
+
+@pytest.mark.parametrize(("bits", "sym"), [(2, True), (3, False), (4, False), (8, True)])
+def test_packed_is_read_by_its_page_as_we_read_it(bench, tiny_tied, tmp_path, bits, sym):
+    teacher, out = open_folder(tiny_tied), tmp_path / "student"
+    generator = torch.Generator().manual_seed(bits)
+    parts = {}
+    for name, tensor in (teacher.outside() | teacher.block(0) | teacher.block(1)).items():
+        if tensor.dim() == 1:
+            parts[name] = tensor
+            continue
+        codes = torch.randint(0, 1 << bits, tensor.shape, generator=generator).byte()
+        scale = 2.0 ** torch.randint(-9, 0, (len(codes), codes.shape[1] // 32), generator=generator)
+        zero = torch.randint(0, 1 << bits, scale.shape, generator=generator)
+        zero = torch.full_like(zero, 1 << (bits - 1)) if sym else zero
+        module = name.removesuffix(".weight")
+        parts[module] = Rounded(codes, scale, zero.byte(), bits, 32, sym)
+    write(
+        out,
+        parts.items(),
+        anatomy=teacher.anatomy,
+        config=teacher.config,
+        tokenizer_files=companions(tiny_tied),
+        format="packed",
+    )
+    found, artifact = bench("dense").from_packed(out), open_artifact(out)
+    assert set(found) == set(artifact.names())
+    assert all(found[name].equal(artifact.tensor(name).float()) for name in found)
+
+
+def test_a_packed_folder_that_holds_more_is_refused_by_its_reader(bench, tmp_path):
+    told = {"quant_method": "compress", "format": "packed", "version": 1, "exceptions": {}}
+    config = {"quantization_config": {**told, "default": {"bits": 8, "inputs": {}}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match=r"\['inputs'\].*not read here"):
+        bench("dense").from_packed(tmp_path)
+
+
+def test_ours_at_a_peers_bytes_must_be_below_it_everywhere(bench):
+    equal_bytes = bench("equal_bytes")
+
+    def side(perplexity, kl, size_bytes):
+        read = {"perplexity": perplexity + 1, "kl_mean": kl}
+        texts = {"a.txt": read, "b.txt": dict(read)}
+        return {"perplexity": perplexity, "size_bytes": size_bytes, "divergence": texts}
+
+    sides = {
+        "llama.cpp Q4_0": side(25.0, 0.2, 100),
+        "compress at the bytes of Q4_0": side(24.0, 0.1, 100),
+    }
+    assert equal_bytes.verdicts(sides) == {"llama.cpp Q4_0": True}
+    sides["compress at the bytes of Q4_0"]["divergence"]["b.txt"]["kl_mean"] = 0.3
+    assert equal_bytes.verdicts(sides) == {"llama.cpp Q4_0": False}
+    sides["compress at the bytes of Q4_0"] = side(24.0, 0.1, 101)
+    assert equal_bytes.verdicts(sides) == {"llama.cpp Q4_0": False}
+
+
+def test_our_recipe_gets_exactly_the_bytes_of_a_peer(bench, tmp_path):
+    equal_bytes, windows = bench("equal_bytes"), tmp_path / "calibration.txt"
+    windows.touch()
+    words = [f"--teacher={tmp_path}", f"--calibration={windows}", f"--test={windows}"]
+    words += [f"--llama={tmp_path}", f"--out={tmp_path / 'out'}"]
+    given = equal_bytes.arguments([*words, "--set=allocate.samples=8"])
+    assert [side.name for side in equal_bytes.peers(given)] == [
+        "llama.cpp Q4_0",
+        "llama.cpp Q4_K_M",
+    ]
+    own, same = equal_bytes.ours(given, windows, {"llama.cpp Q4_0": 91_731_392})
+    found = []
+    for side in (own, same):
+        sets = [word.removeprefix("--set=") for word in side.command if word.startswith("--set=")]
+        found.append(load("w-80mb", sets=sets))
+    assert [one.stages[0].allocate.parsed.nbytes for one in found] == [80_000_000, 91_731_392]
+    assert {one.artifact.format for one in found} == {"packed"}
+    assert {one.stages[0].allocate.samples for one in found} == {8}
+
+
+@pytest.mark.parametrize(
+    ("words", "peer", "stored"),
+    [
+        (["--recipe=w8a8"], ["--scheme", "W8A8"], "compressed-tensors"),
+        (["--bits=3"], ["--bits", "3"], "packed"),
+    ],
+)
+def test_a_peer_is_told_the_same_grid_and_ours_is_stored_where_it_fits(
+    bench, request_, tmp_path, words, peer, stored
+):
+    quantize, windows = bench("quantize"), tmp_path / "calibration.txt"
+    windows.touch()
+    ours, theirs = quantize.contestants(quantize.arguments([*request_, *words]), windows)
+    assert " ".join(peer) in " ".join(theirs.command)
+    _, _, name, _, *rest = ours.command
+    sets = [word.removeprefix("--set=") for word in rest if word.startswith("--set=")]
+    assert load(name, sets=sets).artifact.format == stored
 
 
 def test_a_child_is_measured_and_its_last_json_line_returned(bench, tmp_path):

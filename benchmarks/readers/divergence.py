@@ -3,8 +3,9 @@
     python divergence.py TEACHER_DIR MODEL_DIR… --text A.txt B.txt [--windows 20] [--seq-len 1024]
 
 At every position of the first windows of each text: KL(teacher || model) in nats over the whole
-vocabulary, from float32 log-softmax of the logits. The teacher runs once a window and every model
-is compared to that one answer. Prints one JSON line: {text: [one result a model, in order]}.
+vocabulary, from float32 log-softmax of the logits; and the perplexity over these windows, a window
+of n tokens giving n - 1 losses. The teacher runs once a window and every model is compared to that
+one answer. Prints one JSON line: {text: [the teacher's result, one a model, in order]}.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ class Tally:
     """What was seen of one model on one text."""
 
     divergences: list[Tensor] = field(default_factory=list)  # one [T] a window, nats
+    losses: list[Tensor] = field(default_factory=list)  # one [T - 1] a window, nats
     agreements: int = 0
 
-    def add(self, expected: Tensor, found: Tensor) -> None:
-        """Compare log-probabilities [T, V] of the teacher with those of the model."""
+    def add(self, expected: Tensor, found: Tensor, window: Tensor) -> None:
+        """Compare log-probabilities [T, V] of teacher and model for the tokens [1, T]."""
         self.divergences.append((expected.exp() * (expected - found)).sum(-1))
+        self.losses.append(-found[:-1].gather(-1, window[0, 1:, None])[:, 0])
         self.agreements += int((expected.argmax(-1) == found.argmax(-1)).sum())
 
     def result(self) -> dict[str, float | int]:
@@ -40,6 +43,7 @@ class Tally:
             "kl_p50": kl.quantile(0.5).item(),
             "kl_p99": kl.quantile(0.99).item(),
             "top1_agreement": self.agreements / kl.numel(),
+            "perplexity": torch.cat(self.losses).double().mean().exp().item(),
             "tokens": kl.numel(),
         }
 
@@ -54,7 +58,7 @@ def compare(
     seq_len: int,
     dtype: str,
 ) -> dict[str, list[dict[str, float | int]]]:
-    """Divergence of each model from the teacher on each text, with the teacher's tokenizer.
+    """Divergence of teacher and models from the teacher on each text, with its tokenizer.
 
     Raises:
         SystemExit: a text holds not one window.
@@ -67,12 +71,13 @@ def compare(
         count = min(windows, len(ids) // seq_len)
         if count == 0:
             raise SystemExit(f"{text}: {len(ids)} tokens, one window needs {seq_len}")
-        tallies = [Tally() for _ in models]
+        own, *tallies = Tally(), *(Tally() for _ in models)
         for window in torch.tensor(ids[: count * seq_len]).view(count, 1, seq_len):
             expected = _log_probabilities(teacher, window)
+            own.add(expected, expected, window)
             for tally, model in zip(tallies, models, strict=True):
-                tally.add(expected, _log_probabilities(model, window))
-        results[str(text)] = [tally.result() for tally in tallies]
+                tally.add(expected, _log_probabilities(model, window), window)
+        results[str(text)] = [tally.result() for tally in (own, *tallies)]
     return results
 
 
