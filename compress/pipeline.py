@@ -249,18 +249,28 @@ def _stages(run: Run, student: Student, attempt: Attempt) -> tuple[StageResult, 
         run.bounded.limits,
         run.recipe.linear_gate,
         attempt.raised,
-        sizes=Counter(run.recipe, headers.of_folder(run.teacher.folder, run.teacher.name)),
         ledger=run.journal,
     )
+    counter = Counter(run.recipe, headers.of_folder(run.teacher.folder, run.teacher.name))
     results: list[StageResult] = []
     stages = run.recipe.stages
     for index, stage in enumerate(stages):
-        student.enter(index)
+        student.enter(index, again=stage.restructure is None)
         ahead = stages[index + 1].quantize if index + 1 < len(stages) else None
         given = results[-1].allocation if results else None
-        here = replace(context, ahead=ahead, allocated=given.bits if given else {})
+        here = replace(context, ahead=ahead, allocated=given.bits if given else {}, sizes=counter)
         results.append(STAGES[stage.name](student, stage.spec, here))
+        if stage.restructure:
+            counter = counter.cut(_like(counter.headers, student))
+    student.settle()
     return tuple(results)
+
+
+def _like(found: headers.Headers, student: Student) -> headers.Headers:
+    """Headers of a student that was given another shape, and not another dtype."""
+    dtype = found.dtypes[f"{found.anatomy.embedding}.weight"]
+    dtypes = dict.fromkeys(student.anatomy.tensors, dtype)
+    return replace(found, config=student.config, anatomy=student.anatomy, dtypes=dtypes)
 
 
 def _write(run: Run, student: Student) -> None:
@@ -270,11 +280,12 @@ def _write(run: Run, student: Student) -> None:
     write.write(
         run.folder,
         student.parts(),
-        anatomy=run.teacher.anatomy,
-        config=run.teacher.config,
+        anatomy=student.anatomy,
+        config=student.config,
         tokenizer_files=write.companions(run.teacher.folder),
         format=run.recipe.artifact.format,
         max_shard_bytes=run.recipe.artifact.max_shard_bytes,
+        kept=student.kept,
     )
     run.tell("write", 1, 1, "artifact")
 
@@ -283,8 +294,12 @@ def _ended(run: Run, student: Student, gate: GateMissed) -> Results:
     """What is known of a student whose walk a gate has ended."""
     before = sizes.side_before(run.teacher, sizes.parts_before(run.teacher), None)
     linears = (*student.results(), *gate.linears)
-    ((_, spec), *_) = run.recipe.quantizations
-    stages = (StageResult("quantize", spec.method, linears),)
+    name, method = next(
+        (stage.name, spec.method)
+        for stage in run.recipe.stages
+        if (spec := stage.quantize or stage.prune)
+    )
+    stages = (StageResult(name, method, linears),)
     return Results(run.provenance, before, None, None, stages, ())
 
 

@@ -216,14 +216,14 @@ class Student:
             "results": [dataclasses.asdict(result) for result in results],
             "kv": dataclasses.asdict(kv[0]) if kv else None,
             "kept": before.get("kept", {})
-            | {result.name: n for result in results if (n := result.kept_per_row) is not None},
+            | {result.name: n for result in results if (n := result.kept_weights) is not None},
         }
         self._ledger.add(self._key(unit), record, [shard])
         self._records[unit] = record
 
     @property
     def kept(self) -> dict[str, int]:
-        """How many weights of each row stay of every linear that was pruned, by name."""
+        """How many weights stay of every linear that was pruned, by name."""
         found = (record.get("kept", {}) for record in self._records.values())
         return {name: count for linears in found for name, count in linears.items()}
 

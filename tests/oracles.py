@@ -55,32 +55,42 @@ def nearest_code(value: float, numbers: list[float]) -> int:
 
 
 def sparsegpt(
-    weight: Tensor, damped: Tensor, count: int, of: int, at_once: int
+    weight: Tensor, damped: Tensor, count: int, of: int | None, column_block: int
 ) -> tuple[Tensor, Tensor]:
     """Column after column, each time inverting anew what is left; masks as they come due."""
     W, H = weight.double().clone(), damped.double()
-    rows, columns = W.shape
+    columns, at_once = W.shape[1], of or column_block
     mask = torch.zeros(W.shape, dtype=torch.bool)
     for c in range(columns):
         left = list(range(c, columns))
         inverse = torch.linalg.inv(H[left][:, left])
         if c % at_once == 0:
             end = min(c + at_once, columns)
-            kept = end * count // of - c * count // of
-            costs = torch.stack(
-                [  # of a column's loss, all before it being gone
-                    W[:, j] ** 2 / torch.linalg.inv(H[j:, j:])[0, 0]
-                    for j in range(c, end)
-                ],
-                dim=1,
-            )
-            for row in range(rows):
-                for j in costs[row].argsort(descending=True)[:kept].tolist():
-                    mask[row, c + j] = True
+            losses = [torch.linalg.inv(H[j:, j:])[0, 0] for j in range(c, end)]
+            costs = torch.stack([W[:, c + j] ** 2 / loss for j, loss in enumerate(losses)], dim=1)
+            here = count if of else end * count // columns - c * count // columns
+            for first, rows in enumerate([costs] if of is None else costs.split(1)):
+                for place in rows.flatten().argsort(descending=True)[:here].tolist():
+                    mask[first + place // (end - c), c + place % (end - c)] = True
         error = torch.where(mask[:, c], 0.0, W[:, c]) / inverse[0, 0]
         W[:, left] -= error[:, None] * inverse[0][None]
         W[~mask[:, c], c] = 0.0
     return W, mask
+
+
+def admm(weight: Tensor, damped: Tensor, count: int, schedule: list[int]) -> tuple[Tensor, Tensor]:
+    """The split as it is written in papers, with X, Z and U apart; so many stay in each round."""
+    H = damped.double()
+    scale = H.diagonal().sqrt()
+    W, A = weight.double() * scale, H / scale[:, None] / scale
+    X, U = W.clone(), torch.zeros_like(W)
+    for staying in [*schedule, count]:
+        kept = (X + U).abs().flatten().argsort(descending=True)[:staying]
+        mask = torch.zeros(W.numel(), dtype=torch.bool).index_fill(0, kept, True).view(W.shape)
+        Z = torch.where(mask, X + U, 0.0)
+        U = X + U - Z
+        X = torch.linalg.solve(A + torch.eye(len(A)), (W @ A + Z - U).T).T
+    return Z / scale, mask
 
 
 def least_squares(weight: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:

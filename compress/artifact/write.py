@@ -62,7 +62,7 @@ def write(
         tokenizer_files: copied as they are; `companions` finds them.
         format: a key of `FORMATS`.
         max_shard_bytes: a shard is closed before it would grow past this.
-        kept: of linears that were pruned, how many weights of each row stay.
+        kept: of linears that were pruned, how many weights stay.
 
     Raises:
         ArtifactError: an unknown format, a finished artifact in the way, parts that are not those

@@ -246,13 +246,16 @@ def _stored(artifact: Artifact, name: str) -> str:
     """How one linear is stored, in the words of a recipe."""
     from compress.artifact.formats.floats import kind_of
 
+    if weights := artifact.pruned.get(name):
+        return f"mask, {weights.kept} of {weights.columns} weights a row"
     matrix = artifact.matrices.get(name)
     if matrix is None:
         return "dense"
     scheme = matrix.scheme
     if kind := kind_of(scheme):
         return f"{kind}, group_size {scheme.group_size}"
-    return f"{scheme.bits} bits, group_size {scheme.group_size}, {'sym' if scheme.sym else 'asym'}"
+    grid = f"{scheme.bits} bits, group_size {scheme.group_size}, {'sym' if scheme.sym else 'asym'}"
+    return f"{grid}, mask and kept codes" if matrix.kept_words else grid
 
 
 def _made_by(folder: Path) -> dict[str, Any]:

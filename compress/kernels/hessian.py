@@ -142,6 +142,19 @@ def _inverse(damped: Tensor) -> Tensor | None:
     return None if torch.linalg.cholesky_ex(inverse).info else inverse
 
 
+def leaning_inverse(damped: Tensor) -> tuple[Tensor, Tensor]:
+    """A damped Hessian scaled to a diagonal of ones, and the inverse of that plus one, [I, I] both.
+
+    The inverse of a problem that is drawn, with the weight 1, to a solution nearby; always positive
+    definite where the Hessian is.
+    """
+    norms = damped.diagonal().sqrt()
+    scaled = damped / norms[:, None] / norms
+    leaning = scaled.clone()
+    leaning.diagonal().add_(1.0)
+    return scaled, torch.cholesky_inverse(torch.linalg.cholesky(leaning))
+
+
 def output_errors(weight: Tensor, rounded: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squares per token of each output, of (W - Q) x and of W x.
 

@@ -10,21 +10,20 @@ from compress.kernels.masks import best, share
 
 
 def sparsegpt(
-    weight: Tensor, factor: Factor, *, count: int, of: int, column_block: int = 128
+    weight: Tensor, factor: Factor, *, count: int, of: int | None = None, column_block: int = 128
 ) -> tuple[Tensor, Tensor]:
     """Prune a weight column by column, spreading each column's error over those still open.
 
     Which weights go is decided a block of columns at a time, when the errors of all columns before
-    it have arrived: those whose loss costs least, w² / U_cc². With `of` up to `column_block` it is
-    decided for `of` neighbours at a time. Unlike in the authors' code rows do not compete with each
-    other: every row keeps as much, and rows may be solved apart.
+    it have arrived: those whose loss costs least, w² / U_cc², whichever row they are in. A pattern
+    n:m is decided for m columns at a time.
 
     Args:
         weight: [O, I], any float; read, never written. Dead columns are taken as zero.
         factor: of the damped inverse Hessian of its inputs, columns in their own order.
         count: how many weights stay.
-        of: of so many neighbours in a row; I for all of a row. Must divide I.
-        column_block: columns updated at once, and, where `of` is larger, masked at once.
+        of: of so many neighbours in a row; None for the whole matrix. Must divide I.
+        column_block: columns updated at once, and masked at once where there is no `of`.
 
     Returns:
         The weight [O, I] float32, zero where it is pruned, and the mask [O, I] bool, True where it
@@ -35,8 +34,8 @@ def sparsegpt(
     U, columns = factor.upper, weight.shape[1]
     rest = weight.float().masked_fill(factor.dead, 0.0).T.contiguous()  # [I, O]
     mask = torch.empty(rest.shape, dtype=torch.bool, device=rest.device)
-    at_once = of if of <= column_block else column_block
-    column_block -= column_block % at_once
+    at_once = of or column_block
+    column_block = max(column_block - column_block % at_once, at_once)
     for start in range(0, columns, column_block):
         stop = min(start + column_block, columns)
         block, errors = rest[start:stop], torch.empty_like(rest[start:stop])
@@ -44,7 +43,8 @@ def sparsegpt(
             if j % at_once == 0:
                 end = min(c + at_once, stop)
                 score = (block[j : j + end - c] / U.diagonal()[c:end, None]).square_().T
-                mask[c:end] = best(score, share(count, of, c, end), end - c).T
+                here = count if of else share(count, columns, c, end)
+                mask[c:end] = best(score, here, of).T
             errors[j] = block[j].masked_fill(mask[c], 0.0) / U[c, c]
             block[j].masked_fill_(~mask[c], 0.0)
             block[j + 1 :].addr_(U[c, c + 1 : stop], errors[j], alpha=-1)

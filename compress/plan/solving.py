@@ -45,7 +45,10 @@ def _prune(job: Job, limits: Limits) -> int:
     """
     peak = 0
     for _, prune in job.recipe.prunings:
-        walk = {"true_sequential": prune.true_sequential, "error_correction": prune.error_correction}
+        walk = {
+            "true_sequential": prune.true_sequential,
+            "error_correction": prune.error_correction,
+        }
         method = {"method": "gptq", **walk} if prune.needs_calibration else {"method": "rtn"}
         spec = Quantize.model_validate({**method, "bits": 8, "group_size": -1})
         names = [linear.name for linear in pruned(prune, job.anatomy)]

@@ -10,8 +10,9 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 from compress.recipe.methods import Bits, ScaleSearch
 from compress.recipe.quantize import STRICT, Pattern, Patterns
 
-PruneMethod = Literal["sparsegpt", "wanda", "magnitude"]
-_CALIBRATED = ("sparsegpt", "wanda")
+PruneMethod = Literal["admm", "sparsegpt", "wanda", "magnitude"]
+_SOLVED = ("admm", "sparsegpt")
+_CALIBRATED = (*_SOLVED, "wanda")
 PRUNE_USED_BY: dict[str, tuple[str, ...]] = {  # by which methods; all others are used by all
     **dict.fromkeys(
         (
@@ -20,8 +21,10 @@ PRUNE_USED_BY: dict[str, tuple[str, ...]] = {  # by which methods; all others ar
         ),
         _CALIBRATED,
     ),
-    "quantize": ("sparsegpt",),
+    "rounds": ("admm",),
+    "quantize": _SOLVED,
 }  # fmt: skip
+_REFINE = {"admm": 3, "wanda": 0}  # defaults; what magnitude is not told, it does not use
 _OF_REFINE = ("damp_percent", "error_correction")  # what wanda uses only where it refits
 Sparsity = Annotated[float, Field(gt=0, lt=1)]
 NofM = Annotated[str, Field(pattern=r"^[1-9]\d?:[1-9]\d?$")]
@@ -69,13 +72,14 @@ class Prune(BaseModel):
     # Fields that others are checked against come first: a validator sees only what stands above.
     method: PruneMethod = Field(
         default="sparsegpt",
-        description="`sparsegpt` prunes column by column, spreads each error over the columns "
-        "still open, and weighs what a loss would cost when all others make up for it; `wanda` "
-        "keeps what is large times the norm of its input, `magnitude` what is large.",
+        description="`sparsegpt` prunes column by column and spreads each error over the columns "
+        "still open; `admm` finds mask and weights together, a little more pruned each round; "
+        "`wanda` keeps in each row what is large times the norm of its input, `magnitude` what is "
+        "large.",
     )
     sparsity: Sparsity | None = Field(
         default=None,
-        description="Fraction of the weights of every row that become zero. This or `pattern`.",
+        description="Fraction of the weights of each linear that become zero. This or `pattern`.",
         examples=[0.5],
     )
     pattern: NofM | None = Field(
@@ -84,12 +88,16 @@ class Prune(BaseModel):
         "linear's inputs. Quote it: YAML 1.1 readers take 2:4 for a time.",
         examples=['"2:4"'],
     )
+    rounds: int = Field(
+        default=10, ge=1, le=1000, description="Of `admm`; the first three quarters prune more."
+    )
     refine: int = Field(
         default=10,
         ge=0,
         le=1000,
-        description="Rounds in which the mask and what stays are fitted to the inputs once more, "
-        "all columns at a time. The default of `wanda` is 0, which moves no weight.",
+        description="Steps by which what stays is fitted to the inputs once more, the mask fixed "
+        "(conjugate gradients). The default of `wanda` is 0, which moves no weight, that of `admm` "
+        "3.",
     )
     damp_percent: float = Field(
         default=0.01,
@@ -147,9 +155,8 @@ class Prune(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _dependent_defaults(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("method") in ("wanda", "magnitude"):
-            # a default that is handed over counts as given, and magnitude must not be given it
-            return {"refine": 0, **data} if data["method"] == "wanda" else data
+        if isinstance(data, Mapping) and data.get("method") in _REFINE:
+            return {"refine": _REFINE[data["method"]], **data}
         return data
 
     @field_validator("pattern")

@@ -16,6 +16,7 @@ class Pruning:
     method: PruneMethod
     sparsity: float | None
     pattern: str | None
+    rounds: int
     refine: int
     damp_percent: float
     grid: Scheme | None = None  # what the weights that stay are rounded to in the same loop
@@ -30,18 +31,28 @@ class Pruning:
         """Whether more bits cannot be given: a gate makes no pruned linear wider."""
         return True
 
-    def share(self, columns: int) -> tuple[int, int]:
-        """How many weights of how many neighbours in a row stay."""
-        if self.pattern is not None:
-            kept, of = map(int, self.pattern.split(":"))
-            return kept, of
-        gone = round((self.sparsity or 0.0) * columns)
-        return max(1, columns - gone), columns
+    @property
+    def neighbours(self) -> int | None:
+        """How many neighbours in a row compete to stay; None: all weights of a row or the matrix."""
+        return int(self.pattern.split(":")[1]) if self.pattern else None
 
-    def kept(self, columns: int) -> int:
-        """How many weights of a row stay: exact, so that sizes are known beforehand."""
-        count, of = self.share(columns)
-        return columns // of * count
+    @property
+    def by_rows(self) -> bool:
+        """Whether every row keeps as much, where no pattern says so: Wanda compares within rows."""
+        return self.method == "wanda"
+
+    def kept(self, rows: int, columns: int) -> int:
+        """How many weights of a matrix stay: exact, so that sizes are known beforehand."""
+        if self.pattern is not None:
+            count, of = map(int, self.pattern.split(":"))
+            return rows * (columns // of) * count
+        if self.by_rows:
+            return rows * _staying(columns, self.sparsity)
+        return _staying(rows * columns, self.sparsity)
+
+
+def _staying(weights: int, sparsity: float | None) -> int:
+    return max(1, weights - round((sparsity or 0.0) * weights))
 
 
 def pruning_for(prune: Prune, linear_name: str) -> Pruning | None:
@@ -51,7 +62,8 @@ def pruning_for(prune: Prune, linear_name: str) -> Pruning | None:
     pattern = prune_override_for(prune, linear_name)
     how_much = prune.overrides[pattern] if pattern else prune
     return Pruning(
-        prune.method, how_much.sparsity, how_much.pattern, prune.refine, prune.damp_percent,
+        prune.method, how_much.sparsity, how_much.pattern, prune.rounds,
+        prune.refine, prune.damp_percent,
         _grid(prune),
     )  # fmt: skip
 

@@ -90,7 +90,7 @@ class LinearResult:
     outlier_share: float = 0.0  # of the columns, as multiplied in float, mean over its batches
     largest_columns: tuple[int, ...] = ()  # a few of those columns, the furthest out first
     sparsity: float = 0.0  # fraction of its weights that are zero, where it was pruned
-    kept_per_row: int | None = None  # weights of each row that pruning left; None: all
+    kept_weights: int | None = None  # how many weights pruning left; None: all
 
 
 def fell_back(linear: LinearResult) -> bool:

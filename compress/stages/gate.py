@@ -164,7 +164,7 @@ def _dense(record: LinearResult, why: str) -> LinearResult:
         return record
     return dataclasses.replace(
         record, outcome="kept_dense", bits=None, group_size=None, relative_error=0.0,
-        damp_percent=None, sparsity=0.0, kept_per_row=None, note=why,
+        damp_percent=None, sparsity=0.0, kept_weights=None, note=why,
     )  # fmt: skip
 
 

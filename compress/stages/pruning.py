@@ -1,8 +1,9 @@
-"""Prune the linears that share an input: those of one scheme are stacked and share one inverse."""
+"""Prune the linears that share an input: those of one scheme share one inverse."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from compress.anatomy import Linear
 from compress.errors import SolveError
+from compress.kernels.admm import admm
 from compress.kernels.gptq import gptq
 from compress.kernels.grid import Rounded, fit
 from compress.kernels.hessian import Factor, Inverse, invert, output_errors
-from compress.kernels.masks import best, pruned
+from compress.kernels.masks import best, pruned, share
 from compress.kernels.refit import refit
 from compress.kernels.sparsegpt import sparsegpt
 from compress.kernels.wanda import magnitude, wanda
@@ -31,7 +33,7 @@ class Pruner:
 
     schemes: Mapping[str, Pruning]
     on_unsolvable: str
-    rows: int = Limits().solve_rows  # of a stack, solved at once
+    rows: int = Limits().solve_rows  # of a matrix, solved at once
 
     def __call__(
         self,
@@ -44,7 +46,7 @@ class Pruner:
         """Prune linears that share an input; see `blockwise.Solve`.
 
         Args:
-            linears: in any order; neighbours of one scheme are solved together.
+            linears: in any order.
             weights: [O, I] by name, any float.
             hessian: [I, I] float32, damped for a while and given back; None for `magnitude`, and
                 errors are those of the weights themselves.
@@ -62,20 +64,18 @@ class Pruner:
         results: list[LinearResult] = []
         for scheme, same in groupby(linears, key=lambda linear: self.schemes[linear.name]):
             members = list(same)
-            lack = [lacks[linear.name] for linear in members] if lacks else []
-            stack = [weights[linear.name] for linear in members]
             try:
-                whole, error, energy = _prune(stack, hessian, scheme, self.rows, lack)
+                with _damped(hessian, scheme) as tools:
+                    for linear in members:
+                        lack = lacks[linear.name] if lacks else None
+                        found = _prune(weights[linear.name], lack, scheme, tools, self.rows)
+                        parts[linear.name] = found.part
+                        results.append(found.record(linear, scheme, tools))
             except SolveError as error:
+                for linear in members:
+                    parts.pop(linear.name, None)
+                results = [r for r in results if r.name in parts]
                 results += [self._unsolved(linear, scheme, error) for linear in members]
-                continue
-            sizes = [linear.out_features for linear in members]
-            cut = zip(members, _cut(whole, sizes), error.split(sizes), energy.split(sizes),
-                      strict=True)  # fmt: skip
-            for linear, part, missed, whole_energy in cut:
-                parts[linear.name] = part
-                share = float(missed.sum() / whole_energy.sum().clamp_min(1e-30))
-                results.append(_record(linear, scheme, part, share))
         return parts, results
 
     def _unsolved(self, linear: Linear, scheme: Pruning, error: SolveError) -> LinearResult:
@@ -90,73 +90,81 @@ class Pruner:
         )  # fmt: skip
 
 
-def _record(linear: Linear, scheme: Pruning, part: Part, error: float) -> LinearResult:
-    dense = part if isinstance(part, Tensor) else part.dequantize()
-    grid = scheme.grid
-    return LinearResult(
-        linear.name, linear.block, linear.role, scheme.method, "solved",
-        grid.bits if grid else None, grid.group_size if grid else None, error,
-        sparsity=1 - int(dense.count_nonzero()) / dense.numel(),
-        kept_per_row=scheme.kept(linear.in_features),
-    )  # fmt: skip
-
-
-def _prune(
-    stack: Sequence[Tensor],
-    hessian: Tensor | None,
-    scheme: Pruning,
-    rows: int,
-    lacks: Sequence[Tensor],
-) -> tuple[Part, Tensor, Tensor]:
-    """Matrices [O, I] pruned, with what `output_errors` says of their rows, one after another."""
-    dtype = stack[0].dtype
-    weight = torch.cat([matrix.float() for matrix in stack])
-    if not torch.isfinite(weight).all():
-        raise SolveError("its weights, or those solved with it, hold NaN or infinite values")
-    if hessian is None:
-        mask = best(magnitude(weight), *scheme.share(weight.shape[1]))
-        found = pruned(weight, mask, dtype)
-        return found, (found.float() - weight).square().sum(1), weight.square().sum(1)
-    undamped = hessian.diagonal().clone()
-    try:
-        tools = _tools(hessian, scheme)
-        if lacks and tools.inverse is not None:
-            weight += torch.cat(list(lacks)) @ tools.inverse.inverse
-        parts = [_solved(part, undamped, scheme, tools, dtype) for part in weight.split(rows)]
-    finally:
-        hessian.diagonal().copy_(undamped)
-    whole = _joined(parts)
-    dense = whole.float() if isinstance(whole, Tensor) else whole.dequantize()
-    return whole, *output_errors(weight, dense.clone(), hessian)
-
-
 @dataclass(frozen=True)
 class _Tools:
-    """What solving needs of a Hessian; Wanda without refining needs nothing."""
+    """What solving needs of a Hessian; `magnitude` has none, Wanda without refining no inverse."""
 
+    hessian: Tensor | None = None  # undamped
     inverse: Inverse | None = None
     in_order: Factor | None = None
     by_activation: Factor | None = None  # in the order in which a grid's columns are rounded
 
 
-def _tools(hessian: Tensor, scheme: Pruning) -> _Tools:
-    if scheme.method == "wanda" and not scheme.refine:
-        return _Tools()
-    inverse = invert(hessian, scheme.damp_percent)
-    in_order = inverse.factor(desc_act=False) if scheme.method == "sparsegpt" else None
-    grid = scheme.grid
-    return _Tools(inverse, in_order, inverse.factor(desc_act=grid.desc_act) if grid else None)
+@contextlib.contextmanager
+def _damped(hessian: Tensor | None, scheme: Pruning) -> Iterator[_Tools]:
+    """Damp a Hessian for a while."""
+    if hessian is None or (scheme.method == "wanda" and not scheme.refine):
+        yield _Tools(hessian)
+        return
+    undamped = hessian.clone()
+    try:
+        inverse = invert(hessian, scheme.damp_percent)
+        in_order = inverse.factor(desc_act=False) if scheme.method == "sparsegpt" else None
+        grid = scheme.grid
+        factor = inverse.factor(desc_act=grid.desc_act) if grid else None
+        yield _Tools(undamped, inverse, in_order, factor)
+    finally:
+        hessian.copy_(undamped)
 
 
-def _solved(
-    weight: Tensor, energies: Tensor, scheme: Pruning, tools: _Tools, dtype: torch.dtype
-) -> Part:
-    """Rows [O, I] float32, pruned; `energies` [I] are the mean squares of their inputs."""
-    share = scheme.share(weight.shape[1])
-    if tools.in_order is not None:
-        found, mask = sparsegpt(weight, tools.in_order, count=share[0], of=share[1])
+@dataclass(frozen=True)
+class _Found:
+    """What a linear has become, and what of its outputs is lost."""
+
+    part: Part
+    error: float
+
+    def record(self, linear: Linear, scheme: Pruning, tools: _Tools) -> LinearResult:
+        """The record of it."""
+        dense = self.part if isinstance(self.part, Tensor) else self.part.dequantize()
+        grid, inverse = scheme.grid, tools.inverse
+        return LinearResult(
+            linear.name, linear.block, linear.role, scheme.method, "solved",
+            grid.bits if grid else None, grid.group_size if grid else None, self.error,
+            damp_percent=inverse.damp_percent if inverse else None,
+            dead_columns=int(inverse.dead.sum()) if inverse else 0,
+            sparsity=1 - int(dense.count_nonzero()) / dense.numel(),
+            kept_weights=scheme.kept(*dense.shape),
+        )  # fmt: skip
+
+
+def _prune(
+    stored: Tensor, lack: Tensor | None, scheme: Pruning, tools: _Tools, rows: int
+) -> _Found:
+    """One matrix [O, I] pruned, so many rows at a time; each keeps its share of what stays."""
+    weight = stored.float()
+    if not torch.isfinite(weight).all():
+        raise SolveError("its weights hold NaN or infinite values")
+    if lack is not None and tools.inverse is not None:
+        weight = weight + lack @ tools.inverse.inverse
+    kept, height = scheme.kept(*weight.shape), len(weight)
+    parts = []
+    for start in range(0, height, rows):
+        cut = weight[start : start + rows]
+        count = share(kept, height, start, start + len(cut))
+        parts.append(_solved(cut, count, scheme, tools, stored.dtype))
+    whole = _joined(parts)
+    dense = whole.float() if isinstance(whole, Tensor) else whole.dequantize()
+    if tools.hessian is None:
+        error, energy = (dense - weight).square().sum(), weight.square().sum()
     else:
-        found, mask = weight, best(wanda(weight, energies), *share)
+        error, energy = (t.sum() for t in output_errors(weight, dense.clone(), tools.hessian))
+    return _Found(whole, float(error / energy.clamp_min(1e-30)))
+
+
+def _solved(weight: Tensor, count: int, scheme: Pruning, tools: _Tools, dtype: torch.dtype) -> Part:
+    """Rows [O, I] float32, pruned to `count` weights, and rounded where the scheme says so."""
+    found, mask = _masked(weight, count, scheme, tools)
     if scheme.refine and tools.inverse is not None:
         found = refit(weight, found, mask, tools.inverse.damped, iterations=scheme.refine)
     if scheme.grid is None or tools.by_activation is None or tools.inverse is None:
@@ -166,31 +174,36 @@ def _solved(
         torch.where(mask, found, 0.0), bits=grid.bits, group_size=grid.group_size, sym=grid.sym,
         search=grid.scale_search, importance=tools.inverse.curvature,
     )  # fmt: skip
+    # from the weights that make up for what is pruned: what the loop carries on meets masks again
     codes = gptq(
-        weight, tools.by_activation, scale, zero, bits=grid.bits, sweeps=grid.sweeps, mask=mask
+        found, tools.by_activation, scale, zero, bits=grid.bits, sweeps=grid.sweeps, mask=mask
     )
     size = weight.shape[1] // scale.shape[1]
     return Rounded(codes, scale, zero.byte(), grid.bits, size, grid.sym)
 
 
+def _masked(weight: Tensor, count: int, scheme: Pruning, tools: _Tools) -> tuple[Tensor, Tensor]:
+    """Weights and mask by the scheme's method."""
+    rows, columns = weight.shape
+    of = scheme.neighbours
+    if of is None and scheme.by_rows:
+        of = columns
+    count = count if of is None else count * of // (rows * columns)
+    if tools.in_order is not None:
+        return sparsegpt(weight, tools.in_order, count=count, of=of)
+    if scheme.method == "admm" and tools.inverse is not None:
+        return admm(weight, tools.inverse.damped, count=count, of=of, rounds=scheme.rounds)
+    if scheme.method == "wanda" and tools.hessian is not None:
+        return weight, best(wanda(weight, tools.hessian.diagonal()), count, of)
+    return weight, best(magnitude(weight), count, of)
+
+
 def _joined(parts: Sequence[Part]) -> Part:
     """Slices of rows, one after another."""
-    if len(parts) == 1:
-        return parts[0]
     rounded = [part for part in parts if isinstance(part, Rounded)]
     if not rounded:
         return torch.cat([part for part in parts if isinstance(part, Tensor)])
-    columns = (torch.cat([getattr(p, n) for p in rounded]) for n in ("codes", "scale", "zero"))
-    codes, scale, zero = columns
+    codes, scale, zero = (
+        torch.cat([getattr(part, name) for part in rounded]) for name in ("codes", "scale", "zero")
+    )
     return replace(rounded[0], codes=codes, scale=scale, zero=zero)
-
-
-def _cut(whole: Part, sizes: list[int]) -> list[Part]:
-    """So many rows each."""
-    if isinstance(whole, Tensor):
-        return list(whole.split(sizes))
-    columns = (t.split(sizes) for t in (whole.codes, whole.scale, whole.zero))
-    return [
-        replace(whole, codes=codes, scale=scale, zero=zero)
-        for codes, scale, zero in zip(*columns, strict=True)
-    ]

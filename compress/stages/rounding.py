@@ -30,7 +30,7 @@ class Rounder:
     on_unsolvable: str
     rows: int = Limits().solve_rows  # of a stack, solved at once
     probe: Tensor | None = None  # [n, I], inputs on which errors count that round inputs, too
-    kept: Mapping[str, int] = field(default_factory=dict)  # of a row of what was pruned before
+    kept: Mapping[str, int] = field(default_factory=dict)  # weights of what was pruned before
 
     def __call__(
         self,
@@ -76,7 +76,7 @@ class Rounder:
                 result = piece.result(linear, scheme)
                 if pruned:
                     zeros = 1 - int(found.dequantize().count_nonzero()) / found.codes.numel()
-                    result = replace(result, sparsity=zeros, kept_per_row=self.kept[linear.name])
+                    result = replace(result, sparsity=zeros, kept_weights=self.kept[linear.name])
                 if self.probe is not None and found.inputs is not None:
                     shown = product_error(self.probe, weights[linear.name], found)
                     result = replace(result, relative_error=shown)
@@ -216,9 +216,7 @@ def _rounded(
         )  # fmt: skip
     if factor is None:
         return round_to_nearest(weight, scale, zero, bits=scheme.bits, sym=scheme.sym)
-    codes = gptq(
-        weight, factor, scale, zero, bits=scheme.bits, sweeps=scheme.sweeps, mask=mask
-    )
+    codes = gptq(weight, factor, scale, zero, bits=scheme.bits, sweeps=scheme.sweeps, mask=mask)
     size = weight.shape[1] // scale.shape[1]
     return Rounded(codes, scale, zero.byte(), scheme.bits, size, scheme.sym)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import ArtifactError, ModelError
-from compress.verify import caching, rounding
+from compress.verify import caching, rounding, sparse
 from compress.verify import reference as references
 from compress.verify.bits import spare_bits
 from compress.verify.layout import told_scheme
@@ -77,6 +77,8 @@ def numbers(reading: Reading) -> Problems:
             yield from layout.problems(reading.entries, name, matrix)
         else:
             yield from _spare(reading, name)
+    for name in reading.masked:
+        yield from sparse.problems(reading.entries, name, None)
     if reading.cached:
         yield from caching.problems(reading.entries, reading.anatomy)
     quantized = {entry for m in reading.matrices.values() for entry in (m.codes, m.scales, m.zeros)}
@@ -149,7 +151,9 @@ def _scales(where: str, scales: NDArray[np.float32]) -> Problems:
 
 def _spare(reading: Reading, name: str) -> Problems:
     matrix = reading.matrices[name]
-    if spare_bits(reading.entries[matrix.codes].array(), matrix.bits, matrix.columns):
+    if sparse.has_codes(reading.entries, name):
+        yield from sparse.problems(reading.entries, name, matrix.bits)
+    elif spare_bits(reading.entries[matrix.codes].array(), matrix.bits, matrix.columns):
         yield f"{matrix.codes}: bits are set behind a row's last code"
     if matrix.zeros is not None:
         words = np.ascontiguousarray(reading.entries[matrix.zeros].array().T)

@@ -14,7 +14,7 @@ from typing import Any
 from compress import anatomy
 from compress.anatomy import FAMILIES, Family, Shape
 from compress.errors import ArtifactError, ModelError
-from compress.verify import caching, floats, gguf, gptq, int8, rounding
+from compress.verify import caching, floats, gguf, gptq, int8, rounding, sparse
 from compress.verify.entry import Entry
 from compress.verify.reader import (
     Expected,
@@ -25,6 +25,7 @@ from compress.verify.reader import (
     read_json,
 )
 from compress.verify.schemes import Scheme, format_of, is_names, read_schemes
+from compress.verify.sparse import Masked
 
 _FLOATS = ("F32", "F16", "BF16")
 _ENDINGS = {  # of codes, scales, zeros
@@ -49,6 +50,7 @@ class _Plan:
     family: Family
     shapes: Mapping[str, Shape]  # of the dense model, by full name
     matrices: Mapping[str, Matrix]
+    masked: Mapping[str, Masked]
 
 
 def open_folder(folder: Path, also: frozenset[str] = frozenset()) -> Reading:
@@ -83,7 +85,7 @@ def open_folder(folder: Path, also: frozenset[str] = frozenset()) -> Reading:
     if problems := [*_misdescribed(folder, plan, picture, fields)]:
         raise ArtifactError("\n".join(problems))
     kind = cached[0] if cached else None
-    return Reading(folder, plan.format, config, entries, plan.matrices, picture, kind)
+    return Reading(folder, plan.format, config, entries, plan.matrices, picture, kind, plan.masked)
 
 
 def told_scheme(reading: Reading, module: str) -> str:
@@ -108,7 +110,28 @@ def _plan(config: Mapping[str, Any], quantization: Any, entries: Mapping[str, En
     matrices = {
         name: _matrix(name, scheme, format, family, shapes) for name, scheme in schemes.items()
     }
-    return _Plan(config, quantization or {}, format, family, shapes, matrices)
+    masked = _masked(format, family, shapes, entries)
+    if twice := sorted(masked.keys() & matrices.keys()):
+        raise ArtifactError(f"{twice[0]}: stored as codes, and as weights with a mask.")
+    return _Plan(config, quantization or {}, format, family, shapes, matrices, masked)
+
+
+def _masked(
+    format: str, family: Family, shapes: Mapping[str, Shape], entries: Mapping[str, Entry]
+) -> dict[str, Masked]:
+    """The weights that lie there with a mask; `packed` alone has such."""
+    found: dict[str, Masked] = {}
+    for name, shape in shapes.items():
+        module = name.removesuffix(".weight")
+        if format == "packed" and len(shape) == 2 and sparse.has_weights(entries, module):
+            turned = _turned(family, module)
+            found[module] = Masked(*(shape[::-1] if turned else shape), turned)
+    return found
+
+
+def _turned(family: Family, name: str) -> bool:
+    """Whether a family stores a matrix as [I, O]."""
+    return family.transposed and name not in (family.embedding, family.head)
 
 
 def _architecture(
@@ -156,7 +179,7 @@ def _matrix(
     shape = shapes.get(f"{name}.weight", ())
     if len(shape) != 2:
         raise ArtifactError(f"{name}: quantized, and no matrix of this model.")
-    turned = family.transposed and name not in (family.embedding, family.head)
+    turned = _turned(family, name)
     rows, columns = shape[::-1] if turned else shape
     size = columns if scheme.group_size == "row" else scheme.group_size
     if columns % size:
@@ -192,21 +215,30 @@ def _expected(plan: _Plan, entries: Mapping[str, Entry]) -> Expected:
     found: Expected = {
         name: (_FLOATS, shape)
         for name, shape in plan.shapes.items()
-        if name.removesuffix(".weight") not in plan.matrices
+        if name.removesuffix(".weight") not in (plan.matrices.keys() | plan.masked.keys())
     }
+    for name, masked in plan.masked.items():
+        found |= sparse.expected(name, masked, entries)
     for name, matrix in plan.matrices.items():
         found |= rounding.expected(name, matrix, entries)
         if layout := layout_of(plan.format, matrix):
             found |= layout.expected(name, matrix)
             continue
         groups = matrix.columns // matrix.group_size
-        found[matrix.codes] = ("I32",), (matrix.rows, _words(matrix.columns, matrix.bits))
+        found |= _codes(name, matrix, entries)
         found[matrix.scales] = (scales,), (matrix.rows, groups)
         if matrix.zeros:
             found[matrix.zeros] = ("I32",), (_words(matrix.rows, matrix.bits), groups)
         if plan.format == "compressed-tensors":
             found[f"{name}.weight_shape"] = ("I64",), (2,)
     return found
+
+
+def _codes(name: str, matrix: Matrix, entries: Mapping[str, Entry]) -> Expected:
+    """What holds the codes of a matrix: all of them, or those that a mask keeps."""
+    if sparse.has_codes(entries, name):
+        return sparse.expected_codes(name, matrix.rows, matrix.columns, entries)
+    return {matrix.codes: (("I32",), (matrix.rows, _words(matrix.columns, matrix.bits)))}
 
 
 def _words(codes: int, bits: int) -> int:

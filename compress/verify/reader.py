@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from compress.anatomy import Anatomy
 from compress.errors import ArtifactError
-from compress.verify import caching, floats, gguf, gptq, int8, rounding
+from compress.verify import caching, floats, gguf, gptq, int8, rounding, sparse
 from compress.verify.bits import unpack
 from compress.verify.entry import NUMPY, Entry
 from compress.verify.rounding import Rounding
+from compress.verify.sparse import Masked
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,7 @@ class Reading:
     matrices: Mapping[str, Matrix]
     anatomy: Anatomy
     cached: Literal["int8", "fp8_e4m3"] | None = None  # what cached keys and values are
+    masked: Mapping[str, Masked] = field(default_factory=dict)  # weights stored with a mask
 
     def block(self, index: int) -> dict[str, torch.Tensor]:
         """Dense float32 tensors of one block by full name."""
@@ -129,10 +131,12 @@ class Reading:
         import torch
 
         module = name.removesuffix(".weight")
-        if module not in self.matrices:
+        if module in self.masked:
+            weight, turned = sparse.weights(self.entries, module), self.masked[module].turned
+        elif module in self.matrices:
+            weight, turned = self.dequantized(module), self.matrices[module].turned
+        else:
             return torch.from_numpy(self.entries[name].floats())
-        weight = self.dequantized(module)
-        turned = self.matrices[module].turned
         return torch.from_numpy(np.ascontiguousarray(weight.T) if turned else weight)
 
     def dequantized(self, module: str) -> NDArray[np.float32]:
@@ -141,7 +145,11 @@ class Reading:
         if layout := layout_of(self.format, matrix):
             return layout.weights(self.entries, module, matrix)
         scale, zero = self.scales(module)[..., None], self.zeros(module)[..., None]
-        codes = unpack(self.entries[matrix.codes].array(), matrix.bits, matrix.columns)
+        if sparse.has_codes(self.entries, module):
+            zeros = np.repeat(zero[..., 0], matrix.group_size, axis=1)
+            codes = sparse.codes(self.entries, module, matrix.bits, zeros)
+        else:
+            codes = unpack(self.entries[matrix.codes].array(), matrix.bits, matrix.columns)
         grouped = codes.reshape(matrix.rows, -1, matrix.group_size)
         weight = grouped.astype(np.float32)
         weight -= zero

@@ -86,7 +86,12 @@ def _packed(quantization: Mapping[str, Any], stored: Iterable[str]) -> dict[str,
         raise ArtifactError("config.json: default and exceptions are not tables.")
     if not all(isinstance(fields, dict) for fields in exceptions.values()):
         raise ArtifactError("config.json: an exception is not a table.")
-    modules = [name.removesuffix(".codes") for name in stored if name.endswith(".codes")]
+    modules = [
+        name.removesuffix(ending)
+        for name in stored
+        for ending in (".kept_codes", ".codes")
+        if name.endswith(ending)
+    ]
     if lost := sorted(exceptions.keys() - set(modules)):
         raise ArtifactError(f"{lost[0]}.codes: missing, config.json gives it a scheme.")
     return {name: _packed_scheme(name, {**default, **exceptions.get(name, {})}) for name in modules}

@@ -19,6 +19,14 @@ def test_the_highest_of_every_run_of_neighbours_stay(count, of):
             assert sorted(run[kept].tolist(), reverse=True) == highest
 
 
+@pytest.mark.parametrize("count", [0, 1, 17, 239, 240])
+def test_the_highest_of_all_stay(count):
+    score = torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
+    kept = score[best(score, count)]
+    assert sorted(kept.tolist()) == sorted(score.flatten().tolist())[240 - count :]
+    assert int(best(torch.ones(5, 48), count).sum()) == count
+
+
 def test_as_many_stay_where_all_scores_are_equal():
     assert best(torch.zeros(3, 8), 3, 8).sum(1).tolist() == [3, 3, 3]
 

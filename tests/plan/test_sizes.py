@@ -32,6 +32,22 @@ CASES = {
     "cast, exported": ("teacher.dtype=bfloat16", "artifact.format=compressed-tensors"),
 }  # fmt: skip
 
+PRUNED = {
+    "half": ("{method: sparsegpt, sparsity: 0.5}",),
+    "wanda": ("{method: wanda, sparsity: 0.37}",),
+    "magnitude, bfloat16": ("{method: magnitude, sparsity: 0.5}", "teacher.dtype=bfloat16"),
+    "2:4": ('{pattern: "2:4"}',),
+    "plain": ("{sparsity: 0.5}", "artifact.format=compressed-tensors"),
+    "too little for a mask": ("{method: magnitude, sparsity: 0.02}",),
+    "some": ("{sparsity: 0.5, targets: ['*.up_proj'], overrides: {'*1.mlp*': {pattern: '4:8'}}}",),
+    "joint": ("{sparsity: 0.5, quantize: {bits: 4, group_size: 32}}",),
+    "joint, asymmetric": ("{sparsity: 0.6, quantize: {bits: 3, group_size: 32, sym: false}}",),
+    "joint, 2 bits": ("{sparsity: 0.5, quantize: {bits: 2, group_size: 32}}",),
+    "joint, exported": (
+        "{sparsity: 0.5, quantize: {bits: 4, group_size: 32}}", "artifact.format=compressed-tensors",
+    ),
+}  # fmt: skip
+
 
 def made(recipe, out):
     pipeline.compress_only(recipe, out=out)
@@ -50,6 +66,38 @@ def test_every_byte_of_an_artifact_is_foretold(tiny_model, recipe_for, tmp_path,
     assert found.size_bytes == artifact.size_bytes == sum(p.after_bytes for p in found.parts)
     assert found.bits_per_weight == artifact.bits_per_weight
     assert found.before_bytes == sum(part.before_bytes for part in found.parts)
+
+
+def assert_foretold(recipe, folder, out):
+    artifact, found = made(recipe, out), sizes.size(recipe, headers.read(str(folder)))
+    assert {part.part: part.after_bytes for part in found.parts} == artifact.parts_sizes()
+    assert found.size_bytes == artifact.size_bytes
+    return artifact
+
+
+@pytest.mark.parametrize("case", PRUNED)
+def test_every_byte_of_a_pruned_artifact_is_foretold(tiny_llama, recipe_for, tmp_path, case):
+    prune, *sets = PRUNED[case]
+    recipe = recipe_for(tiny_llama, f"stages=[{{prune: {prune}}}]", *sets)
+    artifact = assert_foretold(recipe, tiny_llama, tmp_path / "out")
+    masks = [name for name in artifact.checkpoint.tensors if name.endswith(".mask")]
+    told = ("plain", "exported", "too little", "2 bits")
+    assert bool(masks) != any(words in case for words in told)
+
+
+def test_what_is_pruned_and_then_quantized_is_foretold(tiny_llama, recipe_for, tmp_path):
+    stages = "[{prune: {sparsity: 0.5}}, {quantize: {bits: 4, group_size: 32, head: 8}}]"
+    recipe = recipe_for(tiny_llama, f"stages={stages}")
+    artifact = assert_foretold(recipe, tiny_llama, tmp_path / "out")
+    assert not artifact.pruned
+    assert artifact.matrices["model.layers.0.mlp.up_proj"].kept_words == 4
+    assert not artifact.matrices["lm_head"].kept_words
+
+
+def test_a_conv1d_that_is_pruned_is_foretold(tiny_model, recipe_for, tmp_path):
+    folder = tiny_model("gpt2")
+    recipe = recipe_for(folder, "stages=[{prune: {sparsity: 0.5}}]")
+    assert_foretold(recipe, folder, tmp_path / "out")
 
 
 def test_a_gguf_file_is_foretold_but_for_its_vocabulary(tiny_tied, recipe_for, tmp_path):

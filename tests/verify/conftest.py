@@ -36,9 +36,20 @@ class Student:
             for name, tensor in tensors.items():
                 module = name.removesuffix(".weight")
                 scheme = self.plan(module) if tensor.dim() == 2 else None
-                yield (module, self.rounded(module, tensor, *scheme)) if scheme else (name, tensor)
+                part = self.rounded(module, tensor, *scheme) if scheme else tensor
+                if isinstance(part, Rounded):
+                    yield module, part
+                else:  # pruned, [O, I], or as it was
+                    turned = scheme is not None and module in self.turned
+                    yield name, part.T.contiguous() if turned else part
 
-    def rounded(self, name: str, tensor: torch.Tensor, bits: Any, *how: Any) -> Rounded:
+    @property
+    def kept(self) -> dict[str, int]:
+        """What a function makes of a weight is pruned by half."""
+        schemes = {linear: self.plan(linear.name) for linear in self.anatomy.linears}
+        return {x.name: x.weights // 2 for x, s in schemes.items() if s and callable(s[0])}
+
+    def rounded(self, name: str, tensor: torch.Tensor, bits: Any, *how: Any) -> Any:
         weight = tensor.T if name in self.turned else tensor
         if callable(bits):
             return bits(weight)
@@ -103,7 +114,7 @@ def artifact(
             write(
                 folder, student.parts(), anatomy=student.anatomy, config=student.config,
                 tokenizer_files=companions(teacher), format=format,
-                max_shard_bytes=max_shard_bytes,
+                max_shard_bytes=max_shard_bytes, kept=student.kept,
             )  # fmt: skip
             stored_as = dtype if format == "dense" else None
             known = reference.record(student, tokenizer(teacher), stored_as=stored_as)

@@ -15,6 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from compress.artifact.manifest import file_hashes, tensor_hashes
 from compress.errors import CompressError
+from compress.kernels.grid import fit, round_to_nearest
+from compress.kernels.masks import best
+from compress.kernels.masks import pruned as keep
 
 SHARD, INDEX = "model.safetensors", "model.safetensors.index.json"
 Q, O = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"  # noqa: E741
@@ -167,6 +170,50 @@ def group(**fields):
     return config(change)
 
 
+def pruned(*, bits=None):
+    """A plan that prunes half of every linear, and rounds what stays to so many bits."""
+
+    def prune(weight):
+        mask = best(weight.abs(), weight.numel() // 2)
+        stored = keep(weight, mask, weight.dtype)
+        if bits is None:
+            return stored
+        scale, zero = fit(stored, bits=bits, group_size=32, sym=False, search="none")
+        return round_to_nearest(stored, scale, zero, bits=bits, sym=False)
+
+    return prune
+
+
+PRUNED, PRUNED_CODES = (("packed", pruned(bits=bits)) for bits in (None, 4))
+
+
+def flip_mask_bit(tensors):
+    tensors[f"{Q}.mask"].view(torch.uint8)[3, 2] ^= 16
+
+
+def move_mask_bit(tensors):
+    """Let another weight of the row stay."""
+    row = tensors[f"{Q}.mask"][0, 0].item() & 0xFFFFFFFF
+    ones = [bit for bit in range(32) if row >> bit & 1]
+    zeros = [bit for bit in range(32) if not row >> bit & 1]
+    moved = row ^ (1 << ones[0]) ^ (1 << zeros[0])
+    tensors[f"{Q}.mask"][0, 0] = moved - (1 << 32) if moved >> 31 else moved
+
+
+def swap_kept(tensors):
+    tensors[f"{Q}.kept"][[70, 71]] = tensors[f"{Q}.kept"][[71, 70]]
+
+
+def swap_kept_codes(tensors):
+    codes = tensors[f"{Q}.kept_codes"].view(torch.uint8)
+    other = next(i for i in range(len(codes)) if codes[i] != codes[0])
+    codes[[0, other]] = codes[[other, 0]]
+
+
+def zero_kept(tensors):
+    tensors[f"{Q}.kept"][55] = 0
+
+
 FAULTS = {
     "flipped bit in codes": Fault("weights", edits(flip_bit)),
     "swapped scales of two rows": Fault("weights", edits(swap_scale_rows)),
@@ -220,6 +267,13 @@ FAULTS = {
     "wrong weight_shape": Fault(
         "numbers", edits(lambda t: t[f"{Q}.weight_shape"].add_(1)), (CT, 4, 32, True)
     ),
+    "flipped bit of a mask": Fault("numbers", edits(flip_mask_bit), PRUNED),
+    "flipped bit of a mask of codes": Fault("numbers", edits(flip_mask_bit), PRUNED_CODES),
+    "moved bit of a mask": Fault("weights", edits(move_mask_bit), PRUNED),
+    "swapped kept weights": Fault("weights", edits(swap_kept), PRUNED),
+    "swapped kept codes": Fault("weights", edits(swap_kept_codes), PRUNED_CODES),
+    "kept weight that is zero": Fault("numbers", edits(zero_kept), PRUNED),
+    "missing mask": Fault("layout", edits(lambda t: t.pop(f"{Q}.mask")), PRUNED),
     "link out of the folder": Fault("files", link_out),
     "manifest lost": Fault("manifest", lose_manifest),
     "manifest of a later version": Fault(

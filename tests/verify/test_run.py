@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from verify.faults import FAULTS, Folder
+from verify.faults import FAULTS, PRUNED, PRUNED_CODES, Folder
 
 from compress.artifact import manifest
 from compress.errors import ArtifactError
@@ -77,6 +77,13 @@ def test_a_quantized_tied_head_passes(artifact):
         return (8, 32, True) if "embed" in name else (4, 32, False)
 
     assert_clean(artifact("packed", plan=plan, tied=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("of", [PRUNED, PRUNED_CODES], ids=["weights", "codes"])
+def test_masks_pass(artifact, of, family):
+    found = assert_clean(artifact(*of, family=family))
+    assert found.format == "packed"
 
 
 def test_rows_that_end_inside_a_word_pass(artifact):

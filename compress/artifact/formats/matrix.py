@@ -38,7 +38,7 @@ class Matrix:
     rows: int
     columns: int
     outliers: int = 0  # columns of its inputs that are listed as staying as they are
-    kept_words: int = 0  # of a row's codes, where only a mask's are stored; see `formats.sparse`
+    kept_words: int = 0  # of codes, where only those of a mask are stored; see `formats.sparse`
 
     @property
     def groups(self) -> int:

@@ -16,6 +16,7 @@ are. Byte by byte, with an example: docs/formats.md.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -81,9 +82,10 @@ def encode(
 def encode_pruned(
     name: str, rounded: Rounded, linear: Linear | None, dtype: torch.dtype, *, kept: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the stored tensors of a pruned matrix, of whose rows `kept` weights each stay."""
-    columns, pruned = rounded.codes.shape[1], dict[str, Tensor]()
-    if rounded.numbers == "int" and sparse.codes_pay(columns, kept, rounded.bits):
+    """Yield the stored tensors of a pruned matrix, of which `kept` weights stay."""
+    pruned: dict[str, Tensor] = {}
+    plain = rounded.numbers == "int" and rounded.inputs is None  # others are for fast products
+    if plain and sparse.codes_pay(*rounded.codes.shape, kept, rounded.bits):
         zero = rounded.zero.repeat_interleave(rounded.group_size, 1)
         pruned = dict(sparse.encode_codes(name, rounded.codes, zero, rounded.bits, kept))
     for stored_name, tensor in encode(name, rounded, linear, dtype):
@@ -167,7 +169,7 @@ def stored(name: str, matrix: Matrix) -> Specs:
     if matrix.kept_words:
         specs = {
             f"{name}.mask": (("I32",), (matrix.rows, sparse.mask_words(matrix.columns))),
-            f"{name}.kept_codes": (("I32",), (matrix.rows, matrix.kept_words)),
+            f"{name}.kept_codes": (("I32",), (matrix.kept_words,)),
         }
     scale_shape = (matrix.scale_rows, matrix.groups)
     specs[f"{name}.scales"] = (_SCALES.get(kind or "", "F16"),), scale_shape
@@ -210,15 +212,17 @@ def _matrix(checkpoint: Checkpoint, name: str, fields: Mapping[str, Any]) -> Mat
             "have bits (2, 3, 4 or 8), group_size (a number of columns) and sym, may have inputs, "
             "numbers and scale_rows, and nothing else; docs/formats.md says which go together."
         )
-    scales, kept = (checkpoint.tensors.get(f"{name}.{part}") for part in ("scales", "kept_codes"))
-    codes = kept or checkpoint.tensors[f"{name}.codes"]
-    if scales is None or len(scales.shape) != 2 or len(codes.shape) != 2:
-        found = "missing" if scales is None else "not a matrix, or its codes are not"
+    scales, mask, kept = (
+        checkpoint.tensors.get(f"{name}.{part}") for part in ("scales", "mask", "kept_codes")
+    )
+    codes = mask if kept and mask else checkpoint.tensors.get(f"{name}.codes")
+    if scales is None or codes is None or len(scales.shape) != 2 or len(codes.shape) != 2:
+        found = "missing" if scales is None else "not a matrix, or its codes or mask are not"
         raise ArtifactError(f"{name}.scales: {found}. Write the artifact again.")
     listed = checkpoint.tensors.get(f"{name}.outliers")
     outliers = listed.shape[0] if listed is not None and len(listed.shape) == 1 else 0
     columns = scales.shape[1] * scheme.group_size
-    return Matrix(scheme, codes.shape[0], columns, outliers, kept.shape[1] if kept else 0)
+    return Matrix(scheme, codes.shape[0], columns, outliers, math.prod(kept.shape) if kept else 0)
 
 
 def _is_known(scheme: Scheme) -> bool:

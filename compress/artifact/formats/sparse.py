@@ -1,13 +1,13 @@
 """A pruned matrix in `packed`: a bit for each weight and what stays, where that is smaller.
 
-A matrix M [O, I] of whose rows K weights each stay is stored as
+A matrix M [O, I] of which K weights stay is stored as
 
-    M.mask        int32              [O, I/32]             bit i of a row: whether weight i stays
-    M.kept        dtype of the model [O, K]                the weights that stay, as they lie
-    M.kept_codes  int32              [O, ceil(K·bits/32)]  or their codes, where it is quantized
+    M.mask        int32              [O, I/32]           bit i of a row: whether weight i stays
+    M.kept        dtype of the model [K]                 the weights that stay, row after row
+    M.kept_codes  int32              [ceil(K·bits/32)]   or their codes, where it is quantized
 
 in the place of its weight, or of its codes; scales and zeros stay what they are. What does not stay
-is zero: the code of it is the zero point. Rows, not columns, of a Conv1D linear, too: [O, I].
+is zero: the code of it is the zero point. Rows are [O, I]'s also for a Conv1D linear.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from compress.errors import ArtifactError
 from compress.storage import Checkpoint
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 SUFFIXES = (".mask", ".kept", ".kept_codes")
@@ -36,23 +35,24 @@ class Sparse:
 
     rows: int
     columns: int
-    kept: int  # of each row
+    kept: int
     dtype: str  # as safetensors spells it
 
 
-def weights_pay(columns: int, kept: int, bits: int) -> bool:
-    """Whether a row of weights of so many bits each takes fewer with a mask."""
-    return columns % _WORD == 0 and columns + kept * bits < columns * bits
+def weights_pay(rows: int, columns: int, kept: int, bits: int) -> bool:
+    """Whether weights of so many bits each take fewer with a mask."""
+    weights = rows * columns
+    return columns % _WORD == 0 and weights + kept * bits < weights * bits
 
 
-def codes_pay(columns: int, kept: int, bits: int) -> bool:
-    """Whether a row of codes takes fewer words with a mask."""
-    whole = columns % _WORD == 0
-    return whole and columns // _WORD + words(kept, bits) < words(columns, bits)
+def codes_pay(rows: int, columns: int, kept: int, bits: int) -> bool:
+    """Whether codes take fewer words with a mask."""
+    masked = rows * mask_words(columns) + words(kept, bits)
+    return columns % _WORD == 0 and masked < rows * words(columns, bits)
 
 
 def words(count: int, bits: int) -> int:
-    """Words that hold `count` codes."""
+    """Words that hold `count` codes, end to end."""
     return -(-count * bits // _WORD)
 
 
@@ -65,7 +65,7 @@ def stored(name: str, sparse: Sparse) -> Specs:
     """Names, dtypes and shapes of the tensors that hold a pruned matrix of weights."""
     return {
         f"{name}.mask": (("I32",), (sparse.rows, mask_words(sparse.columns))),
-        f"{name}.kept": ((sparse.dtype,), (sparse.rows, sparse.kept)),
+        f"{name}.kept": ((sparse.dtype,), (sparse.kept,)),
     }
 
 
@@ -81,21 +81,20 @@ def find(checkpoint: Checkpoint) -> dict[str, Sparse]:
 
 def _sparse(checkpoint: Checkpoint, name: str) -> Sparse:
     mask, kept = (checkpoint.tensors.get(f"{name}.{part}") for part in ("mask", "kept"))
-    if mask is None or kept is None or len(mask.shape) != 2 or len(kept.shape) != 2:
-        found = "missing" if mask is None else "not a matrix, or what it keeps is not"
+    if mask is None or kept is None or len(mask.shape) != 2 or len(kept.shape) != 1:
+        found = "missing" if mask is None else "not a matrix, or what it keeps is no row"
         raise ArtifactError(f"{name}.mask: {found}. Write the artifact again.")
     if kept.dtype not in _FLOATS:
         raise ArtifactError(
             f"{name}.kept: {kept.dtype}, no {' or '.join(_FLOATS)}. Write the artifact again."
         )
-    return Sparse(mask.shape[0], mask.shape[1] * _WORD, kept.shape[1], kept.dtype)
+    return Sparse(mask.shape[0], mask.shape[1] * _WORD, kept.shape[0], kept.dtype)
 
 
-def encode_where_it_pays(
-    linear: Linear, weight: Tensor, kept: int
-) -> Iterator[tuple[str, Tensor]]:
+def encode_where_it_pays(linear: Linear, weight: Tensor, kept: int) -> Iterator[tuple[str, Tensor]]:
     """Yield the stored tensors of a linear's pruned weight, which lies as its family stores it."""
-    if not weights_pay(linear.in_features, kept, 8 * weight.itemsize):
+    rows, columns = linear.out_features, linear.in_features
+    if not weights_pay(rows, columns, kept, 8 * weight.itemsize):
         yield f"{linear.name}.weight", weight
         return
     yield from encode(linear.name, weight.T if linear.transposed else weight, kept)
@@ -105,27 +104,27 @@ def encode(name: str, weight: Tensor, kept: int) -> Iterator[tuple[str, Tensor]]
     """Yield the stored tensors of a pruned weight [O, I], zero exactly where it is pruned.
 
     Raises:
-        ArtifactError: some row keeps another number of weights.
+        ArtifactError: it keeps another number of weights.
     """
     from compress.kernels.pack import pack_bits
 
     mask = weight != 0
-    _check_even(name, mask, kept)
+    _check_count(name, mask, kept)
     yield f"{name}.mask", pack_bits(mask)
-    yield f"{name}.kept", weight[mask].view(len(weight), kept)
+    yield f"{name}.kept", weight[mask]
 
 
 def decode(name: str, sparse: Sparse, tensors: Mapping[str, Tensor]) -> Tensor:
     """The weight [O, I] that a mask and what it keeps stand for.
 
     Raises:
-        ArtifactError: some row of the mask keeps another number of weights than are there.
+        ArtifactError: the mask keeps another number of weights than are there.
     """
     from compress.kernels.pack import unpack_bits
 
     kept = tensors[f"{name}.kept"]
     mask = unpack_bits(tensors[f"{name}.mask"])
-    _check_even(name, mask, sparse.kept)
+    _check_count(name, mask, sparse.kept)
     return kept.new_zeros(mask.shape).masked_scatter_(mask, kept)
 
 
@@ -134,52 +133,42 @@ def encode_codes(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield mask and kept codes of pruned codes [O, I]; `zero` [O, I] is what pruned ones are.
 
-    A weight that stays may have been rounded to zero: the first of such fill rows up to `kept`.
+    A weight that stays may have been rounded to zero: the first such places fill up to `kept`.
 
     Raises:
-        ArtifactError: some row has more codes that are not zero.
+        ArtifactError: more codes are not zero.
     """
     from compress.kernels.pack import pack, pack_bits
 
-    mask = _filled(codes != zero, kept)
-    _check_even(name, mask, kept)
+    mask = codes != zero
+    lacking = kept - int(mask.sum())
+    mask.view(-1)[(~mask).flatten().nonzero().flatten()[: max(0, lacking)]] = True
+    _check_count(name, mask, kept)
     yield f"{name}.mask", pack_bits(mask)
-    yield f"{name}.kept_codes", pack(codes[mask].view(len(codes), kept), bits)
+    yield f"{name}.kept_codes", pack(codes[mask][None], bits)[0]
 
 
-def decode_codes(
-    name: str, tensors: Mapping[str, Tensor], zero: Tensor, bits: int
-) -> torch.Tensor:
+def decode_codes(name: str, tensors: Mapping[str, Tensor], zero: Tensor, bits: int) -> Tensor:
     """The codes [O, I] that a mask and kept codes stand for; `zero` [O, I] is all others' code.
 
     Raises:
-        ArtifactError: rows of the mask keep different numbers, or others than there are codes.
+        ArtifactError: the mask keeps another number of codes than there are.
     """
     from compress.kernels.pack import unpack, unpack_bits
 
     packed = tensors[f"{name}.kept_codes"]
     mask = unpack_bits(tensors[f"{name}.mask"])
-    kept = int(mask[0].sum())
-    if words(kept, bits) != packed.shape[1]:
+    kept = int(mask.sum())
+    if words(kept, bits) != len(packed):
         raise ArtifactError(
-            f"{name}.kept_codes: {packed.shape[1]} words a row, its mask keeps {kept} codes of "
-            f"{bits} bits. Write the artifact again."
+            f"{name}.kept_codes: {len(packed)} words, its mask keeps {kept} codes of {bits} bits. "
+            "Write the artifact again."
         )
-    _check_even(name, mask, kept)
-    return zero.masked_scatter(mask, unpack(packed, bits, kept))
+    return zero.masked_scatter(mask, unpack(packed[None], bits, kept)[0])
 
 
-def _filled(mask: Tensor, kept: int) -> Tensor:
-    """A mask with the first places of each row that it lacks of `kept`."""
-    lacking = kept - mask.sum(1, keepdim=True)
-    return mask | ((~mask).cumsum(1) <= lacking) & ~mask
-
-
-def _check_even(name: str, mask: Tensor, kept: int) -> None:
-    counts = mask.sum(1)
-    if bool((odd := counts != kept).any()):
-        row = int(odd.nonzero()[0])
+def _check_count(name: str, mask: Tensor, kept: int) -> None:
+    if (found := int(mask.sum())) != kept:
         raise ArtifactError(
-            f"{name}: row {row} of its mask keeps {int(counts[row])} weights, not {kept}. Write "
-            "the artifact again."
+            f"{name}: its mask keeps {found} weights, not {kept}. Write the artifact again."
         )

@@ -1,0 +1,172 @@
+"""The stage `prune` before a run: what cannot work, how much stays, where a mask pays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from compress.anatomy import Anatomy, Linear
+from compress.artifact.formats.matrix import Matrix
+from compress.artifact.formats.sparse import Sparse, codes_pay, weights_pay, words
+from compress.plan.naming import Found, matching_nothing, named
+from compress.recipe.pruning import Pruning, prune_override_for, pruning_for
+from compress.recipe.schema import Prune, Recipe
+from compress.recipe.scheme import Scheme, scheme_for
+from compress.recipe.source import Loc
+from compress.storage import ITEM_BITS
+
+_QUANTIZED_ONLY = ("gptq", "bnb-int8", "gguf")  # formats that hold no model of floats
+
+
+def pruned(prune: Prune, anatomy: Anatomy) -> dict[Linear, Pruning]:
+    """The linears that a stage prunes."""
+    found = {linear: pruning_for(prune, linear.name) for linear in anatomy.linears}
+    return {linear: pruning for linear, pruning in found.items() if pruning is not None}
+
+
+def grids(prune: Prune, anatomy: Anatomy) -> dict[Linear, Scheme]:
+    """What a stage rounds in the loop that prunes."""
+    found = {linear: pruning.grid for linear, pruning in pruned(prune, anatomy).items()}
+    return {linear: grid for linear, grid in found.items() if grid is not None}
+
+
+def kept(recipe: Recipe, anatomy: Anatomy) -> dict[str, int]:
+    """How many weights stay, by linear; none where nothing is pruned."""
+    return {
+        linear.name: pruning.kept(linear.out_features, linear.in_features)
+        for _, prune in recipe.prunings
+        for linear, pruning in pruned(prune, anatomy).items()
+    }
+
+
+def masked_codes(
+    recipe: Recipe, anatomy: Anatomy, found: Mapping[str, Matrix]
+) -> dict[str, Matrix]:
+    """Quantized matrices as they will be stored: some with a mask, where `packed` holds them."""
+    counts = kept(recipe, anatomy) if recipe.artifact.format == "packed" else {}
+    return {name: _masked(matrix, counts.get(name)) for name, matrix in found.items()}
+
+
+def _masked(matrix: Matrix, count: int | None) -> Matrix:
+    scheme = matrix.scheme
+    plain = scheme.numbers == "int" and scheme.inputs is None
+    if not count or not plain or not codes_pay(matrix.rows, matrix.columns, count, scheme.bits):
+        return matrix
+    return replace(matrix, kept_words=words(count, scheme.bits))
+
+
+def masked_weights(
+    recipe: Recipe, anatomy: Anatomy, dtypes: Mapping[str, str], quantized: Mapping[str, Matrix]
+) -> dict[str, Sparse]:
+    """The linears whose weights stay floats and are stored with a mask, by name."""
+    if recipe.artifact.format != "packed":
+        return {}
+    counts = kept(recipe, anatomy)
+    found = {
+        linear.name: Sparse(
+            linear.out_features, linear.in_features, counts[linear.name],
+            dtypes[f"{linear.name}.weight"],
+        )
+        for linear in anatomy.linears
+        if linear.name in counts and linear.name not in quantized
+    }  # fmt: skip
+    return {
+        name: s
+        for name, s in found.items()
+        if weights_pay(s.rows, s.columns, s.kept, ITEM_BITS[s.dtype])
+    }
+
+
+def stored_bits(pruning: Pruning, shape: tuple[int, int], bits: int) -> float:
+    """Bits a weight of a mask and what stays, where both are less than all weights or codes are."""
+    kept = pruning.kept(*shape)
+    check = codes_pay if bits < ITEM_BITS["F16"] else weights_pay
+    return 1 + bits * kept / math.prod(shape) if check(*shape, kept, bits) else bits
+
+
+def mistakes(recipe: Recipe, anatomy: Anatomy) -> Found:
+    """What of the stages `prune` cannot work on a model."""
+    taken: dict[str, str] = {}
+    loc: Loc
+    for index, stage in enumerate(recipe.stages):
+        if stage.quantize:
+            names = _names(recipe, index, anatomy)
+            if twice := [name for name in names if "quantized" in taken.get(name, "")]:
+                loc = ("stages", index, "quantize")
+                yield loc, f"{twice[0]}: already {taken[twice[0]]}. Leave out one of them."
+            taken |= dict.fromkeys(names, f"quantized by stages[{index}]")
+        if stage.prune is None:
+            continue
+        loc = ("stages", index, "prune")
+        found = pruned(stage.prune, anatomy)
+        yield from _unmatched(loc, stage.prune, anatomy)
+        yield from _undivided(loc, stage.prune, found)
+        if not found:
+            yield loc, "leaves every linear whole. Widen targets or shorten ignore."
+        for why in dict.fromkeys(taken[x.name] for x in found if x.name in taken):
+            again = [linear for linear in found if taken.get(linear.name) == why]
+            yield loc, f"{named(again)}: already {why}. Prune before, and once."
+        how = "pruned and quantized" if stage.prune.quantize else "pruned"
+        taken |= dict.fromkeys((linear.name for linear in found), f"{how} by stages[{index}]")
+    if recipe.prunings and recipe.artifact.format in _QUANTIZED_ONLY and not _rounds(recipe):
+        yield (
+            ("artifact", "format"),
+            f"{recipe.artifact.format} holds linears of integers, and nothing is quantized. Use "
+            "packed, or compressed-tensors, which is then a plain folder with zeros.",
+        )
+
+
+def _rounds(recipe: Recipe) -> bool:
+    return bool(recipe.quantizations) or any(prune.quantize for _, prune in recipe.prunings)
+
+
+def _names(recipe: Recipe, index: int, anatomy: Anatomy) -> list[str]:
+    """The block linears that a stage quantizes."""
+    quantize = recipe.stages[index].quantize
+    if quantize is None:
+        return []
+    names = [linear.name for linear in anatomy.linears]
+    return [name for name in names if scheme_for(quantize, name)]
+
+
+def _unmatched(loc: Loc, prune: Prune, anatomy: Anatomy) -> Found:
+    names = [linear.name for linear in anatomy.linears]
+    for index, pattern in enumerate(prune.targets):
+        yield from matching_nothing((*loc, "targets", index), pattern, names)
+    for index, pattern in enumerate(prune.ignore):
+        heads = ["lm_head", anatomy.head.name]
+        yield from matching_nothing((*loc, "ignore", index), pattern, [*names, *heads])
+    there = [name for name in names if pruning_for(prune, name)]
+    decisive = {prune_override_for(prune, name) for name in there}
+    for pattern in prune.overrides:
+        if pattern not in decisive:
+            yield from matching_nothing((*loc, "overrides", pattern), pattern, there)
+
+
+def _undivided(loc: Loc, prune: Prune, found: Mapping[Linear, Pruning]) -> Found:
+    """Patterns n:m whose m does not divide the inputs of a linear; groups that do not."""
+    for pattern in dict.fromkeys(p.pattern for p in found.values() if p.pattern):
+        of = int(pattern.split(":")[1])
+        failing = [x for x, p in found.items() if p.pattern == pattern and x.in_features % of]
+        if failing:
+            width = failing[0].in_features
+            yield (
+                (*loc, "pattern"),
+                f"{pattern} needs in_features that {of} divides, not {width} of {named(failing)}. "
+                "Use another pattern, or put them on ignore.",
+            )
+    size = prune.quantize.group_size if prune.quantize else -1
+    if failing := [x for x in found if size != -1 and x.in_features % size]:
+        width = failing[0].in_features
+        yield (
+            (*loc, "quantize", "group_size"),
+            f"{size} does not divide in_features {width} of {named(failing)}. Use another, or -1 "
+            "for one scale per row.",
+        )
+
+
+def said(pruning: Pruning) -> str:
+    """How much is pruned, and how, in words."""
+    much = pruning.pattern or f"{100 * (pruning.sparsity or 0):.4g} % zeros"
+    return f"{pruning.method}, {much}"

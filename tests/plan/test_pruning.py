@@ -1,0 +1,111 @@
+"""The stage `prune` before a run: what cannot work, what is told, what it will take."""
+
+from __future__ import annotations
+
+import pytest
+from anatomies import headers, job, llama
+
+from compress import plan
+from compress.errors import RecipeError
+from compress.plan import memory, overview, pace
+from compress.plan.consumers import consumers
+from compress.recipe.load import load
+from compress.results import Limits
+
+
+def recipe(*stages: str, **artifact: str):
+    sets = [f"stages=[{', '.join(stages)}]", "calibration.set=smoke"]
+    return load(
+        "quickstart", [*sets, *(f"artifact.{key}={value}" for key, value in artifact.items())]
+    )
+
+
+def mistakes(*stages: str, anatomy=None, **artifact: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        plan.check(recipe(*stages, **artifact), anatomy or llama())
+    return [mistake.partition("  ")[2] for mistake in caught.value.mistakes]
+
+
+HALF = "{prune: {sparsity: 0.5}}"
+W4 = "{quantize: {bits: 4}}"
+
+
+def test_what_fits_passes():
+    plan.check(recipe(HALF), llama())
+    plan.check(recipe(HALF, W4), llama())
+    plan.check(recipe("{prune: {pattern: '2:4', quantize: {bits: 4}}}"), llama())
+    plan.check(recipe(HALF, format="compressed-tensors"), llama())
+
+
+def test_a_pattern_must_divide_the_inputs():
+    (mistake,) = mistakes("{prune: {pattern: '5:7'}}")
+    assert mistake.startswith(
+        "stages[0].prune.pattern: 5:7 needs in_features that 7 divides, not 576"
+    )
+    assert mistake.endswith("Use another pattern, or put them on ignore.")
+
+
+def test_groups_must_divide_the_inputs():
+    (mistake,) = mistakes("{prune: {sparsity: 0.5, quantize: {group_size: 128}}}")
+    assert "stages[0].prune.quantize.group_size: 128 does not divide in_features 576" in mistake
+
+
+def test_patterns_must_name_something():
+    found = mistakes(
+        "{prune: {sparsity: 0.5, targets: ['*.wq'], overrides: {'*.wk': {sparsity: 0.1}}}}"
+    )
+    assert "'*.wq' matches no linear. Names end in *.q_proj" in found[0]
+    assert any("leaves every linear whole" in mistake for mistake in found)
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ((W4, HALF), "stages[1].prune: model.layers.0.self_attn.q_proj and 209 more"),
+        ((W4, HALF), "already quantized by stages[0]. Prune before, and once."),
+        ((HALF, HALF), "already pruned by stages[0]. Prune before, and once."),
+        (
+            ("{prune: {sparsity: 0.5, quantize: {bits: 4}}}", W4),
+            "stages[1].quantize: model.layers.0.self_attn.q_proj: already pruned and quantized by "
+            "stages[0]. Leave out one of them.",
+        ),
+    ],
+)
+def test_stages_must_not_undo_each_other(stages, told):
+    assert any(told in mistake for mistake in mistakes(*stages))
+
+
+@pytest.mark.parametrize("format", ["gptq", "gguf", "bnb-int8"])
+def test_formats_of_integers_hold_no_floats(format):
+    found = mistakes(HALF, format=format)
+    assert any("holds linears of integers, and nothing is quantized" in one for one in found)
+
+
+def test_a_plan_says_what_becomes_of_linears(tmp_path):
+    spec = recipe(HALF)
+    rows = list(overview._rows(spec, headers(llama())))
+    assert {row.scheme for row in rows} == {"sparsegpt, 50 % zeros", "dense"}
+    assert rows[0].bits_per_weight == pytest.approx(9)
+    joint = recipe("{prune: {pattern: '2:4', quantize: {bits: 4}}}")
+    row = next(overview._rows(joint, headers(llama())))
+    assert row.scheme == "sparsegpt, 2:4; gptq, 4 bits, groups of 64, symmetric"
+    assert row.bits_per_weight == pytest.approx(1 + 2 + 16 / 64)
+
+
+def test_a_plain_folder_with_zeros_opens_anywhere():
+    found = consumers(llama(), {"hidden_act": "silu"}, {}, "compressed-tensors")
+    told = {one.name: one for one in found}
+    for name in ("compress", "transformers", "vLLM on CUDA"):
+        assert told[name].loads
+        assert told[name].reasons == ("a plain folder; zeros make nothing faster there",)
+
+
+def test_memory_and_work_are_told():
+    half = job(f"stages=[{HALF}]")
+    whole = job(f"stages=[{{prune: {{method: magnitude, sparsity: 0.5}}}}]")
+    corrected = job("stages=[{prune: {sparsity: 0.5, error_correction: 0.5}}]")
+    steps = [memory.predict(one, Limits(), ())["compress"] for one in (whole, half, corrected)]
+    assert steps == sorted(steps)
+    assert steps[0] < steps[-1]
+    works = [pace.work(one)["compress"] for one in (whole, half, corrected)]
+    assert works == sorted(works)
