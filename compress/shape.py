@@ -77,6 +77,15 @@ def can_cut(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def fewer_heads(shape: Shape) -> list[int]:
+    """How many query heads may be left when whole groups go, ascending.
+
+    Families check that heads divide the width, though their heads have a width of their own.
+    """
+    counts = range(shape.group, shape.heads, shape.group)
+    return [count for count in counts if shape.hidden % count == 0]
+
+
 def target(
     shape: Shape,
     *,

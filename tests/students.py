@@ -3,9 +3,9 @@
 import torch
 
 from compress.journal import Journal
-from compress.recipe.schema import Quantize
+from compress.recipe.schema import Quantize, Restructure
 from compress.results import Limits
-from compress.stages import quantize
+from compress.stages import quantize, restructure
 from compress.stages.context import Context
 from compress.student import Student
 from compress.surgery.walk import hidden_states
@@ -22,6 +22,17 @@ def run(folder, scratch, ids=IDS, *, batch_tokens=64, resident_bytes=1 << 30, **
     )
     spec = Quantize(**{"group_size": 32, **fields})
     return student, quantize.run(student, spec, context)
+
+
+def cut(teacher, scratch, ids=IDS, **fields):
+    """A student of another shape, and what the stage `restructure` tells of it."""
+    scratch.mkdir(exist_ok=True)
+    journal = Journal(scratch / "journal.jsonl", {})
+    student = Student(teacher, scratch, journal)
+    context = Context(
+        ids, "cpu", torch.float32, scratch, limits=Limits(64, 1 << 30), ledger=journal
+    )
+    return student, restructure.run(student, Restructure(**fields), context)
 
 
 def states(weights):

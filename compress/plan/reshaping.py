@@ -19,6 +19,7 @@ from compress.shape import (
     can_cut,
     cut_config,
     cut_tensors,
+    fewer_heads,
     remains_of,
     shape_of,
     target,
@@ -103,16 +104,14 @@ def _others(cannot: Mapping[str, str]) -> str:
 
 def _unchanged(loc: Loc, spec: Restructure, before: Shape) -> Found:
     """Counts that are none of the model's, and shares that leave all there is."""
-    if spec.heads is not None and not (
-        spec.heads < before.heads and spec.heads % before.group == 0
-    ):
-        fitting = list(range(before.group, before.heads, before.group))
-        yield (*loc, "heads"), _counts(spec.heads, before.heads, fitting, "heads of queries")
+    if spec.heads is not None and spec.heads not in (fitting := fewer_heads(before)):
+        there = f"heads, which leave in whole groups and divide the width of {before.hidden},"
+        yield (*loc, "heads"), _counts(spec.heads, before.heads, fitting, there)
     if spec.kv_heads is not None and not (
         spec.kv_heads < before.kv_heads and before.kv_heads % spec.kv_heads == 0
     ):
         fitting = [n for n in range(1, before.kv_heads) if before.kv_heads % n == 0]
-        there = "heads of keys and values"
+        there = "heads of keys and values, of which neighbours are merged,"
         yield (*loc, "kv_heads"), _counts(spec.kv_heads, before.kv_heads, fitting, there)
     after = target(before, **spec.shares)
     for field, was, now in (
@@ -127,7 +126,7 @@ def _unchanged(loc: Loc, spec: Restructure, before: Shape) -> Found:
 def _counts(asked: int, there: int, fitting: list[int], what: str) -> str:
     choice = " or ".join(map(str, fitting))
     remedy = f"Use {choice}" if choice else "Leave it out"
-    return f"{asked}, and there are {there} {what}, which leave in whole groups. {remedy}."
+    return f"{asked} of {there} {what} cannot be. {remedy}."
 
 
 def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:

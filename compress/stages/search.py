@@ -1,6 +1,6 @@
 """Search for a shape that reaches what a recipe asks for: try a few, and keep the best.
 
-A candidate for each of a few depths and groups of heads: the widest MLP with which it still fits.
+A candidate for each of a few depths, with all heads and with fewer: the widest MLP that still fits.
 Each is cut and repaired on a few windows; what it then says of others decides.
 
 Source: Muralidharan et al. 2024 (Minitron), arXiv:2407.14679, section 3.
@@ -22,7 +22,7 @@ from compress.errors import RecipeError
 from compress.kernels.divergence import kl
 from compress.recipe.restructure import Restructure
 from compress.results import Candidate, ModelShape
-from compress.shape import STEP, Shape, can_cut, cut_tensors, remains_of, shape_of
+from compress.shape import STEP, Shape, can_cut, cut_tensors, fewer_heads, remains_of, shape_of
 from compress.stages.context import Context
 from compress.stages.cutting import cut_blocks
 from compress.stages.depth import Order
@@ -55,12 +55,12 @@ def candidates(weights: Weights, spec: Restructure, context: Context) -> list[Sh
     if not spec.searches:
         return []
     before, fits = shape_of(weights.config, weights.anatomy), _fitting(weights, spec, context)
-    groups = [before.kv_heads]
-    if "heads" not in can_cut(weights.config) and before.kv_heads > 1:
-        groups.append(before.kv_heads - 1)
+    heads = [before.heads]
+    if "heads" not in can_cut(weights.config):
+        heads += fewer_heads(before)[-1:]
     found = {}
-    for kept in groups:
-        cut = dataclasses.replace(before, heads=kept * before.group, kv_heads=kept)
+    for kept in heads:
+        cut = dataclasses.replace(before, heads=kept, kv_heads=kept // before.group)
         depths = [n for n in range(1, before.blocks + 1) if _widest(cut, n, fits)]
         if "depth" in can_cut(weights.config):
             depths = [n for n in depths if n == before.blocks]

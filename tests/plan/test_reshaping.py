@@ -68,11 +68,12 @@ def mistakes(recipe, folder):
         ("depth: 0.9", "depth: 0.9 of 2 leaves all. Ask for less."),
         (
             "heads: 3",
-            "heads: 3, and there are 4 heads of queries, which leave in whole groups. Use 2.",
+            "heads: 3 of 4 heads, which leave in whole groups and divide the width of 64, cannot "
+            "be. Use 2.",
         ),
         (
             "kv_heads: 2",
-            "kv_heads: 2, and there are 2 heads of keys and values, which leave in whole groups. "
+            "kv_heads: 2 of 2 heads of keys and values, of which neighbours are merged, cannot be. "
             "Use 1.",
         ),
     ],

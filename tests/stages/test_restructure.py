@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from students import IDS, states
+from students import IDS, cut, states
 
-from compress.journal import Journal
-from compress.recipe.restructure import Restructure
 from compress.recipe.schema import Quantize
 from compress.results import Limits
 from compress.shape import shape_of
-from compress.stages import quantize, restructure
+from compress.stages import quantize
 from compress.stages.context import Context
-from compress.student import Student
 from compress.surgery.walk import empty_model, hidden_states
 from compress.teacher.folder import open_folder
 
@@ -43,16 +40,6 @@ class Changed:
 def matrix(tensors, linear):
     weight = tensors[linear.name + ".weight"]
     return weight.T if linear.transposed else weight  # a view: written through
-
-
-def cut(teacher, scratch, ids=IDS, **fields):
-    scratch.mkdir(exist_ok=True)
-    journal = Journal(scratch / "journal.jsonl", {})
-    student = Student(teacher, scratch, journal)
-    context = Context(
-        ids, "cpu", torch.float32, scratch, limits=Limits(64, 1 << 30), ledger=journal
-    )
-    return student, restructure.run(student, Restructure(**fields), context)
 
 
 def assert_says_the_same(student, teacher):
