@@ -1,0 +1,57 @@
+import dataclasses
+
+import pytest
+
+from compress.report import html, markdown, shapes
+from compress.results import BlockCut, Candidate, ModelShape, Restructured, Results, StageResult
+from compress.results.text import from_json, to_json
+
+BEFORE = ModelShape(3, 9, 3, 1536, 576, 134_515_008)
+AFTER = ModelShape(2, 9, 3, 1152, 576, 110_000_000)
+
+
+@pytest.fixture
+def cut(results):
+    blocks = (
+        BlockCut(0, 0, 9, 3, 1152, 0.21, None, 0.031),
+        BlockCut(1, None, 0, 0, 0, 0.05, 0.124, None),
+        BlockCut(2, 1, 9, 3, 1152, 0.4, None, 0.052),
+    )
+    candidates = (Candidate(AFTER, 0.3, True), Candidate(BEFORE, 0.5, False, 0.93))
+    found = Restructured("keep 0.8", True, BEFORE, AFTER, blocks, candidates)
+    stage = StageResult("restructure", "restructure", (), shape=found)
+    return dataclasses.replace(results, stages=(stage, *results.stages))
+
+
+def test_the_summary_begins_with_what_became_fewer(cut, results):
+    rows = {row.label: (row.before, row.after) for row in shapes.summary(cut)}
+    assert rows["blocks"] == ("3", "2")
+    assert rows["MLP channels"] == ("1,536", "1,152")
+    assert "query heads" not in rows
+    assert "parameters" in rows
+    assert not list(shapes.summary(results))
+
+
+def test_what_was_removed_is_told_block_by_block(cut):
+    (found,) = shapes.stages(cut)
+    assert shapes.text(found) == "Asked for keep 0.8; what is left was repaired. Removed: 1."
+    rows = shapes.block_table(found).rows
+    assert rows[1][:5] == ("1", "–", "–", "–", "–")
+    assert rows[2][:5] == ("2", "1", "9", "3", "1,152")
+
+
+def test_candidates_come_the_best_first(cut):
+    (found,) = shapes.stages(cut)
+    first, second = shapes.candidate_table(found).rows
+    assert first[0] == "2 blocks, 9/3 heads, 1,152 channels, width 576"
+    assert first[1] == "chosen"
+    assert second[3] == "0.93 ×"
+
+
+def test_both_pages_show_it_and_records_come_back(cut, results):
+    assert "What was taken away" in markdown.render(cut, None)
+    page = html.render(cut, None)
+    assert "What was taken away" in page
+    assert "Shapes that were tried" in page
+    assert "What was taken away" not in html.render(results, None)
+    assert from_json(Results, to_json(cut)) == cut
