@@ -240,13 +240,14 @@ def _dense_shapes(
         raise ArtifactError(f"{twice[0]}.kept: extra, {twice[0]} is stored quantized already.")
     stored = {name: form.stored(name, matrix) for name, matrix in matrices.items()}
     stored |= {name: sparse.stored(name, found) for name, found in pruned.items()}
-    for name, matrix in {**matrices, **pruned}.items():
+    sizes = {name: (matrix.rows, matrix.columns) for name, matrix in matrices.items()}
+    sizes |= {name: (found.rows, found.columns) for name, found in pruned.items()}
+    for name, size in sizes.items():
         check_stored(stored[name], checkpoint.tensors)
         for stored_name in stored[name]:
             del shapes[stored_name]
         if f"{name}.weight" in shapes:
             raise ArtifactError(f"{name}.weight: extra, {name} is stored otherwise already.")
-        size = (matrix.rows, matrix.columns)
         shapes[f"{name}.weight"] = size[::-1] if _transposed(config, name) else size
     if extra := sorted(name for name in shapes if _unexplained(name, form.SUFFIXES, matrices)):
         raise ArtifactError(

@@ -46,5 +46,5 @@ def refit(
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    """above / below by rows, 0 where a row has arrived."""
+    """One over the other by rows, 0 where a row has arrived."""
     return torch.where(below > 0, above / below.clamp_min(torch.finfo(below.dtype).tiny), 0.0)

@@ -64,7 +64,8 @@ file with `# yaml-language-server: $schema=…/recipes/recipe.schema.json`.
 _PATTERNS = """\
 ## Patterns
 
-`targets`, `ignore` and `overrides` of `quantize` and `prune` name linears of the decoder blocks by their dotted names:
+`targets`, `ignore` and `overrides` of `quantize` and `prune` name linears of the decoder blocks by
+their dotted names:
 
 | pattern | names |
 |---|---|
@@ -75,8 +76,8 @@ _PATTERNS = """\
 
 All three are spelled as in llm-compressor.
 
-A linear is quantized or pruned if `targets` names it and `ignore` does not. Where several patterns of
-`overrides` name it, the first decides. A pattern that names nothing is an error, found when the
+A linear is quantized or pruned if `targets` names it and `ignore` does not. Where several patterns
+of `overrides` name it, the first decides. A pattern that names nothing is an error, found when the
 teacher's headers have been read. The head is no block linear: the field `head` decides it.
 `ignore: [lm_head]`, as other tools write it, is accepted and says that the head stays dense.
 """

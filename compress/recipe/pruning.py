@@ -33,7 +33,7 @@ class Pruning:
 
     @property
     def neighbours(self) -> int | None:
-        """How many neighbours in a row compete to stay; None: all weights of a row or the matrix."""
+        """How many neighbours in a row compete to stay; None: all of a row, or of the matrix."""
         return int(self.pattern.split(":")[1]) if self.pattern else None
 
     @property

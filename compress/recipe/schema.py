@@ -188,12 +188,12 @@ class Recipe(BaseModel):
                 "Choose fail, or ask for fewer bits."
             )
         stages = info.data.get("stages", ())
-        if value.gates and value.gates.on_violation == "escalate" and stages:
-            if not any(stage.quantize for stage in stages):
-                raise ValueError(
-                    "gates: escalate gives linears of a stage quantize more bits, and there is no "
-                    "such stage. Choose fail or keep_dense."
-                )
+        barren = stages and not any(stage.quantize for stage in stages)
+        if value.gates and value.gates.on_violation == "escalate" and barren:
+            raise ValueError(
+                "gates: escalate gives linears of a stage quantize more bits, and there is no such "
+                "stage. Choose fail or keep_dense."
+            )
         floating = [
             f"stages[{index}]"
             for index, stage in enumerate(info.data.get("stages", ()))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.anatomy import Block, Linear
+from compress.kernels.activations import Rounds
 from compress.kernels.grid import Rounded
 from compress.kernels.hessian import accumulate, mean
 from compress.kernels.int8 import product
@@ -165,10 +166,7 @@ class _Block:
         for linear in group:
             dense = weights[linear.name]
             if linear.name in rounded:
-                found = rounded[linear.name]
-                pruned = isinstance(found, Tensor)  # and stays a weight; see `stages.pruning`
-                dense = found if pruned else found.dequantize()
-                rounds = None if pruned else product(found)
+                dense, rounds = _made(rounded[linear.name])
                 inputs.replace(self.module, self.block, linear, dense, rounds)
             if self.drift is not None:
                 self.drift.passed(linear, seen.given, dense)
@@ -203,6 +201,13 @@ class _Block:
             return seen
         lacks = self.drift.lacks(group, seen.given, weights, seen.hessian)
         return replace(seen, lacks=lacks)
+
+
+def _made(part: Rounded) -> tuple[Tensor, Rounds | None]:
+    """The weight that a linear has become, and how it rounds inputs; see also `stages.pruning`."""
+    if isinstance(part, Tensor):  # pruned, and no codes
+        return part, None
+    return part.dequantize(), product(part)
 
 
 def _in_order(here: _Block) -> Solution:

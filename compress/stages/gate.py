@@ -18,10 +18,8 @@ from compress.anatomy import Linear
 from compress.errors import GateMissed
 from compress.kernels.grid import Rounded
 from compress.recipe.gates import LinearGate, wider
-from compress.recipe.pruning import Pruning
 from compress.recipe.scheme import Scheme
 from compress.results import LinearResult
-from compress.stages.pruning import Pruner
 from compress.stages.rounding import Rounder
 
 Solution = tuple[dict[str, Rounded], list[LinearResult]]
@@ -31,13 +29,14 @@ _ASKED_FROM_OUTSIDE = "a gate on the whole student asked for more bits"
 
 @dataclass(frozen=True)
 class Gated:
-    """Rounds linears as a `Rounder` does, or prunes them, and lets none pass that misses the gate.
+    """Rounds linears as a `Rounder` does, and lets none pass that misses the gate.
 
-    asked: what the recipe asks for, by linear name; `rounder` may begin with more bits.
+    asked: what the recipe asks for, by linear name; `rounder` may begin with more bits. A `Pruner`
+    in its place is held alike; what it prunes is `floating`, so that nothing is widened.
     """
 
-    rounder: Rounder | Pruner
-    asked: Mapping[str, Scheme] | Mapping[str, Pruning]
+    rounder: Rounder
+    asked: Mapping[str, Scheme]
     gate: LinearGate | None = None
 
     def __call__(
@@ -106,15 +105,13 @@ class Gated:
         bits: int,
     ) -> Solution:
         """A group, solved with at least so many bits."""
-        rounder = self.rounder
-        if isinstance(rounder, Rounder):
-            schemes = {
-                linear.name: with_bits(scheme, max(bits, scheme.bits))
-                for linear in group
-                for scheme in [rounder.schemes[linear.name]]
-            }
-            rounder = dataclasses.replace(rounder, schemes=schemes)
-        return rounder(group, weights, hessian, peaks, lacks)
+        schemes = {
+            linear.name: with_bits(scheme, max(bits, scheme.bits))
+            for linear in group
+            for scheme in [self.rounder.schemes[linear.name]]
+        }
+        wider_rounder = dataclasses.replace(self.rounder, schemes=schemes)
+        return wider_rounder(group, weights, hessian, peaks, lacks)
 
     def _told(self, record: LinearResult) -> LinearResult:
         """The record, which says so where its linear was given more bits than asked for."""

@@ -32,7 +32,7 @@ def run(student: Student, spec: Prune, context: Context) -> StageResult:
     found = {linear.name: pruning_for(spec, linear.name) for linear in student.anatomy.linears}
     schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
     pruner = Pruner(schemes, spec.on_unsolvable, context.limits.solve_rows)
-    solve = Gated(pruner, schemes, context.gate)
+    solve = Gated(pruner, schemes, context.gate)  # type: ignore[arg-type]  # held alike
     if not spec.needs_calibration:
         return StageResult("prune", spec.method, tuple(_by_weights(student, solve, context)))
     results, _ = solve_blocks(

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -36,7 +38,7 @@ def test_shares_of_pieces_add_up(count, of, widths):
     count, edges = min(count, of), [0]
     for width in widths:
         edges.append(edges[-1] + width)
-    pieces = [share(count, of, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [share(count, of, a, b) for a, b in itertools.pairwise(edges)]
     assert sum(pieces) == edges[-1] * count // of
     assert all(0 <= kept <= width for kept, width in zip(pieces, widths, strict=True))
 

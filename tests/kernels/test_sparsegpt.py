@@ -3,8 +3,8 @@ import torch
 from oracles import least_squares, squared_error
 from oracles import sparsegpt as oracle
 
-from compress.kernels.grid import Rounded, fit
 from compress.kernels.gptq import gptq
+from compress.kernels.grid import Rounded, fit
 from compress.kernels.hessian import invert
 from compress.kernels.masks import best
 from compress.kernels.refit import refit

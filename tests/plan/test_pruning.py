@@ -102,7 +102,7 @@ def test_a_plain_folder_with_zeros_opens_anywhere():
 
 def test_memory_and_work_are_told():
     half = job(f"stages=[{HALF}]")
-    whole = job(f"stages=[{{prune: {{method: magnitude, sparsity: 0.5}}}}]")
+    whole = job("stages=[{prune: {method: magnitude, sparsity: 0.5}}]")
     corrected = job("stages=[{prune: {sparsity: 0.5, error_correction: 0.5}}]")
     steps = [memory.predict(one, Limits(), ())["compress"] for one in (whole, half, corrected)]
     assert steps == sorted(steps)

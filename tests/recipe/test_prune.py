@@ -48,7 +48,7 @@ MISTAKES = {
     "sparsity: 0.5, sparcity: 0.5": "prune.sparcity: unknown field. Did you mean sparsity?",
     "method: magnitude, sparsity: 0.5, damp_percent: 0.1": "magnitude does not use this field. "
     "Leave it out, or choose method: admm or sparsegpt or wanda.",
-    "method: magnitude, sparsity: 0.5, refine: 3": "prune.refine: magnitude does not use this field",
+    "method: magnitude, sparsity: 0.5, refine: 3": "prune.refine: magnitude does not",
     "method: wanda, sparsity: 0.5, quantize: {bits: 4}": "wanda does not use this field. Leave it "
     "out, or choose method: admm or sparsegpt.",
     "method: wanda, sparsity: 0.5, error_correction: 0.25": "wanda moves no weight, so it does not "
@@ -56,7 +56,7 @@ MISTAKES = {
     "sparsity: 0.5, error_correction: 0.2, true_sequential: false": "prune.error_correction: 0.2, "
     "but true_sequential is false.",
     "sparsity: 0.5, quantize: {bits: 5}": "prune.quantize.bits: 5 is not one of 2, 3, 4, 8",
-    "sparsity: 0.5, overrides: {'*': {sparsity: 0.1, pattern: '1:2'}}": "1:2, but sparsity is given",
+    "sparsity: 0.5, overrides: {'*': {sparsity: 0.1, pattern: '1:2'}}": "1:2, but sparsity",
 }
 
 

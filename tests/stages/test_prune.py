@@ -145,7 +145,7 @@ def test_overrides_and_ignore_decide_linear_by_linear(tiny_llama, tmp_path):
         ignore=["*.k_proj"],
         overrides={"*.down_proj": {"pattern": "4:8"}, "*.up_proj": {"sparsity": 0.25}},
     )
-    found = dict((linear.name, weight) for linear, weight in weights(student))
+    found = {linear.name: weight for linear, weight in weights(student)}
     assert (found["model.layers.0.self_attn.k_proj"] != 0).all()
     down = found["model.layers.0.mlp.down_proj"]
     assert ((down.view(len(down), -1, 8) != 0).sum(2) == 4).all()

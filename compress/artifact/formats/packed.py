@@ -85,7 +85,8 @@ def encode_pruned(
     """Yield the stored tensors of a pruned matrix, of which `kept` weights stay."""
     pruned: dict[str, Tensor] = {}
     plain = rounded.numbers == "int" and rounded.inputs is None  # others are for fast products
-    if plain and sparse.codes_pay(*rounded.codes.shape, kept, rounded.bits):
+    rows, columns = rounded.codes.shape
+    if plain and sparse.codes_pay(rows, columns, kept, rounded.bits):
         zero = rounded.zero.repeat_interleave(rounded.group_size, 1)
         pruned = dict(sparse.encode_codes(name, rounded.codes, zero, rounded.bits, kept))
     for stored_name, tensor in encode(name, rounded, linear, dtype):
