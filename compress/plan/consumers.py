@@ -33,6 +33,7 @@ _GPUS: Mapping[Kind, str] = {
     "nvfp4": "Blackwell (10.0) multiplies it, from 7.5 on its weights only",
     "mxfp4": "Blackwell (10.0) multiplies it and its inputs, from 8.0 on its weights only",
 }
+_ZEROS = "a plain folder; zeros make nothing faster there"
 _CPU_MULTIPLE = 32  # of every width, for vLLM's W4A16 product on a CPU
 
 
@@ -78,7 +79,7 @@ def consumers(
     if _kinds(matrices) & {"nvfp4", "mxfp4"}:
         told_to = ", in bfloat16"
     if format in (_EXPORT, "dense") and not matrices and cached is None:
-        return _plain(told)
+        return _plain(told, "a plain folder" if format == "dense" else _ZEROS)
     terms = {
         "transformers": _TERMS.get(
             format, f"with the compressed-tensors package{told_to}; it expands the weights"
@@ -93,10 +94,9 @@ def consumers(
     )
 
 
-def _plain(told: Mapping[str, tuple[str, ...]]) -> tuple[Consumer, ...]:
+def _plain(told: Mapping[str, tuple[str, ...]], terms: str) -> tuple[Consumer, ...]:
     """Nothing is quantized: a folder as any other, whatever of it is zero."""
-    terms = ("a plain folder; zeros make nothing faster there",)
-    return tuple(Consumer(name, not reasons, reasons or terms) for name, reasons in told.items())
+    return tuple(Consumer(name, not reasons, reasons or (terms,)) for name, reasons in told.items())
 
 
 def _ours(anatomy: Anatomy, config: Mapping[str, Any]) -> Iterator[str]:

@@ -24,9 +24,11 @@ from compress.errors import StorageError
 from compress.plan import caching, rotation
 from compress.plan.footprint import Job
 from compress.plan.pruning import pruned
+from compress.plan.reshaping import CANDIDATES, DEPTH_TOKENS, FITTED_WINDOWS
 from compress.plan.sizes import stage_schemes
 from compress.recipe.methods import INT8
 from compress.recipe.prune import Prune
+from compress.recipe.restructure import Restructure
 
 log = logging.getLogger("compress")
 FILE = "pace.json"
@@ -153,6 +155,8 @@ def _stage_work(job: Job, index: int) -> float:
         return _SLOW * rotation.work(job)
     if (prune := job.recipe.stages[index].prune) is not None:
         return _prune_work(job, prune)
+    if (restructure := job.recipe.stages[index].restructure) is not None:
+        return _restructure_work(job, restructure)
     if spec is None:
         return caching.work(job) if job.recipe.stages[index].kv_cache else _allocate_work(job)
     operations = 0.0
@@ -177,6 +181,26 @@ def _stage_work(job: Job, index: int) -> float:
     walked = sum(linear.weights for block in job.anatomy.blocks[:last] for linear in block.linears)
     forwards = 2 if int8 or spec.error_correction or not spec.true_sequential else 1
     return operations + 2 * forwards * tokens * walked
+
+
+def _restructure_work(job: Job, spec: Restructure) -> float:
+    """Forwards of student and teacher, what o and down are solved from, blocks left out in turn."""
+    anatomy, tokens = job.anatomy, float(job.tokens)
+    rounds = 2 if spec.repair else 1
+    operations = 2 * rounds * tokens * anatomy.weights
+    for linear in anatomy.linears:
+        if linear.role in ("o", "down"):
+            rows, columns = linear.out_features, linear.in_features
+            products = tokens * columns * (columns + rounds * (columns + rows))
+            operations += products + _SLOW * (6 * columns + 2 * rows) * columns**2
+    if spec.searches:
+        windows = job.recipe.calibration.samples
+        operations *= 1 + CANDIDATES * min(1.0, FITTED_WINDOWS / windows)
+    if spec.searches or spec.depth is not None:
+        blocks = len(anatomy.blocks)
+        read = anatomy.weights / blocks * blocks**2 + blocks * anatomy.head.weights / 4
+        operations += 2 * DEPTH_TOKENS * 2 * read
+    return operations
 
 
 def _prune_work(job: Job, prune: Prune) -> float:

@@ -26,6 +26,9 @@ from compress.shape import (
 )
 from compress.teacher.headers import Headers
 
+DEPTH_TOKENS = 1024  # stages.depth: on which blocks are left out
+CANDIDATES = 8  # stages.search: shapes that are tried at most
+FITTED_WINDOWS = 8  # on which each is repaired
 _WORDS = {
     "blocks": "blocks", "heads": "query heads", "kv_heads": "heads of keys and values",
     "channels": "MLP channels", "hidden": "width",
@@ -73,6 +76,20 @@ def _cut(found: Made, after: Shape) -> Made:
     shapes = {name: s for name, (_, s) in cut_tensors(found.anatomy, before, left).items()}
     config = cut_config(found.config, before, left)
     return Made(config, anatomies.read(config, shapes))
+
+
+def cut_bytes(recipe: Recipe, headers: Headers) -> int:
+    """Of blocks that were cut, as they are committed: what was fitted, in the shape that it had."""
+    found, total = turned_headers(recipe, headers.cast(recipe.teacher.dtype)), 0
+    for _, spec in recipe.restructurings:
+        roles = ("o", "down") if spec.kv_heads is None else ("q", "k", "v", "o", "down")
+        fitted = [
+            f"{linear.name}.weight" for linear in found.anatomy.linears if linear.role in roles
+        ]
+        total += sum(map(found.nbytes, fitted))
+        before = shape_of(found.config, found.anatomy)
+        found = cut_headers(found, target(before, **spec.shares))
+    return total
 
 
 def mistakes(recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]) -> Found:

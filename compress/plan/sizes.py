@@ -21,7 +21,7 @@ from compress.artifact.write import beside, config_text
 from compress.plan import pruning
 from compress.plan.files import Tensor, gguf_bytes, index_bytes, nbytes, shard_bytes
 from compress.plan.files import shards as split
-from compress.plan.reshaping import cut_headers, made_headers
+from compress.plan.reshaping import cut_bytes, cut_headers, made_headers
 from compress.recipe.allocate import free, head_is_free
 from compress.recipe.schema import Allocate, Quantize, Recipe
 from compress.recipe.scheme import Scheme, head_scheme, scheme_for
@@ -214,7 +214,7 @@ def disk(recipe: Recipe, headers: Headers, spilled_bytes: int) -> dict[str, int]
         "dequantized teacher": headers.converted_bytes,
         "artifact": size(recipe, headers).size_bytes,
         # in OUT.partial, until the artifact is whole
-        "finished blocks": committed + _pruned_bytes(recipe, headers),
+        "finished blocks": committed + _pruned_bytes(recipe, headers) + cut_bytes(recipe, headers),
         "activations": spilled_bytes,
     }
 

@@ -11,11 +11,13 @@ from compress.plan import caching, rotation, sizes
 from compress.plan.footprint import HEAP, Job
 from compress.plan.pace import DRAWS
 from compress.plan.pruning import pruned
+from compress.plan.reshaping import DEPTH_TOKENS
 from compress.recipe.methods import INT8
 from compress.recipe.schema import Quantize
 from compress.recipe.scheme import Scheme, scheme_for
 from compress.results import Limits
 
+_CHOOSING = 3  # float32 copies of the inverse and of the weight (kernels.structure)
 _PROBABILITIES = 128  # kernels.fisher: tokens whose probabilities are held at once
 _PRUNED = 4  # more float32 copies of a stack that is pruned and refined (kernels.refit)
 _SLICE = 3.4  # float32 copies of the rows being solved (kernels.gptq), and their codes
@@ -35,6 +37,7 @@ def compress(job: Job, limits: Limits) -> int:
             peak = max(peak, _head(job, limits, found[job.anatomy.head]))
         before |= schemes.keys()
     peak = max(peak, _allocate(job, limits), _prune(job, limits), rotation.memory(job))
+    peak = max(peak, _restructure(job, limits))
     return max(job.base_bytes + HEAP + peak, caching.memory(job, limits))
 
 
@@ -59,6 +62,31 @@ def _prune(job: Job, limits: Limits) -> int:
             stacks = [sum(linear.weights for linear, _ in group) for group in groups]
             waiting = job.item_bytes * sum(stacks)
             peak = max(peak, solver.peak() + waiting + 4 * _PRUNED * max(stacks, default=0))
+    return peak
+
+
+def _restructure(job: Job, limits: Limits) -> int:
+    """Blocks that are cut, o and down solved, the teacher's beside them where they are repaired.
+
+    Before that, what enters every block is held for a few tokens, and what is said of them.
+    """
+    peak = 0
+    for _, spec in job.recipe.restructurings:
+        fields = {"error_correction": 1.0 if spec.repair else 0.0}
+        like = Quantize.model_validate({"bits": 8, "group_size": -1, **fields})
+        for block in job.anatomy.blocks:
+            cut = [linear for linear in block.linears if linear.role in ("o", "down")]
+            found = ((linear.name, scheme_for(like, linear.name)) for linear in cut)
+            schemes = {name: scheme for name, scheme in found if scheme is not None}
+            solver = _BlockMemory(job, limits, like, block, frozenset(), schemes)
+            widest = max(cut, key=lambda linear: linear.in_features)
+            choosing = 4 * _CHOOSING * (widest.in_features**2 + widest.weights)
+            waiting = job.item_bytes * sum(linear.weights for linear in cut)
+            peak = max(peak, solver.peak() + waiting + choosing)
+        if spec.depth is not None or spec.searches:
+            entering = len(job.anatomy.blocks) * DEPTH_TOKENS * job.anatomy.hidden_size
+            said = 4 * 4 * DEPTH_TOKENS // 4 * job.anatomy.vocab_size
+            peak = max(peak, job.item_bytes * (entering + job.anatomy.head.weights) + said)
     return peak
 
 
