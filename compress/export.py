@@ -34,6 +34,7 @@ from compress.verify import reference
 from compress.verify.run import verify
 
 RECORD = "export.json"
+_PLAIN = ("dense", "compressed-tensors", "packed")  # what also holds pruned weights, not quantized
 SCHEMA_VERSION = 1
 
 
@@ -41,7 +42,7 @@ SCHEMA_VERSION = 1
 class Difference:
     """How far the exported weights are from those of the artifact they come from."""
 
-    weights: int  # of quantized matrices
+    weights: int  # of quantized and pruned matrices
     changed_weights: int
     largest: float  # of all absolute differences
     mean: float  # over all these weights
@@ -100,6 +101,7 @@ def export(
             tokenizer_files=companions(source),
             format=format,
             max_shard_bytes=max_shard_bytes,
+            kept={name: weights.kept for name, weights in artifact.pruned.items()},
         )
         _tell(watch, 1, "compare")
         written = open_artifact(folder)
@@ -122,7 +124,7 @@ def _tell(watch: Watch, done: int, doing: str) -> None:
 
 
 def _check(artifact: Artifact, format: str) -> None:
-    if not artifact.matrices:
+    if not artifact.matrices and not (artifact.pruned and format in _PLAIN):
         raise ArtifactError(
             f"{artifact.folder}: {artifact.format}, holds weights and no integers. Export from the "
             "artifact that a recipe made, best in artifact.format: packed."
@@ -160,10 +162,10 @@ def _group(artifact: Artifact, names: tuple[str, ...]) -> Iterator[tuple[str, Te
 
 
 def _difference(before: Artifact, after: Artifact) -> Difference:
-    """Hold every weight of the quantized matrices, as read back, against the artifact's."""
+    """Hold every weight of quantized and pruned matrices, as read back, against the artifact's."""
     count = changed = 0
     total, largest, worst = 0.0, 0.0, None
-    for name in before.matrices:
+    for name in (*before.matrices, *before.pruned):
         wanted, found = before.tensor(f"{name}.weight"), after.tensor(f"{name}.weight")
         error = (found.float() - wanted.float()).abs_()
         count += error.numel()

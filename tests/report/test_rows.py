@@ -37,6 +37,19 @@ def test_summary_without_times_or_measures_has_no_such_rows(results, bare):
     assert [row.label for row in rows.summary(bare, None)] == ["size on disk", "bits per weight"]
 
 
+def test_zeros_are_told_and_that_they_make_nothing_faster(results):
+    stage = results.stages[0]
+    thin = [replace(linear, sparsity=0.5, kept_weights=5) for linear in stage.linears]
+    thin[0] = replace(thin[0], sparsity=0.75, bits=None, group_size=None)
+    pruned = replace(results, stages=(replace(stage, linears=tuple(thin)),))
+    row = line(pruned, None, "zeros")
+    assert row.after == "50.0 % to 75.0 %"
+    assert row.note.endswith("nothing here runs faster for it")
+    stored = {name: how for name, how, *_ in rows.worst_table(pruned).rows}
+    assert all("zeros" in how for how in stored.values())
+    assert "zeros" not in {row.label for row in rows.summary(results, None)}
+
+
 def test_perplexity_stands_with_its_protocol(results):
     row = line(results, None, "perplexity")
     assert (row.before, row.after, row.difference) == ("21.37", "22.94", "+7.3 %")
