@@ -12,6 +12,9 @@ arXiv:2302.04089.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -80,34 +83,108 @@ def _costs(W: Tensor, Hinv: Tensor, units: Tensor) -> Tensor:
     return costs
 
 
+@dataclass(frozen=True)
+class Moments:
+    """What was seen of a linear on some windows: means over so many tokens."""
+
+    tokens: float
+    hessian: Tensor  # [I, I] float32, E[x xᵀ]
+    must: Tensor  # [O, I] float32, E[(y - W x) xᵀ]: outputs y are wanted other than W x
+    wish: Tensor  # [O, I] float32, the same, of what may be asked for in part
+
+    def __add__(self, other: Moments) -> Moments:
+        """Of both together."""
+        tokens = self.tokens + other.tokens
+        share = other.tokens / tokens
+        pairs = zip(self._means, other._means, strict=True)
+        return Moments(tokens, *(torch.lerp(one, two, share) for one, two in pairs))
+
+    @property
+    def _means(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.hessian, self.must, self.wish
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A weight on the inputs that are left, and how far what was seen was trusted."""
+
+    weight: Tensor  # [O, K] float32
+    damp_percent: float
+    share: float  # of the wish
+
+
 def refit(
     weight: Tensor,
-    hessian: Tensor,
+    halves: Sequence[Moments],
     kept: Tensor,
     *,
-    damp_percent: float,
-    lacks: Tensor | None = None,
-) -> Tensor:
-    """The weight on the inputs that are left which comes nearest to what all of them gave.
+    damp_percents: Sequence[float],
+    most: float = 1.0,
+) -> Fitted:
+    """The weight on the inputs that are left which comes nearest to what is wanted.
+
+    Seen are a few thousand tokens, and inputs are many: without damping a fit repeats the noise of
+    its text. What is fitted to one half of the text is asked of the other, for each damping; with
+    it the best share of the wish is known in closed form.
 
     Args:
         weight: [O, I].
-        hessian: [I, I] float32, mean of x xᵀ, undamped; read.
+        halves: what was seen, in two halves of the text, or in one: then nothing can be asked.
         kept: [K] int64, the inputs that are left, ascending.
-        damp_percent: fraction of the mean diagonal that keeps the weight where it was.
-        lacks: [O, I] float32, E[(y - W x) xᵀ] where outputs y are wanted other than W x.
+        damp_percents: to choose from; of the diagonal of each input.
+        most: of the wish.
 
-    Returns:
-        [O, K] float32.
+    Raises:
+        SolveError: a Hessian is not positive definite.
+    """
+    W, whole = weight.float(), halves[0] if len(halves) == 1 else halves[0] + halves[1]
+    damp, share = damp_percents[0], most
+    if len(halves) == 2:
+        tried = [_asked(W, halves, kept, one, most) for one in damp_percents]
+        _, share, damp = min(zip(*zip(*tried, strict=True), damp_percents, strict=True))
+    must, wish = _solutions(W, whole, kept, damp)
+    return Fitted(must + share * wish, damp, share)
+
+
+def _asked(
+    W: Tensor, halves: Sequence[Moments], kept: Tensor, damp_percent: float, most: float
+) -> tuple[float, float]:
+    """What halves lose with what the other was fitted to, but for a constant; the best share."""
+    square = linear = loss = 0.0
+    for seen, asked in (halves, halves[::-1]):
+        must, wish = _solutions(W, seen, kept, damp_percent)
+        H = asked.hessian[kept[:, None], kept]
+        wanted = (W @ asked.hessian + asked.must + asked.wish)[:, kept]
+        given = must @ H
+        loss += float((given * must).sum() - 2 * (wanted * must).sum())
+        linear += float((given * wish).sum() - (wanted * wish).sum())
+        square += float(((wish @ H) * wish).sum())
+    share = min(max(-linear / square, 0.0), most) if square > 0 else 0.0
+    return loss + 2 * share * linear + share * share * square, share
+
+
+def _solutions(
+    W: Tensor, seen: Moments, kept: Tensor, damp_percent: float
+) -> tuple[Tensor, Tensor]:
+    """What half a text asks for, [O, K]: without the wish, and what the wish adds."""
+    gone = torch.ones(W.shape[1], dtype=torch.bool, device=W.device)
+    gone[kept] = False
+    missing = W[:, gone] @ seen.hessian[gone][:, kept] + seen.must[:, kept]
+    inverse = damped_inverse(seen.hessian[kept[:, None], kept], damp_percent)
+    return W[:, kept] + missing @ inverse, seen.wish[:, kept] @ inverse
+
+
+def damped_inverse(hessian: Tensor, damp_percent: float) -> Tensor:
+    """The inverse [I, I] of a Hessian, each diagonal entry raised by a share of itself.
+
+    A few channels are driven a thousand times harder than others: a share of the mean would keep
+    these from being fitted at all.
 
     Raises:
         SolveError: the Hessian is not positive definite.
     """
-    W = weight.float()
-    gone = torch.ones(W.shape[1], dtype=torch.bool, device=W.device)
-    gone[kept] = False
-    missing = W[:, gone] @ hessian[gone][:, kept]  # [O, K]
-    if lacks is not None:
-        missing = missing + lacks[:, kept]
-    damped = invert(hessian[kept[:, None], kept], damp_percent)
-    return W[:, kept] + missing @ damped.inverse
+    scale = hessian.diagonal().sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)
+    normed = hessian / scale / scale[:, None]
+    found = invert(normed, damp_percent).inverse
+    return found.div_(scale).div_(scale[:, None])

@@ -85,13 +85,13 @@ class Restructure(BaseModel):
         default=1.0,
         ge=0,
         le=1,
-        description="Share of the errors of blocks before it that each repair is asked to undo.",
+        description="Most of the errors of blocks before it that each repair is asked to undo; how "
+        "much is decided on text that it was not fitted to.",
     )
-    damp_percent: float = Field(
-        default=0.01,
-        gt=0,
-        lt=1,
-        description="Fraction of the mean diagonal added to the Hessian; 0.01 is 1 %.",
+    damp_percent: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="Share of itself by which each entry of the Hessian's diagonal is raised; null "
+        "decides on text that a repair was not fitted to.",
     )
     sink_tokens: int = Field(
         default=2,
@@ -128,7 +128,7 @@ class Restructure(BaseModel):
 
     @field_validator(*_REPAIRING)
     @classmethod
-    def _is_used(cls, value: float, info: ValidationInfo) -> float:  # not called for defaults
+    def _is_used(cls, value: Any, info: ValidationInfo) -> Any:  # not called for defaults
         if info.data.get("repair") is False:
             raise ValueError("repair: false does not use this field. Leave out one of them.")
         return value

@@ -11,14 +11,14 @@ targets from the teacher's stream: Li et al. 2025 (GPTAQ), arXiv:2504.02692.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from compress.anatomy import Block, Linear, Role
-from compress.kernels.hessian import accumulate, invert, mean, output_errors, outputs
-from compress.kernels.structure import cheapest, magnitudes, refit
+from compress.kernels.hessian import accumulate, mean, output_errors, outputs
+from compress.kernels.structure import Moments, cheapest, damped_inverse, magnitudes, refit
 from compress.recipe.restructure import Restructure
 from compress.results import LinearResult
 from compress.shape import Kept, Shape, spread
@@ -26,6 +26,8 @@ from compress.stages.drift import Sinks, mean_of_pairs
 from compress.stages.merging import Attention
 from compress.stages.stream import Stream
 from compress.surgery.inputs import Forwards, assign
+
+_DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass
@@ -116,23 +118,27 @@ class Cutting:
         self.forwards.to(linear, x.append)
         biased = linear.bias and teacher is not None
         seen = _Seen(_with_ones(x) if biased else x, self._weight(linear, self._now(), biased))
-        hessian = self._hessian(seen.x)
+        halves = [self._hessian(half) for half in _halves(seen.x)]
+        hessian = sum(share * half for share, half in zip(_shares(seen.x), halves, strict=True))
         left = self._chosen(reader, x, seen.weight, hessian)
         kept = _places(left, reader, seen.weight)
-        dense = torch.zeros(seen.weight.shape, device=seen.weight.device)
+        dense, damp = torch.zeros(seen.weight.shape, device=seen.weight.device), None
         if teacher is None:
             dense[:, kept] = seen.weight[:, kept].float()
         else:
             theirs = teacher.given(linear)
             theirs = _with_ones(theirs) if biased else theirs
             wanted = self._weight(linear, teacher.stored, biased)
-            lacks = self._lacks(reader, seen, hessian, theirs, wanted)
-            damp = self.spec.damp_percent
-            dense[:, kept] = refit(seen.weight, hessian, kept, damp_percent=damp, lacks=lacks)
+            moments = self._moments(reader, seen, halves, theirs, wanted)
+            found = refit(
+                seen.weight, moments, kept, damp_percents=self._dampings(x, linear),
+                most=self.spec.error_correction,
+            )  # fmt: skip
+            dense[:, kept], damp = found.weight, found.damp_percent
             if linear.role == "o" and teacher.behind is not None:
                 _passed(teacher.behind, theirs, wanted, seen.x, dense)
         self._put(linear, dense, biased)
-        self.results.append(_result(linear, seen.weight.float(), dense, hessian))
+        self.results.append(_result(linear, seen.weight.float(), dense, hessian, damp))
         return left
 
     def _chosen(
@@ -146,27 +152,44 @@ class Cutting:
             windows = torch.cat([part.view(-1, self.seq_len, inner) for part in x])
             best = magnitudes(windows, unit=unit).topk(keep).indices
             return tuple(sorted(best.tolist()))
-        inverse = invert(hessian.clone(), self.spec.damp_percent).inverse[:inner, :inner]
+        damp = self.spec.damp_percent or inner / sum(map(len, x))  # the noise of a mean
+        inverse = damped_inverse(hessian, min(damp, 1.0))[:inner, :inner]
         return tuple(cheapest(weight[:, :inner], inverse, keep, unit=unit).tolist())
 
-    def _lacks(
+    def _dampings(self, x: Sequence[Tensor], linear: Linear) -> tuple[float, ...]:
+        """To choose from; of few windows there are no halves to choose on."""
+        if self.spec.damp_percent is not None:
+            return (self.spec.damp_percent,)
+        return _DAMPINGS if len(x) > 1 else (min(1.0, linear.in_features / len(x[0])),)
+
+    def _moments(
         self,
         reader: _Reader,
         seen: _Seen,
-        hessian: Tensor,
+        hessians: Sequence[Tensor],
         theirs: Sequence[Tensor],
         wanted: Tensor,
-    ) -> Tensor:
-        """What a linear is asked for beside W x: E[(y - W x) xᵀ], [O, I]."""
-        teacher, share, x = self.teacher, self.spec.error_correction, seen.x
-        lacks = wanted.float() @ self._pairs(theirs, x) - seen.weight.float() @ hessian
-        lacks *= 1.0 if reader.merged else share  # what was merged is made up for whole
-        if teacher is not None and teacher.behind is not None:
-            lacks += share * self._pairs(teacher.behind, x)
-            beyond = teacher.beyond() if reader.linear.role == "down" else None
-            if beyond is not None:
-                lacks += self._pairs(beyond, x)
-        return lacks
+    ) -> list[Moments]:
+        """What was seen, in halves: what a linear must make up for, and what would be well."""
+        teacher = self.teacher
+        behind = teacher.behind if teacher else None
+        found = []
+        for number, (x, hessian) in enumerate(zip(_halves(seen.x), hessians, strict=True)):
+            lacks = wanted.float() @ self._pairs(_halves(theirs)[number], x)
+            lacks -= seen.weight.float() @ hessian
+            wish = torch.zeros_like(lacks)
+            if behind is not None:
+                wish += self._pairs(_halves(behind)[number], x)
+            # what was merged is no more what the teacher's linear reads: all of it is made up for
+            must = lacks if reader.merged else torch.zeros_like(lacks)
+            wish += 0 if reader.merged else lacks
+            found.append(Moments(float(sum(map(len, x))), hessian, must, wish))
+        beyond = teacher.beyond() if teacher and reader.linear.role == "down" else None
+        if beyond is None:
+            return found
+        pairs = zip(_halves(beyond), _halves(seen.x), strict=True)
+        more = [self._pairs(added, x) for added, x in pairs]
+        return [replace(one, must=one.must + part) for one, part in zip(found, more, strict=True)]
 
     def _put(self, linear: Linear, dense: Tensor, biased: bool) -> None:
         """Give a linear another weight [O, I], and a bias where that is its last column."""
@@ -256,9 +279,23 @@ def _with_ones(x: Sequence[Tensor]) -> list[Tensor]:
     return [torch.cat([part, torch.ones_like(part[:, :1])], 1) for part in x]
 
 
-def _result(linear: Linear, weight: Tensor, dense: Tensor, hessian: Tensor) -> LinearResult:
+def _halves(x: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    """Every other batch; a single one cannot be halved."""
+    return [x[::2], x[1::2]] if len(x) > 1 else [x]
+
+
+def _shares(x: Sequence[Tensor]) -> list[float]:
+    """Of the tokens, in each half."""
+    counts = [sum(map(len, half)) for half in _halves(x)]
+    return [count / sum(counts) for count in counts]
+
+
+def _result(
+    linear: Linear, weight: Tensor, dense: Tensor, hessian: Tensor, damp: float | None
+) -> LinearResult:
     error, energy = (float(each.sum()) for each in output_errors(weight, dense.clone(), hessian))
     return LinearResult(
         linear.name, linear.block, linear.role, "restructure", "solved", None, None,
         relative_error=error / energy if energy else 0.0,
+        damp_percent=damp,
     )  # fmt: skip

@@ -2,7 +2,7 @@ import itertools
 
 import torch
 
-from compress.kernels.structure import cheapest, magnitudes, refit
+from compress.kernels.structure import Moments, cheapest, magnitudes, refit
 
 
 def problem(rows=6, columns=8, tokens=200):
@@ -16,11 +16,21 @@ def error(weight, x, dense):
     return float((x @ (weight - dense).T).square().sum(1).mean())
 
 
+def moments(weight, x, must=None, wish=None):
+    none = torch.zeros_like(weight)
+    hessian = x.T @ x / len(x)
+    return Moments(len(x), hessian, none if must is None else must, none if wish is None else wish)
+
+
+def fitted(weight, x, kept, **asked):
+    return refit(weight, [moments(weight, x, **asked)], kept, damp_percents=[1e-8]).weight
+
+
 def test_refit_is_the_least_squares_solution():
-    weight, x, hessian = problem()
+    weight, x, _ = problem()
     kept = torch.tensor([0, 2, 3, 7])
-    found = refit(weight, hessian, kept, damp_percent=1e-8)
     wanted = torch.linalg.lstsq(x[:, kept].double(), (x @ weight.T).double()).solution.T
+    found = fitted(weight, x, kept)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-3)
 
 
@@ -28,9 +38,36 @@ def test_refit_comes_nearest_to_other_outputs_when_told_what_it_lacks():
     weight, x, hessian = problem()
     kept, y = torch.tensor([1, 4, 5]), torch.randn(200, 6)
     lacks = y.T @ x / 200 - weight @ hessian
-    found = refit(weight, hessian, kept, damp_percent=1e-8, lacks=lacks)
     wanted = torch.linalg.lstsq(x[:, kept].double(), y.double()).solution.T
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-3)
+    for asked in ({"must": lacks}, {"wish": lacks}, {"must": lacks / 2, "wish": lacks / 2}):
+        found = fitted(weight, x, kept, **asked)
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_what_the_other_half_contradicts_is_not_followed():
+    weight, x, _ = problem(tokens=4000)
+    kept, halves = torch.arange(8), x.split(2000)
+    noise = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(3))
+    signal = torch.randn(6, 8, generator=torch.Generator().manual_seed(4))
+
+    def share(*wishes):
+        seen = [moments(weight, part, wish=wish) for part, wish in zip(halves, wishes, strict=True)]
+        return refit(weight, seen, kept, damp_percents=(0.01, 1.0)).share
+
+    assert share(noise[0], -noise[0]) == 0
+    assert share(*noise) < 0.4
+    assert share(signal, signal) > 0.9
+
+
+def test_few_tokens_are_trusted_less():
+    weight, x, _ = problem(columns=64, tokens=6400)
+    kept, dampings = torch.arange(48), (0.001, 0.01, 0.1, 1.0)
+
+    def damping(tokens):
+        halves = [moments(weight, part) for part in x[:tokens].split(tokens // 2)]
+        return refit(weight, halves, kept, damp_percents=dampings).damp_percent
+
+    assert damping(64) > damping(6400)
 
 
 def test_the_cost_of_one_unit_is_what_refitting_without_it_loses():
@@ -41,7 +78,7 @@ def test_the_cost_of_one_unit_is_what_refitting_without_it_loses():
         for gone in range(8 // unit):
             kept = torch.tensor([i for i in range(8) if i // unit != gone])
             dense = torch.zeros_like(weight)
-            dense[:, kept] = refit(weight, hessian, kept, damp_percent=1e-8)
+            dense[:, kept] = fitted(weight, x, kept)
             losses.append(error(weight, x, dense))
         best = min(range(len(losses)), key=losses.__getitem__)
         assert set(left.tolist()) == set(range(8 // unit)) - {best}
@@ -52,7 +89,7 @@ def test_units_removed_one_after_another_are_nearly_the_best_of_all():
 
     def loss(kept):
         dense = torch.zeros_like(weight)
-        dense[:, kept] = refit(weight, hessian, kept, damp_percent=1e-8)
+        dense[:, kept] = fitted(weight, x, kept)
         return error(weight, x, dense)
 
     every = [loss(torch.tensor(kept)) for kept in itertools.combinations(range(8), 4)]
