@@ -75,6 +75,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="new folder for artifacts, logs, result.json")
     add("--runs", type=int, default=1, help="runs of each side; medians are shown")
     add("--samples", type=int, default=128)
+    add("--our-samples", type=int, help="fewer of the same windows for ours; default: as many")
     add("--seq-len", type=int, default=512)
     add("--threads", type=int, default=os.cpu_count())
     add("--windows", type=int, nargs=2, default=[40, 20], metavar=("PERPLEXITY", "KL"))
@@ -102,8 +103,9 @@ def sides(given: argparse.Namespace, windows: Path) -> list[Contestant]:
 
 def ours(name: str, kind: Kind, given: argparse.Namespace, windows: Path) -> Contestant:
     """Our side of one kind."""
+    samples = given.our_samples or given.samples
     command = quantize.moved(kind.recipe, given, windows, "compressed-tensors")
-    command += [f"--set={one}" for one in (f"calibration.samples={given.samples}", *kind.sets)]
+    command += [f"--set={one}" for one in (f"calibration.samples={samples}", *kind.sets)]
     runner = (sys.executable, str(HERE / "peers" / "ours_run.py"))
     env = {**environment(given), "PYTHONPATH": str(measure.ROOT)}
     return Contestant(name, (*runner, *command, "--threads", str(given.threads)), env)
@@ -135,7 +137,8 @@ def page(result: Mapping[str, Any]) -> str:
             "",
             f"{result['hardware']}, on {settings['threads']} threads. Medians of "
             f"{settings['runs']} alternate runs. Calibration {settings['samples']} × "
-            f"{settings['seq_len']} tokens. Texts (sha256): {hashes}.",
+            f"{settings['seq_len']} tokens, of ours {settings['our_samples'] or 'as many'}. Texts "
+            f"(sha256): {hashes}.",
             "",
             *summary.table(result["teacher_read"], result["sides"]),
             "",
@@ -167,7 +170,7 @@ def measured(
     runs = quantize.alternate(contestants, runs=given.runs, out=given.out)
     folders = {side.name: side.folder(given.out, 0) for side in contestants}
     readings = quantize.read(given, folders, kl)
-    names = ("samples", "seq_len", "threads", "runs", "kinds")
+    names = ("samples", "our_samples", "seq_len", "threads", "runs", "kinds")
     hashed = [given.calibration.resolve(), *kl]
     facts = {
         **measure.about("benchmarks/prune.py", argv),

@@ -186,7 +186,7 @@ def test_sections_are_inserted_newest_first_and_only_below_a_marker(bench, tmp_p
 
 def test_results_page_holds_every_marker(bench):
     text = (BENCHMARKS.parent / "docs" / "results.md").read_text("utf-8")
-    commands = ("quantize", "decode", "equal_bytes", "tasks", "kv_cache")
+    commands = ("quantize", "prune", "decode", "equal_bytes", "tasks", "kv_cache")
     assert all(bench(command).MARKER in text for command in commands)
 
 
