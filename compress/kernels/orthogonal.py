@@ -37,7 +37,7 @@ def hadamard(size: int, generator: Generator) -> Tensor:
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
-    return matrix * signs / size**0.5
+    return cast("Tensor", matrix * signs / size**0.5)
 
 
 def random(size: int, generator: Generator) -> Tensor:

@@ -20,6 +20,7 @@ from compress.kernels.grid import ScaleSearch, fit, round_to_nearest
 _FURTHEST = 10.0  # powers of two from 1: no float16 is lost
 _STEPS, _RATE = 150, 0.05  # of the search
 _SEEN = 128  # inputs, and twice as many rows of weights, that it looks at
+_ROWS = 64  # of each weight, and up to twice as many, on which AWQ's exponents are tried
 _EXPONENTS = 10  # steps from 0 to 1 in which AWQ's is tried
 
 
@@ -118,7 +119,7 @@ def rounding_error(
 
 def some_rows(weight: Tensor) -> Tensor:
     """So many rows [n, I] of a weight [O, I], float32, as tell what rounding all of them loses."""
-    return _some(weight, _SEEN).float()
+    return _some(weight, _ROWS).float()
 
 
 def _some(rows: Tensor, count: int) -> Tensor:

@@ -15,14 +15,12 @@ from compress.student import Student
 from compress.surgery.rotate import rotated
 
 
-def run(student: Student, spec: Rotate, context: Context) -> StageResult:
+def run(student: Student, spec: Rotate, _: Context) -> StageResult:
     """Let a student go on from its teacher turned.
 
     Raises:
         ModelError: its family cannot be turned; plans say so beforehand.
     """
-    context.tell("rotate", 0, 1)
     turn = partial(rotated, residual=spec.residual, values=spec.values, seed=spec.seed)
     student.become(turn)
-    context.tell("rotate", 1, 1)
     return StageResult("rotate", f"residual {spec.residual}, values {spec.values}", ())
