@@ -23,6 +23,7 @@ from compress.evaluate.judge import Asked, Judgement, Reads, Said
 from compress.evaluate.model import evaluate
 from compress.plan import footprint, memory, pace
 from compress.plan.memory import Bounded
+from compress.plan.reshaping import made
 from compress.plan.sizes import Counter
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Places
@@ -116,7 +117,7 @@ def apply(  # noqa: PLR0913 - the options of a command
         results = until_accepted(
             partial(_attempt, run, clock),
             recipe.evaluate.gates,
-            anatomy=run.teacher.anatomy,
+            anatomy=made(recipe, run.teacher.anatomy, run.teacher.config).anatomy,
             widths=recipe.widths,
         )
         judged = results.verdict

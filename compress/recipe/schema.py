@@ -272,12 +272,12 @@ class Recipe(BaseModel):
     @property
     def rotate(self) -> Rotate | None:
         """The stage that turns the teacher, if there is one."""
-        return self.stages[0].rotate
+        return next((stage.rotate for stage in self.stages[:1]), None)
 
     @property
     def kv_cache(self) -> KVCache | None:
         """The stage that rounds keys and values, if there is one."""
-        return self.stages[-1].kv_cache
+        return next((stage.kv_cache for stage in self.stages[-1:]), None)
 
     def fed(self, index: int) -> Allocate | None:
         """The stage `allocate` that says the bits of stage `index`."""

@@ -119,7 +119,7 @@ class Cutting:
         biased = linear.bias and teacher is not None
         seen = _Seen(_with_ones(x) if biased else x, self._weight(linear, self._now(), biased))
         halves = [self._hessian(half) for half in _halves(seen.x)]
-        hessian = sum(share * half for share, half in zip(_shares(seen.x), halves, strict=True))
+        hessian = _together(halves, _shares(seen.x))
         left = self._chosen(reader, x, seen.weight, hessian)
         kept = _places(left, reader, seen.weight)
         dense, damp = torch.zeros(seen.weight.shape, device=seen.weight.device), None
@@ -282,6 +282,10 @@ def _with_ones(x: Sequence[Tensor]) -> list[Tensor]:
 def _halves(x: Sequence[Tensor]) -> list[Sequence[Tensor]]:
     """Every other batch; a single one cannot be halved."""
     return [x[::2], x[1::2]] if len(x) > 1 else [x]
+
+
+def _together(halves: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    return halves[0] if len(halves) == 1 else torch.lerp(halves[0], halves[1], shares[1])
 
 
 def _shares(x: Sequence[Tensor]) -> list[float]:

@@ -1,0 +1,112 @@
+"""A model that was cut, from the recipe to those who open it."""
+
+import json
+
+import pytest
+import torch
+
+from compress import pipeline
+from compress.artifact.layout import open_artifact
+from compress.recipe.load import load
+from compress.runtime.engine import Engine
+from compress.surgery import load as loaders
+from compress.surgery.walk import hidden_states, logits
+
+TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps. " * 60
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch, tiny_model):
+    """`recipe("tied llama", stages, *sets)`; four blocks, four heads, two of keys and values."""
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text(TEXT)
+    suite = "{set: ./text.txt, seq_len: 32, windows: 4}"
+    (tmp_path / "suite.yaml").write_text(f"version: 1\nperplexity: {suite}\ndivergence: {suite}\n")
+    folder = tiny_model("llama", tied=True, num_hidden_layers=4)
+    path = tmp_path / "mine.yaml"
+
+    def make(stages, *sets):
+        path.write_text(
+            "version: 1\n"
+            f"teacher: {{model: {folder}, dtype: float32}}\n"
+            f"calibration: {{set: {tmp_path}/text.txt, samples: 8, seq_len: 32}}\n"
+            f"stages: {stages}\n"
+            f"evaluate: {{suite: {tmp_path}/suite.yaml}}\n"
+        )
+        return load(str(path), sets)
+
+    return make
+
+
+def test_a_cut_model_is_judged_verified_and_opened_by_all(recipe, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    out = tmp_path / "out"
+    asked = recipe("[{restructure: {depth: 0.75, ffn: 0.5, kv_heads: 1}}]", "artifact.format=dense")
+    outcome = pipeline.apply(asked, out=out)
+    assert outcome.verification.passed
+    (stage,) = outcome.results.stages
+    assert (stage.shape.before.blocks, stage.shape.after.blocks) == (4, 3)
+    assert [cut.now for cut in stage.shape.blocks].count(None) == 1
+    assert {linear.block for linear in stage.linears} == {0, 1, 2}
+    assert outcome.results.divergence.kl_mean > 0
+    artifact = open_artifact(out)
+    ids = torch.arange(20)[None]
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    theirs = model(ids).logits[0].detach()
+    ours = hidden_states(artifact, ids, device="cpu", dtype=torch.float32)[0]
+    torch.testing.assert_close(logits(artifact, ours), theirs, rtol=1e-3, atol=1e-3)
+    assert Engine.open(out).generate("The") is not None
+    assert loaders.tokenizer(out)
+
+
+def test_a_run_that_is_cut_short_goes_on_to_the_same_bytes(recipe, tmp_path):
+    asked = recipe(
+        "[{restructure: {depth: 0.75, ffn: 0.5}}, {quantize: {group_size: 32}}]",
+        "evaluate.suite=none",
+    )
+    pipeline.apply(asked, out=tmp_path / "whole")
+
+    def stop(progress):
+        if progress.step == "quantize" and progress.done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.apply(asked, out=tmp_path / "cut", watch=stop)
+    pipeline.apply(asked, out=tmp_path / "cut")
+    one, two = (
+        json.loads((tmp_path / name / "manifest.json").read_text())["tensors"]
+        for name in ("whole", "cut")
+    )
+    assert one == two
+
+
+def test_a_gate_that_escalates_cuts_once(recipe, tmp_path):
+    asked = recipe(
+        "[{restructure: {ffn: 0.5}}, {quantize: {bits: 4, group_size: 32}}]",
+        "evaluate.gates={kl_mean_max: 0.0, on_violation: escalate, rounds_max: 1}",
+    )
+    steps = []
+    with pytest.raises(pipeline.GateMissed):
+        pipeline.apply(asked, out=tmp_path / "out", watch=lambda p: steps.append(p.step))
+    first = steps.index("escalate")
+    assert "restructure" not in steps[first:] or steps[first:].count("restructure") <= 4
+
+
+def test_a_budget_is_shared_out_among_what_is_left(recipe, tmp_path):
+    stages = "[{restructure: {ffn: 0.5}}, {allocate: {budget: '4 bits', bits: [2, 4, 8]}}, "
+    stages += "{quantize: {group_size: 32}}]"
+    asked = recipe(stages, "evaluate.suite=none")
+    outcome = pipeline.apply(asked, out=tmp_path / "out")
+    assert outcome.results.allocation.size_bytes == open_artifact(tmp_path / "out").size_bytes
+    assert outcome.results.after.bits_per_weight <= 4
+
+
+def test_the_best_shape_within_a_size_keeps_it(recipe, tmp_path):
+    asked = recipe(
+        "[{restructure: {size: '300 KB'}}]", "evaluate.suite=none", "artifact.format=dense"
+    )
+    outcome = pipeline.apply(asked, out=tmp_path / "out")
+    assert open_artifact(tmp_path / "out").size_bytes <= 300_000
+    assert outcome.results.stages[0].shape.candidates
