@@ -60,6 +60,23 @@ KINDS = {
 }
 
 
+def _cut(fields: str) -> Kind:
+    return Kind("ffn-75", (f"stages=[{{restructure: {{{fields}}}}}]",))
+
+
+_DELETED = "repair: false, importance: activation"
+CUTS = {  # what no peer with a row here does; named with --kinds
+    "MLP 75 %": _cut("ffn: 0.75"),
+    "MLP 75 %, deleted": _cut(f"ffn: 0.75, {_DELETED}"),
+    "depth 75 %": _cut("depth: 0.75"),
+    "depth 75 %, deleted": _cut("depth: 0.75, repair: false"),
+    "depth 75 %, deleted by block influence": _cut(f"depth: 0.75, {_DELETED}"),
+    "one head of keys and values": _cut("kv_heads: 1"),
+    "one head of keys and values, the mean": _cut("kv_heads: 1, repair: false"),
+    "keep 75 %": _cut("keep: 0.75"),
+}
+
+
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
@@ -71,7 +88,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--test", type=Path, required=True, help="text of the perplexity and of the first KL")
     add("--second-text", help=f"text of the second KL, or {texts.PYDOC_TOPICS}")
     add("--peer-python", type=Path, help="python of the peer's own environment; none: ours alone")
-    add("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    add("--kinds", nargs="+", choices=[*KINDS, *CUTS], default=list(KINDS))
     add("--out", type=Path, required=True, help="new folder for artifacts, logs, result.json")
     add("--runs", type=int, default=1, help="runs of each side; medians are shown")
     add("--samples", type=int, default=128)
@@ -94,7 +111,7 @@ def sides(given: argparse.Namespace, windows: Path) -> list[Contestant]:
     """For each kind ours, then the peer where it has one."""
     found = []
     for name in given.kinds:
-        kind = KINDS[name]
+        kind = (KINDS | CUTS)[name]
         found.append(ours(f"compress, {name}", kind, given, windows))
         if kind.peer and given.peer_python:
             found.append(theirs(f"llm-compressor, {name}", kind, given, windows))
