@@ -256,7 +256,7 @@ def _stages(run: Run, student: Student, attempt: Attempt) -> tuple[StageResult, 
     results: list[StageResult] = []
     stages = run.recipe.stages
     for index, stage in enumerate(stages):
-        student.enter(index, again=stage.restructure is None)
+        student.enter(index, again=not (stage.restructure or stage.prune))
         ahead = stages[index + 1].quantize if index + 1 < len(stages) else None
         given = results[-1].allocation if results else None
         here = replace(context, ahead=ahead, allocated=given.bits if given else {}, sizes=counter)

@@ -158,7 +158,7 @@ def test_every_format_says_which_widths_a_linear_can_be_given():
     assert WIDTHS.keys() == set(Artifact.model_fields["format"].annotation.__args__)
     for widths in WIDTHS.values():
         assert set(widths) <= set(Quantize.model_fields["bits"].annotation.__args__)
-        assert wider(max(widths), widths) is None
+        assert wider(max(widths, default=8), widths) is None
         assert all(bits < wider(bits, widths) for bits in widths[:-1])
 
 

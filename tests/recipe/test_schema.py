@@ -5,7 +5,7 @@ import typing
 import pytest
 from pydantic import ValidationError
 
-from compress.recipe import quantize
+from compress.recipe import methods, quantize
 from compress.recipe.schema import Artifact, Recipe, Stage, json_schema
 
 LEAST = {"version": 1, "teacher": {"model": "a/b"}, "stages": [{"quantize": {}}]}
@@ -50,5 +50,5 @@ def test_the_json_schema_refuses_what_the_recipe_refuses():
 
 
 def test_fields_of_one_method_are_fields_of_the_stage():
-    assert set(quantize.GPTQ_ONLY) <= set(quantize.Quantize.model_fields)
+    assert set(methods.GPTQ_ONLY) <= set(quantize.Quantize.model_fields)
     assert set(quantize.PRESETS) == set(typing.get_args(quantize.Preset))
