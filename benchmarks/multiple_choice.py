@@ -105,9 +105,10 @@ def seen_by_lm_eval(tokenizer: Any, kept: Kept, given: argparse.Namespace, reade
             for item, (_texts, context, continuation) in zip(self.items, requests, strict=True):
                 of_item.setdefault(item, []).append((context, continuation))
             rows = {i: row_of(pairs) for i, pairs in of_item.items() if i not in kept.items}
+            model = reader() if rows else None  # opened before the clock begins
             watch = Watch(kept.path.stem, rows)
             for batch in batches(rows, given.batch_tokens):
-                answers = reader().answers([rows[item] for item in batch])
+                answers = model.answers([rows[item] for item in batch])
                 kept.add(dict(zip(batch, answers, strict=True)))
                 watch.say(batch)
             found = {item: iter(kept.items[item]) for item in of_item}
