@@ -29,6 +29,7 @@ from compress.teacher.headers import Headers
 DEPTH_TOKENS = 1024  # stages.depth: on which blocks are left out
 CANDIDATES = 8  # stages.search: shapes that are tried at most
 FITTED_WINDOWS = 8  # on which each is repaired
+_ROUNDED_ONLY = ("gptq", "bnb-int8", "gguf")  # formats that hold no model of floats
 _WORDS = {
     "blocks": "blocks", "heads": "query heads", "kv_heads": "heads of keys and values",
     "channels": "MLP channels", "hidden": "width",
@@ -82,11 +83,9 @@ def cut_bytes(recipe: Recipe, headers: Headers) -> int:
     """Of blocks that were cut, as they are committed: what was fitted, in the shape that it had."""
     found, total = turned_headers(recipe, headers.cast(recipe.teacher.dtype)), 0
     for _, spec in recipe.restructurings:
-        roles = ("o", "down") if spec.kv_heads is None else ("q", "k", "v", "o", "down")
-        fitted = [
-            f"{linear.name}.weight" for linear in found.anatomy.linears if linear.role in roles
-        ]
-        total += sum(map(found.nbytes, fitted))
+        cut = ("o", "down") if spec.kv_heads is None else ("q", "k", "v", "o", "down")
+        linears = [x for x in found.anatomy.linears if spec.repair or x.role in cut]
+        total += sum(found.nbytes(f"{linear.name}.weight") for linear in linears)
         before = shape_of(found.config, found.anatomy)
         found = cut_headers(found, target(before, **spec.shares))
     return total
@@ -94,6 +93,13 @@ def cut_bytes(recipe: Recipe, headers: Headers) -> int:
 
 def mistakes(recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]) -> Found:
     """What of the stages `restructure` cannot work on a model."""
+    rounds = any(stage.quantize or stage.prune for stage in recipe.stages)
+    if recipe.restructurings and not rounds and recipe.artifact.format in _ROUNDED_ONLY:
+        yield (
+            ("artifact", "format"),
+            f"{recipe.artifact.format} holds linears of integers, and nothing is quantized. Use "
+            "dense, or packed.",
+        )
     found = Made(config, turned(recipe, anatomy))
     for index, spec in recipe.restructurings:
         loc: Loc = ("stages", index, "restructure")

@@ -92,6 +92,13 @@ def test_what_a_family_cannot_lose_is_refused(tiny_model, recipe_for):
     ]
 
 
+def test_formats_of_integers_hold_no_model_that_is_only_cut(tiny_llama, recipe_for):
+    sets = ("stages=[{restructure: {ffn: 0.5}}]", "artifact.format=gptq")
+    found = headers.read(str(tiny_llama))
+    with pytest.raises(RecipeError, match="gptq holds linears of integers, and nothing is quant"):
+        plan.check(recipe_for(tiny_llama, *sets), found.anatomy, config=found.config)
+
+
 def test_what_is_behind_a_cut_is_held_against_what_is_left(tiny_llama, recipe_for):
     stages = "[{restructure: {ffn: 0.5}}, {quantize: {method: rtn, group_size: 128}}]"
     recipe = recipe_for(tiny_llama, f"stages={stages}")
