@@ -52,9 +52,33 @@ def gptq(
     codes = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
     _round_in_order(codes, _living(weight, factor)[factor.order], factor, grid, column_block)
     for _ in range(sweeps):
-        gradient = factor.damped @ _error(_living(weight, factor), codes, grid)
-        _sweep(codes, gradient, factor.damped, grid, column_block)
+        _improve(codes, weight, factor, grid, column_block)
     return codes.T.contiguous()
+
+
+def improve(
+    codes: Tensor,
+    weight: Tensor,
+    factor: Factor,
+    scale: Tensor,
+    zero: Tensor,
+    *,
+    bits: int,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """One more sweep over codes [O, I] that stand for a weight; the rest as for `gptq`."""
+    kept = None if mask is None else mask.T.contiguous()
+    size = weight.shape[1] // scale.shape[1]
+    grid = _Grid(scale.T.contiguous(), zero.T.contiguous(), size, bits, kept)
+    found = codes.T.clone(memory_format=torch.contiguous_format)
+    _improve(found, weight, factor, grid, 128)
+    return found.T.contiguous()
+
+
+def _improve(codes: Tensor, weight: Tensor, factor: Factor, grid: _Grid, column_block: int) -> None:
+    """Visit every column of codes [I, O] once more; writes them."""
+    gradient = factor.damped @ _error(_living(weight, factor), codes, grid)
+    _sweep(codes, gradient, factor.damped, grid, column_block)
 
 
 @dataclass(frozen=True)

@@ -97,11 +97,13 @@ def computes_in(teacher_dtype: str) -> int:
 
 
 def spilled_bytes(job: Job, limits: Limits) -> int:
-    """Bytes of activations that live in mapped files."""
+    """Bytes of activations, and of what is known of outputs, that live in mapped files."""
     block = job.anatomy.blocks[0].linears
     widths = [job.anatomy.hidden_size] * 2 + [max(linear.in_features for linear in block)]
     sizes = [job.tokens * width * job.item_bytes for width in widths]
-    return sum(size for size in sizes if size > limits.resident_bytes)
+    asked = [linear.out_features**2 for linear in job.anatomy.linears]
+    known = any(spec.output_curvature for _, spec in job.recipe.quantizations)
+    return sum(size for size in sizes if size > limits.resident_bytes) + known * 2 * sum(asked)
 
 
 def _ladder() -> Iterator[Limits]:

@@ -33,11 +33,12 @@ from compress.recipe.restructure import Restructure
 log = logging.getLogger("compress")
 FILE = "pace.json"
 DRAWS = 4  # of `stages.sensitivity`, which needs torch; a test holds them equal
+CURVATURE_WINDOWS = 32  # of `stages.curvature`, the same
 _KEPT = 5  # runs of one kind and size; older ones are forgotten
 _TOO_SHORT = 1.0  # seconds; such a step found its result in a cache
 _SLOW = 4.0  # a float32 product against a bfloat16 one (216 and 873 GFLOP/s on two cores of Zen 5)
 _MOVED = 3_500  # operations in whose time a weight is read, rounded, packed and written
-_GROWN = 11 * 192  # exponents that AWQ tries, and of how many rows it rounds each
+_GROWN = 11 * 80  # exponents that AWQ tries, and of how many rows it rounds each
 _TRIED = 2 * 48 * 60  # operations of a scale search per weight: grids tried, each many passes
 
 
@@ -166,7 +167,8 @@ def _stage_work(job: Job, index: int) -> float:
         searched = scheme.scale_search != "none"
         operations += (_MOVED + (_TRIED if searched else 0)) * linear.weights
         if scheme.by_gptq:
-            operations += _SLOW * 2 * rows * columns**2 * (1 + 2 * scheme.sweeps)
+            rounds = 2 if spec.output_curvature else 1
+            operations += _SLOW * 2 * rows * columns**2 * (1 + 2 * scheme.sweeps) * rounds
         grown = spec.smooth == "awq"
         operations += _GROWN * _TRIED * columns if grown else 0
         if (scheme.needs_hessian or grown) and (linear.block, linear.shares) not in seen:
@@ -180,7 +182,16 @@ def _stage_work(job: Job, index: int) -> float:
     last = len(job.anatomy.blocks) if int8 else last
     walked = sum(linear.weights for block in job.anatomy.blocks[:last] for linear in block.linears)
     forwards = 2 if int8 or spec.error_correction or not spec.true_sequential else 1
+    operations += _curvature_work(job) if spec.output_curvature else 0
     return operations + 2 * forwards * tokens * walked
+
+
+def _curvature_work(job: Job) -> float:
+    """A walk there and back, and the products of all gradients."""
+    calibration = job.recipe.calibration
+    tokens = min(CURVATURE_WINDOWS, calibration.samples) * calibration.seq_len
+    products = sum(float(linear.out_features) ** 2 for linear in job.anatomy.linears)
+    return tokens * (2 * 4 * float(job.anatomy.weights) + products)
 
 
 def _restructure_work(job: Job, spec: Restructure) -> float:

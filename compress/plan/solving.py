@@ -9,7 +9,7 @@ from itertools import groupby
 from compress.anatomy import Block, Linear, parallel_residual
 from compress.plan import caching, rotation, sizes
 from compress.plan.footprint import HEAP, Job
-from compress.plan.pace import DRAWS
+from compress.plan.pace import CURVATURE_WINDOWS, DRAWS
 from compress.plan.pruning import pruned
 from compress.plan.reshaping import DEPTH_TOKENS
 from compress.recipe.methods import INT8
@@ -20,6 +20,7 @@ from compress.results import Limits
 _CHOOSING = 3  # float32 copies of the inverse and of the weight (kernels.structure)
 _PROBABILITIES = 128  # kernels.fisher: tokens whose probabilities are held at once
 _PRUNED = 4  # more float32 copies of a stack that is pruned and refined (kernels.refit)
+_CUT = 4  # float32 copies of a curvature (kernels.two_sided)
 _SLICE = 3.4  # float32 copies of the rows being solved (kernels.gptq), and their codes
 
 
@@ -33,6 +34,7 @@ def compress(job: Job, limits: Limits) -> int:
         for block in job.anatomy.blocks:
             solver = _BlockMemory(job, limits, spec, block, before, schemes)
             peak = max(peak, solver.peak())
+        peak = max(peak, _curvature(job, limits, spec))
         if job.anatomy.head.name in schemes:
             peak = max(peak, _head(job, limits, found[job.anatomy.head]))
         before |= schemes.keys()
@@ -91,23 +93,54 @@ def _restructure(job: Job, limits: Limits) -> int:
 
 
 def _allocate(job: Job, limits: Limits) -> int:
-    """The walk there and back: what enters each block, gradients, and codes of every width."""
-    spec, calibration, anatomy = job.recipe.allocate, job.recipe.calibration, job.anatomy
+    """The walk there and back, and on the way codes of every width."""
+    spec, anatomy = job.recipe.allocate, job.anatomy
     if spec is None:
         return 0
-    seq_len = min(spec.seq_len, calibration.seq_len)
-    tokens = min(spec.samples, calibration.samples) * seq_len
+    linears = anatomy.blocks[0].linears
+    solving = 12 * max(linear.in_features for linear in linears) ** 2
+    codes = (len(spec.bits) + job.item_bytes) * sum(linear.weights for linear in linears)
+    windows, seq_len = spec.samples, spec.seq_len
+    return _there_and_back(job, limits, windows, seq_len, DRAWS, beside=codes, or_else=solving)
+
+
+def _curvature(job: Job, limits: Limits, spec: Quantize) -> int:
+    """The walk there and back, and on the way the sums of one block."""
+    if not spec.output_curvature:
+        return 0
+    sums = max(
+        sum(4 * linear.out_features**2 for linear in block.linears) for block in job.anatomy.blocks
+    )
+    seq_len = job.recipe.calibration.seq_len
+    return _there_and_back(job, limits, CURVATURE_WINDOWS, seq_len, 1, beside=sums)
+
+
+def _there_and_back(
+    job: Job,
+    limits: Limits,
+    windows: int,
+    seq_len: int,
+    draws: int,
+    *,
+    beside: int,
+    or_else: int = 0,
+) -> int:
+    """What enters each block, gradients, and what is held beside them (see `stages.backward`).
+
+    `or_else` is held beside it while no gradients run through a block.
+    """
+    calibration, anatomy = job.recipe.calibration, job.anatomy
+    seq_len = min(seq_len, calibration.seq_len)
+    tokens = min(windows, calibration.samples) * seq_len
     states = tokens * anatomy.hidden_size
     entering = (len(anatomy.blocks) + 1) * states * job.item_bytes
     held = 0 if entering > limits.resident_bytes else entering
-    slopes = DRAWS * states * (8 + 2 * job.item_bytes)  # by final states, by a block's two ends
+    slopes = draws * states * (8 + 2 * job.item_bytes)  # by final states, by a block's two ends
     part = min(tokens, max(1, limits.batch_tokens // seq_len) * seq_len)
     linears = anatomy.blocks[0].linears
-    wide = sum(linear.in_features + (DRAWS + 2) * linear.out_features for linear in linears)
-    solving = 12 * max(linear.in_features for linear in linears) ** 2
-    codes = (len(spec.bits) + job.item_bytes) * sum(linear.weights for linear in linears)
+    wide = sum(linear.in_features + (draws + 2) * linear.out_features for linear in linears)
     head = 8 * anatomy.head.weights + 16 * _PROBABILITIES * anatomy.vocab_size
-    block = codes + max(solving, part * wide * job.item_bytes)
+    block = beside + max(or_else, part * wide * job.item_bytes)
     return held + slopes + max(block, head)
 
 
@@ -225,8 +258,15 @@ class _BlockMemory:
             rows = sum(linear.out_features for linear, _ in members)
             slice_rows = min(self.limits.solve_rows, rows)
             working = int(4 * _SLICE * slice_rows * columns)
-            peaks.append(4 * columns**2 + working + 2 * rows * columns)
+            peaks.append(4 * columns**2 + working + 2 * rows * columns + self.two_sided(group))
         return max(peaks)
+
+    def two_sided(self, group: Sequence[tuple[Linear, Scheme]]) -> int:
+        """Where outputs are known: the curvature, cut and damped, and a whole weight's errors."""
+        if not self.spec.output_curvature:
+            return 0
+        rows = max(linear.out_features for linear, _ in group)
+        return 4 * (_CUT * rows**2 + 3 * rows * group[0][0].in_features)
 
     def held(self, shares: str) -> int:
         """Activations that wait while linears of one input are solved; see decision 0005."""

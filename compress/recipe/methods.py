@@ -57,6 +57,7 @@ GPTQ_ONLY = (
     "sink_tokens",
     "sink_weight",
     "error_correction",
+    "output_curvature",
 )
 USED_BY: dict[str, tuple[str, ...]] = {  # by which methods; all others are used by all
     **dict.fromkeys(GPTQ_ONLY, ("gptq",)),

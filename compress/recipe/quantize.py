@@ -189,6 +189,12 @@ class Quantize(BaseModel):
         "undo. Walks the teacher beside the student: nearly twice the forwards. Needs "
         "`true_sequential`.",
     )
+    output_curvature: bool = Field(
+        default=False,
+        description="Weigh errors also by how the teacher's distribution moves with each output, "
+        "and let rows make up for each other's (YAQA). Walks back through the teacher, and solves "
+        "three times as long.",
+    )
     targets: Patterns = Field(
         default=("*",), min_length=1, description="Patterns of the block linears to quantize."
     )

@@ -69,17 +69,24 @@ class Context:
     ledger: Ledger | None = None  # where units are noted that change no weight
 
     def room(
-        self, shape: Sequence[int], *, dtype: torch.dtype, device: str | torch.device
+        self,
+        shape: Sequence[int],
+        *,
+        dtype: torch.dtype,
+        device: str | torch.device,
+        resident: bool = True,
     ) -> Tensor:
         """A tensor for activations: in memory or, past a limit, mapped from a file.
 
-        The file has no name: it is gone when the tensor is.
+        The file has no name: it is gone when the tensor is. What is written and read only once
+        need not be `resident`, however small it is.
 
         Raises:
             StorageError: the disk is full.
         """
         nbytes = math.prod(shape) * dtype.itemsize
-        if nbytes <= self.limits.resident_bytes or torch.device(device).type != "cpu":
+        fits = resident and nbytes <= self.limits.resident_bytes
+        if fits or torch.device(device).type != "cpu":
             return torch.empty(shape, dtype=dtype, device=device)
         return storage.mapped(self.scratch / "activations.bin", shape, dtype)
 

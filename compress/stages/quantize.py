@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +21,14 @@ from compress.stages import int8
 from compress.stages.awq import Enlarging
 from compress.stages.blockwise import as_solved, solve_blocks
 from compress.stages.context import Context
+from compress.stages.curvature import output_curvature
 from compress.stages.drift import Sinks
 from compress.stages.gate import Gated, fused, with_bits
 from compress.stages.rounding import Rounder
 from compress.student import HEAD, Student
 from compress.surgery.walk import hidden_states
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def run(student: Student, spec: Quantize, context: Context) -> StageResult:
@@ -38,7 +43,8 @@ def run(student: Student, spec: Quantize, context: Context) -> StageResult:
     names = [linear.name for linear in student.anatomy.linears]
     found = {name: scheme_for(spec, name, context.allocated) for name in names}
     schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
-    solve = _solve(schemes, spec, context, student.kept)
+    outputs = _outputs(student, schemes, spec, context) if spec.output_curvature else {}
+    solve = _solve(schemes, spec, context, kept=student.kept, outputs=outputs)
     final_states: Callable[[], Tensor] = partial(_final_states, student, context)
     if spec.method in INT8 and spec.needs_calibration:
         results = int8.round_blocks(student, spec, context, solve)
@@ -59,21 +65,39 @@ def run(student: Student, spec: Quantize, context: Context) -> StageResult:
         results = _round_blocks(student, solve, context)
     head = student.anatomy.head.name
     if scheme := head_scheme(spec, head, context.allocated):
-        solve = _solve({head: scheme}, spec, context, {})
+        solve = _solve({head: scheme}, spec, context)
         results += _round_head(student, solve, context, final_states)
     return StageResult("quantize", spec.method, tuple(results))
 
 
 def _solve(
-    asked: Mapping[str, Scheme], spec: Quantize, context: Context, kept: Mapping[str, int]
+    asked: Mapping[str, Scheme],
+    spec: Quantize,
+    context: Context,
+    *,
+    kept: Mapping[str, int] = _NONE,
+    outputs: Mapping[str, Tensor] = _NONE,
 ) -> Gated:
     """What rounds linears by these schemes, on wider grids where a gate asked for them.
 
-    `kept` names those that were pruned before: their zeros stay.
+    `kept` names those that were pruned before: their zeros stay. `outputs`: see `Rounder`.
     """
     schemes = {n: with_bits(s, context.raised.get(n, s.bits)) for n, s in asked.items()}
-    rounder = Rounder(schemes, spec.on_unsolvable, context.limits.solve_rows, kept=kept)
+    rounder = Rounder(
+        schemes, spec.on_unsolvable, context.limits.solve_rows, kept=kept, outputs=outputs
+    )
     return Gated(rounder, asked, context.gate)
+
+
+def _outputs(
+    student: Student, schemes: Mapping[str, Scheme], spec: Quantize, context: Context
+) -> dict[str, Tensor]:
+    """The curvature of the outputs of all that is still to be solved; see `curvature`."""
+    open_blocks = [b for b in student.anatomy.blocks if student.finished(b.index) is None]
+    linears = [x for block in open_blocks for x in block.linears if x.name in schemes]
+    if not linears:
+        return {}
+    return output_curvature(student.base, linears, context, skipped=spec.sink_tokens)
 
 
 def _round_blocks(student: Student, solve: Gated, context: Context) -> list[LinearResult]:

@@ -16,6 +16,7 @@ from compress.kernels.gptq import gptq
 from compress.kernels.grid import Rounded, fit, round_to_nearest
 from compress.kernels.hessian import Factor, invert, output_errors
 from compress.kernels.int8 import round_rows
+from compress.kernels.two_sided import two_sided
 from compress.recipe.scheme import Scheme
 from compress.results import Limits, LinearResult
 from compress.stages.floats import inputs_of, round_stack
@@ -31,6 +32,7 @@ class Rounder:
     rows: int = Limits().solve_rows  # of a stack, solved at once
     probe: Tensor | None = None  # [n, I], inputs on which errors count that round inputs, too
     kept: Mapping[str, int] = field(default_factory=dict)  # weights of what was pruned before
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)  # [O, O], see `curvature`
 
     def __call__(
         self,
@@ -64,9 +66,13 @@ class Rounder:
         for (scheme, pruned), same in groupby(sound, key=self._treated):
             members = list(same)
             stack = [weights[linear.name] for linear in members]
-            missing = [lacks[linear.name] for linear in members] if lacks else []
+            seen = _Seen(
+                hessian,
+                [lacks[linear.name] for linear in members] if lacks else [],
+                [self.outputs[linear.name] for linear in members if linear.name in self.outputs],
+            )
             try:
-                solution = _round(stack, hessian, scheme, self.rows, missing, pruned=pruned)
+                solution = _round(stack, seen, scheme, self.rows, pruned=pruned)
             except SolveError as error:
                 results += [self._unsolved(linear, scheme, error) for linear in members]
                 continue
@@ -97,6 +103,15 @@ class Rounder:
             linear.name, linear.block, linear.role, scheme.method, "kept_dense", None, None, 0.0,
             note=str(error),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What calibration says of the linears of a stack."""
+
+    hessian: Tensor | None  # [I, I]
+    lacks: Sequence[Tensor] = ()  # [O, I] each, or none
+    outputs: Sequence[Tensor] = ()  # [O, O] each, or none
 
 
 @dataclass(frozen=True)
@@ -131,24 +146,18 @@ class _Solution:
 
 
 def _round(
-    stack: Sequence[Tensor],
-    hessian: Tensor | None,
-    scheme: Scheme,
-    rows: int,
-    lacks: Sequence[Tensor] = (),
-    *,
-    pruned: bool = False,
+    stack: Sequence[Tensor], seen: _Seen, scheme: Scheme, rows: int, *, pruned: bool = False
 ) -> _Solution:
     """Round matrices [O, I] by slices of rows: given the Hessian [I, I], rows are independent.
 
-    Where they are `pruned`, zeros stay zeros.
+    Where what is known of outputs makes rows hang together, each matrix is a slice. Where they are
+    `pruned`, zeros stay zeros.
     """
-    damp_percent, dead = None, 0
+    damp_percent, dead, hessian = None, 0, seen.hessian
     if hessian is None or not scheme.needs_hessian:
         parts = _rounded_parts(stack, None, None, scheme, rows)
     else:
-        masks = [_whole(cut) != 0 for cut in _slices(stack, rows)] if pruned else []
-        stack, parts, damp_percent, dead = _solved(stack, hessian, scheme, rows, lacks, masks)
+        stack, parts, damp_percent, dead = _solved(stack, hessian, scheme, rows, seen, pruned)
     errors = [
         _errors(_whole(cut), part, hessian)
         for cut, part in zip(_slices(stack, rows), parts, strict=True)
@@ -162,20 +171,21 @@ def _solved(
     hessian: Tensor,
     scheme: Scheme,
     rows: int,
-    lacks: Sequence[Tensor],
-    masks: Sequence[Tensor],
+    seen: _Seen,
+    pruned: bool,
 ) -> tuple[Sequence[Tensor], list[Rounded], float, int]:
     """What was solved for, its slices solved, what damping it took, how many columns were dead."""
     undamped = hessian.diagonal().clone()
+    kept = [_whole(cut) != 0 for cut in _cuts(stack, rows, seen.outputs)] if pruned else []
     try:
         inverse = invert(hessian, scheme.damp_percent)
         importance, damp_percent = inverse.curvature, inverse.damp_percent
         dead = int(inverse.dead.sum())
-        if lacks:
-            stack = [w + lack @ inverse.inverse for w, lack in zip(stack, lacks, strict=True)]
+        if seen.lacks:
+            stack = [w + lack @ inverse.inverse for w, lack in zip(stack, seen.lacks, strict=True)]
         factor = inverse.factor(desc_act=scheme.desc_act) if scheme.by_gptq else None
         del inverse  # [I, I]: beside the Hessian only its factor stays
-        solved = _rounded_parts(stack, importance, factor, scheme, rows, masks)
+        solved = _rounded_parts(stack, importance, factor, scheme, rows, kept, seen.outputs)
     finally:
         hessian.diagonal().copy_(undamped)
     return stack, solved, damp_percent, dead
@@ -188,15 +198,16 @@ def _rounded_parts(
     scheme: Scheme,
     rows: int,
     masks: Sequence[Tensor] = (),
+    outputs: Sequence[Tensor] = (),
 ) -> list[Rounded]:
     """The slices of a stack, rounded."""
     if scheme.floating:
-        whole = round_stack(stack, importance, scheme)
-        return _cut(whole, [sum(map(len, cut)) for cut in _slices(stack, rows)])
-    return [
-        _rounded(_whole(cut), importance, factor, scheme, mask)
-        for cut, mask in zip_longest(_slices(stack, rows), masks)
+        return _recut(round_stack(stack, importance, scheme), stack, rows)
+    found = [
+        _rounded(_whole(cut), importance, factor, scheme, mask, output)
+        for cut, mask, output in zip_longest(_cuts(stack, rows, outputs), masks, outputs)
     ]
+    return _recut(_joined(found), stack, rows) if outputs else found
 
 
 def _rounded(
@@ -205,6 +216,7 @@ def _rounded(
     factor: Factor | None,
     scheme: Scheme,
     mask: Tensor | None = None,
+    outputs: Tensor | None = None,
 ) -> Rounded:
     if scheme.method == "llm_int8":
         nearest = round_rows(weight)
@@ -216,7 +228,11 @@ def _rounded(
         )  # fmt: skip
     if factor is None:
         return round_to_nearest(weight, scale, zero, bits=scheme.bits, sym=scheme.sym)
-    codes = gptq(weight, factor, scale, zero, bits=scheme.bits, sweeps=scheme.sweeps, mask=mask)
+    settings = {"bits": scheme.bits, "sweeps": scheme.sweeps, "mask": mask}
+    if outputs is None:
+        codes = gptq(weight, factor, scale, zero, **settings)
+    else:
+        codes = two_sided(weight, factor, outputs.float(), scale, zero, **settings)
     size = weight.shape[1] // scale.shape[1]
     return Rounded(codes, scale, zero.byte(), scheme.bits, size, scheme.sym)
 
@@ -249,10 +265,22 @@ def _slices(stack: Sequence[Tensor], rows: int) -> Iterator[Sequence[Tensor]]:
         yield cut
 
 
+def _cuts(
+    stack: Sequence[Tensor], rows: int, outputs: Sequence[Tensor]
+) -> Iterator[Sequence[Tensor]]:
+    """What is solved at once: some rows, or a whole matrix whose outputs are known."""
+    return ([matrix] for matrix in stack) if outputs else _slices(stack, rows)
+
+
 def _whole(cut: Sequence[Tensor]) -> Tensor:
     """The rows of a slice: [at most `rows`, I] float32, to be held no longer than it is used."""
     whole = cut[0] if len(cut) == 1 else torch.cat(list(cut))
     return whole.float().contiguous()
+
+
+def _recut(whole: Rounded, stack: Sequence[Tensor], rows: int) -> list[Rounded]:
+    """The slices of a rounded stack."""
+    return _cut(whole, [sum(map(len, cut)) for cut in _slices(stack, rows)])
 
 
 def _cut(rounded: Rounded, sizes: list[int]) -> list[Rounded]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import groupby
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.anatomy import Anatomy, Block, Linear
 from compress.errors import SolveError
@@ -22,12 +22,11 @@ from compress.kernels.hessian import accumulate, mean
 from compress.recipe.allocate import Allocate, free, head_is_free
 from compress.recipe.quantize import Quantize
 from compress.recipe.scheme import Scheme, head_scheme, scheme_for
-from compress.stages.blockwise import give_back_memory
+from compress.stages.backward import Backward, Here
 from compress.stages.context import Context
 from compress.stages.rounding import Rounder
 from compress.student import Student
 from compress.surgery import gradients, inputs
-from compress.surgery.walk import Walk, head_of
 
 DRAWS = 4  # tokens drawn at each position: with 64 windows 256 samples, a standard error of 9 %
 
@@ -103,7 +102,9 @@ def measure(
         units.setdefault(_unit(group.block), []).append(group)
     known = {unit: context.noted(unit) for unit in units}
     if not all(known.values()):
-        walk = _Backward(student, spec, context)
+        ids = context.ids[: spec.samples, : spec.seq_len]
+        back = Backward(student, ids, context, DRAWS, "allocate")
+        walk = _Measuring(student, back, context)
         for unit, costs in walk.costs(units, {unit for unit, note in known.items() if note}):
             if not all(math.isfinite(cost) for row in costs for cost in row):
                 raise SolveError(
@@ -122,164 +123,75 @@ def _unit(block: int | None) -> str:
 
 
 @dataclass(frozen=True)
-class _Backward:
-    """A walk to the end of the model and back."""
+class _Measuring:
+    """Every width of every group, tried on the way back through the model."""
 
     student: Student
-    spec: Allocate
+    back: Backward
     context: Context
-
-    @cached_property
-    def ids(self) -> Tensor:
-        """The windows that are read, [B, T]."""
-        return self.context.ids[: self.spec.samples, : self.spec.seq_len]
-
-    @cached_property
-    def walk(self) -> Walk:
-        walk = Walk(self.student, device=self.context.device, dtype=self.context.dtype)
-        gradients.prepare(walk, self.ids.shape[1])
-        return walk
-
-    @cached_property
-    def rows(self) -> int:
-        """Windows of one forward."""
-        return max(1, self.context.limits.batch_tokens // self.ids.shape[1])
 
     def costs(
         self, units: Mapping[str, Sequence[Group]], finished: set[str]
     ) -> Iterator[tuple[str, list[list[float]]]]:
-        """Each unit that is not finished with the KL of its groups' choices, the last block first.
-
-        What lies before the last unit asked for is not walked back to.
-        """
-        blocks = self.student.anatomy.blocks
-        entering = self._forward()
-        final = self._finish(entering[-1])
-        drawn = self._draw(final)
-        above = drawn.gradient.view(-1, *entering[-1].shape)
-        above = self._behind(entering[-1], above)
-        for index in reversed(range(len(blocks))):
-            wanted = [] if _unit(index) in finished else units.get(_unit(index), [])
-            self.context.tell("allocate", len(blocks) - 1 - index, len(blocks))
-            give_back_memory()  # solving every width leaves many pieces
-            with self.walk.filled(index) as module:
-                here = _Here(self, blocks[index], module, entering[index].split(self.rows))
-                costs, above = here.costs(wanted, above)
-            if wanted:
-                yield _unit(index), costs
+        """Each unfinished unit with the KL of its groups' choices, the last block first."""
+        for here in self.back.blocks():
+            unit = _unit(here.block.index)
+            if unit in units.keys() - finished:
+                yield unit, self._block(here, units[unit])
         if _unit(None) in units.keys() - finished:
             (group,) = units[_unit(None)]
-            yield _unit(None), [self._head(group, final, drawn, above)]
-        self.context.tell("allocate", len(blocks), len(blocks))
+            yield _unit(None), [self._head(group, here.below)]
 
-    def _forward(self) -> Tensor:
-        """What enters each block, and what leaves the last: [blocks + 1, B, T, D]."""
-        blocks = self.student.anatomy.blocks
-        shape = (len(blocks) + 1, *self.ids.shape, self.student.anatomy.hidden_size)
-        entering = self.context.room(shape, dtype=self.context.dtype, device=self.context.device)
-        for part, ids in zip(entering[0].split(self.rows), self.ids.split(self.rows), strict=True):
-            part.copy_(self.walk.embed(ids))
-        for block in blocks:
-            before, after = entering[block.index], entering[block.index + 1]
-            with self.walk.filled(block.index) as module:
-                for x, y in zip(before.split(self.rows), after.split(self.rows), strict=True):
-                    y.copy_(self.walk.call(block.index, module, x))
-        return entering
+    def _block(self, here: Here, wanted: Sequence[Group]) -> list[list[float]]:
+        """KL of the choices of each group of a block."""
+        choices = self._rounded(here, wanted)
+        moves: list[list[list[Tensor]]] = [[[] for _ in group.schemes] for group in wanted]
 
-    def _finish(self, leaving: Tensor) -> Tensor:
-        """Normed final hidden states, [N, D]."""
-        parts = [self.walk.finish(part).clone() for part in leaving.split(self.rows)]
-        return torch.cat(parts).flatten(0, 1)
+        def seen(slopes: gradients.Slopes) -> None:
+            for group, rounded, columns in zip(wanted, choices, moves, strict=True):
+                for one, column in zip(rounded, columns, strict=True):
+                    column.append(_moved(here, group, one, slopes))
 
-    @cached_property
-    def head(self) -> fisher.Head:
-        weight, bias = head_of(self.student)
-        cap = self.student.config.get("final_logit_softcapping")
-        return fisher.Head(weight.to(self.context.device), bias, cap)
+        here.carry(seen)
+        seq_len = self.back.ids.shape[1]
+        return [[fisher.divergence(torch.cat(c, 1), seq_len) for c in row] for row in moves]
 
-    def _draw(self, final: Tensor) -> fisher.Draws:
-        generator = torch.Generator(self.context.device).manual_seed(0)
-        return fisher.draw(final, self.head, draws=DRAWS, generator=generator)
-
-    def _behind(self, leaving: Tensor, above: Tensor) -> Tensor:
-        """Gradients by what leaves the last block."""
-        columns = zip(leaving.split(self.rows), above.split(self.rows, 1), strict=True)
-        return torch.cat([gradients.through_norm(self.walk, x, g) for x, g in columns], 1)
-
-    def _head(self, group: Group, final: Tensor, drawn: fisher.Draws, above: Tensor) -> list[float]:
-        """KL of each width of the head; a tied embedding changes with it."""
-        head, anatomy = group.linears[0], self.student.anatomy
-        hessian = _hessian(final) if _needs_hessian([group]) else None
+    def _head(self, group: Group, above: Tensor | None) -> list[float]:
+        """KL of each width of the head; a tied embedding, whose gradients come, changes with it."""
+        back, head = self.back, group.linears[0]
+        hessian = _hessian(back.final) if _needs_hessian([group]) else None
         costs = []
         for schemes in group.schemes:
-            rounded = _round([head], {head.name: self.head.weight}, hessian, schemes, self.context)
+            rounded = _round([head], {head.name: back.head.weight}, hessian, schemes, self.context)
             if head.name not in rounded:
                 costs.append(0.0)
                 continue
             dense = rounded[head.name].dequantize()
-            change = dense - self.head.weight.float()
-            moves = fisher.moved_head(final, self.head, change, drawn)
-            moves = moves.view(len(moves), *self.ids.shape).sum(-1)
-            if anatomy.tied:
-                entering = gradients.moved_embedding(self.walk, self.ids, dense)
+            change = dense - back.head.weight.float()
+            moves = fisher.moved_head(back.final, back.head, change, back.drawn)
+            moves = moves.view(len(moves), *back.ids.shape).sum(-1)
+            if self.student.anatomy.tied and above is not None:
+                entering = gradients.moved_embedding(back.walk, back.ids, dense)
                 moves += torch.stack([(entering * one).sum((1, 2)) for one in above])
-            costs.append(fisher.divergence(moves, self.ids.shape[1]))
+            costs.append(fisher.divergence(moves, back.ids.shape[1]))
         return costs
 
-
-@dataclass(frozen=True)
-class _Here:
-    """One filled block on the way back."""
-
-    back: _Backward
-    block: Block
-    module: nn.Module
-    parts: Sequence[Tensor]  # what enters it
-
-    def costs(self, wanted: Sequence[Group], above: Tensor) -> tuple[list[list[float]], Tensor]:
-        """KL of the choices of each group, and the gradients by what enters the block."""
-        choices = self._rounded(wanted)
-        moves: list[list[list[Tensor]]] = [[[] for _ in group.schemes] for group in wanted]
-        below = []
-        walk = self.back.walk
-        for part, grad in zip(self.parts, above.split(self.back.rows, 1), strict=True):
-            slopes = gradients.through_block(walk, self.block, self.module, part, grad)
-            below.append(slopes.hidden)
-            for group, rounded, columns in zip(wanted, choices, moves, strict=True):
-                for one, column in zip(rounded, columns, strict=True):
-                    column.append(self._moved(group, one, slopes))
-        seq_len = self.parts[0].shape[1]
-        costs = [[fisher.divergence(torch.cat(c, 1), seq_len) for c in row] for row in moves]
-        return costs, torch.cat(below, 1)
-
-    def _moved(
-        self, group: Group, rounded: Mapping[str, Rounded], slopes: gradients.Slopes
-    ) -> Tensor:
-        """How the log-probabilities move when all linears of a group are rounded, [S, B]."""
-        moves = torch.zeros(slopes.hidden.shape[:2], device=slopes.hidden.device)
-        for linear in group.linears:
-            if (codes := rounded.get(linear.name)) is not None:
-                change = codes.dequantize() - self._weight(linear).float()
-                name = linear.name
-                moves += fisher.moved(slopes.inputs[name], change, slopes.outputs[name])
-        return moves
-
-    def _rounded(self, wanted: Sequence[Group]) -> list[list[dict[str, Rounded]]]:
+    def _rounded(self, here: Here, wanted: Sequence[Group]) -> list[list[dict[str, Rounded]]]:
         """The codes of each group for each of its choices."""
-        hessians = self._hessians(wanted)
+        hessians = self._hessians(here, wanted)
         found = []
         for group in wanted:
-            weights = {linear.name: self._weight(linear) for linear in group.linears}
+            weights = {linear.name: _weight(here, linear) for linear in group.linears}
             hessian = hessians.get(group.linears[0].shares)
             found.append(
                 [
-                    _round(group.linears, weights, hessian, schemes, self.back.context)
+                    _round(group.linears, weights, hessian, schemes, self.context)
                     for schemes in group.schemes
                 ]
             )
         return found
 
-    def _hessians(self, wanted: Sequence[Group]) -> dict[str, Tensor]:
+    def _hessians(self, here: Here, wanted: Sequence[Group]) -> dict[str, Tensor]:
         """The Hessian of each input that a group's scheme asks for."""
         firsts = {
             linear.shares: linear
@@ -287,19 +199,35 @@ class _Here:
             if _needs_hessian([group])
             for linear in group.linears[:1]
         }
-        ordered = [linear for linear in self.block.linears if linear in firsts.values()]
-        totals = {x.shares: torch.zeros(x.in_features, x.in_features) for x in ordered}
-        totals = {name: total.to(self.parts[0].device) for name, total in totals.items()}
-        for part in self.parts if ordered else ():
-            forward = inputs.Forwards(self.back.walk, self.block, self.module, [part.clone()])
+        ordered = [linear for linear in here.block.linears if linear in firsts.values()]
+        device = here.parts[0].device
+        totals = {
+            x.shares: torch.zeros(x.in_features, x.in_features, device=device) for x in ordered
+        }
+        for part in here.parts if ordered else ():
+            forward = inputs.Forwards(self.back.walk, here.block, here.module, [part.clone()])
             for linear in ordered:
                 forward.to(linear, partial(accumulate, totals[linear.shares]))
         tokens = self.back.ids.numel()
         return {name: mean(total, tokens) for name, total in totals.items()}
 
-    def _weight(self, linear: Linear) -> Tensor:
-        weight = inputs.module_of(self.module, self.block, linear).get_parameter("weight")
-        return weight.T if linear.transposed else weight
+
+def _moved(
+    here: Here, group: Group, rounded: Mapping[str, Rounded], slopes: gradients.Slopes
+) -> Tensor:
+    """How the log-probabilities move when all linears of a group are rounded, [S, B]."""
+    moves = torch.zeros(slopes.hidden.shape[:2], device=slopes.hidden.device)
+    for linear in group.linears:
+        if (codes := rounded.get(linear.name)) is not None:
+            change = codes.dequantize() - _weight(here, linear).float()
+            name = linear.name
+            moves += fisher.moved(slopes.inputs[name], change, slopes.outputs[name])
+    return moves
+
+
+def _weight(here: Here, linear: Linear) -> Tensor:
+    weight = inputs.module_of(here.module, here.block, linear).get_parameter("weight")
+    return weight.T if linear.transposed else weight
 
 
 def _needs_hessian(found: Sequence[Group]) -> bool:

@@ -115,7 +115,7 @@ def test_a_run_that_goes_on_measures_no_block_twice_and_finds_the_same(
             measure(student, found, SPEC, context(tmp_path, ledger=journal))
         journal = Journal(tmp_path / "journal.jsonl", {})
     assert noted == ["allocate/block-00001", "allocate/block-00000", "allocate/head"]
-    monkeypatch.setattr(sensitivity, "_Backward", None)  # nothing is left to be walked
+    monkeypatch.setattr(sensitivity, "Backward", None)  # nothing is left to be walked
     assert measure(student, found, SPEC, context(tmp_path, ledger=journal)) == whole
 
 
