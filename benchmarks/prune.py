@@ -3,11 +3,11 @@ r"""Prune one teacher with compress and with llm-compressor, alternately, and co
     python benchmarks/prune.py --teacher DIR --calibration TEXT --test TEXT \
         --second-text pydoc-topics --peer-python peer/bin/python --out OUT
 
-For each kind (SparseGPT 50 %, 2:4, Wanda 50 %, magnitude 50 %) both sides, on the same bfloat16
-teacher and the same token windows; then ours at 50 % and 4 bits, in one loop and one after the
-other. Clock, memory and readers are those of quantize.py. Both sides store plain weights
-with zeros, as wide as before. Prints one table, writes OUT/result.json, and adds a section to
-docs/results.md when --results names it.
+For each kind both sides, on the same bfloat16 teacher and the same token windows: 50 % and 2:4 (our
+recipes against llm-compressor's SparseGPT), Wanda and magnitude at 50 %. Then ours alone: SparseGPT
+at 50 %, and 50 % with 4 bits, in one loop and one after the other. Clock, memory and readers are
+those of quantize.py. Both sides store plain weights with zeros, as wide as before. Prints one
+table, writes OUT/result.json, and adds a section to docs/results.md when --results names it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import texts
 from quantize import HERE, Contestant
 
 MARKER = "<!-- prune.py: newest first -->"
-_W4 = "{bits: 4, group_size: 64}"
-_HALF = "method: sparsegpt, sparsity: 0.5, error_correction: 0.25"
+_W4 = "{bits: 4, group_size: 64, error_correction: 0.25}"
+_HALF = "sparsity: 0.5, error_correction: 0.25"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Kind:
 
 
 KINDS = {
-    "SparseGPT 50 %": Kind("sparse-50", peer=("--method", "sparsegpt")),
+    "50 %": Kind("sparse-50", peer=("--method", "sparsegpt")),
     "2:4": Kind("sparse-2-4", peer=("--method", "sparsegpt", "--pattern", "2:4")),
     "Wanda 50 %": Kind(
         "sparse-50", ("stages=[{prune: {method: wanda, sparsity: 0.5}}]",), ("--method", "wanda")
@@ -52,10 +52,11 @@ KINDS = {
         ("stages=[{prune: {method: magnitude, sparsity: 0.5}}]",),
         ("--method", "magnitude"),
     ),
+    "SparseGPT 50 %": Kind("sparse-50", (f"stages=[{{prune: {{method: sparsegpt, {_HALF}}}}}]",)),
     "50 % and 4 bits, joint": Kind("sparse-50-w4"),
     "50 %, then 4 bits": Kind(
         "sparse-50-w4",
-        (f"stages=[{{prune: {{{_HALF}}}}}, {{quantize: {_W4}}}]",),
+        (f"stages=[{{prune: {{method: admm, {_HALF}}}}}, {{quantize: {_W4}}}]",),
     ),
 }
 

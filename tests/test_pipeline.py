@@ -103,6 +103,26 @@ def test_a_turned_and_enlarged_student_is_judged_against_the_teacher_itself(
     assert [stage.stage for stage in outcome.results.stages] == ["rotate", "quantize"]
 
 
+@pytest.mark.parametrize(
+    ("stages", "format"),
+    [
+        ("{prune: {method: admm, sparsity: 0.5, error_correction: 0.5}}", "packed"),
+        ("{prune: {pattern: '2:4'}}", "compressed-tensors"),
+        ("{prune: {sparsity: 0.5, quantize: {bits: 4, group_size: 32}}}", "packed"),
+        ("{prune: {sparsity: 0.5}}, {quantize: {bits: 4, group_size: 32}}", "gptq"),
+    ],
+)
+def test_what_is_pruned_is_judged_and_verified(recipe, out, stages, format):
+    outcome = pipeline.apply(recipe(f"stages=[{stages}]", f"artifact.format={format}"), out=out)
+    assert outcome.verification.passed
+    assert outcome.results.divergence.kl_mean > 0
+    assert all(linear.sparsity >= 0.5 for linear in outcome.results.linears)
+    found = open_artifact(out)
+    masks = [name for name in found.checkpoint.tensors if name.endswith(".mask")]
+    assert len(masks) == (len(found.anatomy.linears) if format == "packed" else 0)
+    assert "nothing here runs faster for it" in (out / "report.md").read_text()
+
+
 def test_the_lock_runs_again_to_the_same_bytes(recipe, out, tmp_path):
     pipeline.apply(recipe(), out=out)
     lock = load(str(out / "recipe.lock.yaml"))

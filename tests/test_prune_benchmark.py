@@ -30,11 +30,11 @@ def sides(bench, request_, windows, *more):
 def test_every_kind_has_ours_and_the_peer_in_turn_where_it_has_one(bench, request_, tmp_path):
     names = list(sides(bench, request_, tmp_path / "calibration.txt"))
     assert names[:4] == [
-        "compress, SparseGPT 50 %", "llm-compressor, SparseGPT 50 %", "compress, 2:4",
+        "compress, 50 %", "llm-compressor, 50 %", "compress, 2:4",
         "llm-compressor, 2:4",
     ]  # fmt: skip
     assert names[-2:] == ["compress, 50 % and 4 bits, joint", "compress, 50 %, then 4 bits"]
-    assert len(names) == 10
+    assert len(names) == 11
 
 
 def test_our_sides_are_recipes_that_load(bench, request_, tmp_path):

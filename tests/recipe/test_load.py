@@ -74,8 +74,8 @@ evaluate: {suite: quik}
         'mine.yaml:8  stages[0].quantize.scale_search: "hesian" is not one of none, mse, hessian. '
         "Did you mean hessian?",
         "mine.yaml:9  stages[1].quantise: unknown field. Did you mean quantize?",
-        "mine.yaml:10  stages[2]: 3 is not a mapping. Fields: rotate, restructure, prune, quantize, "
-        "allocate, kv_cache.",
+        "mine.yaml:10  stages[2]: 3 is not a mapping. Fields: rotate, restructure, prune, "
+        "quantize, allocate, kv_cache.",
         "mine.yaml:11  evaluate.suite: 'quik': no shipped evaluation suite of this name. Did you "
         "mean quick? Shipped: full, quick, smoke. A path ends in .yaml, .yml, .txt, .jsonl or "
         "holds a separator, as in ./quik.",
