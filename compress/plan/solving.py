@@ -19,7 +19,7 @@ from compress.results import Limits
 
 _CHOOSING = 3  # float32 copies of the inverse and of the weight (kernels.structure)
 _PROBABILITIES = 128  # kernels.fisher: tokens whose probabilities are held at once
-_PRUNED = 4  # more float32 copies of a stack that is pruned and refined (kernels.refit)
+_PRUNED = 4  # more float32 copies of a matrix that is pruned and refined (kernels.admm)
 _CUT = 4  # float32 copies of a curvature (kernels.two_sided)
 _SLICE = 3.4  # float32 copies of the rows being solved (kernels.gptq), and their codes
 
@@ -60,10 +60,9 @@ def _prune(job: Job, limits: Limits) -> int:
         schemes = {n: scheme for n in names if (scheme := scheme_for(spec, n)) is not None}
         for block in job.anatomy.blocks:
             solver = _BlockMemory(job, limits, spec, block, frozenset(), schemes)
-            groups = [list(g) for _, g in groupby(solver.solved(), key=lambda pair: pair[0].shares)]
-            stacks = [sum(linear.weights for linear, _ in group) for group in groups]
-            waiting = job.item_bytes * sum(stacks)
-            peak = max(peak, solver.peak() + waiting + 4 * _PRUNED * max(stacks, default=0))
+            matrices = [linear.weights for linear, _ in solver.solved()]
+            waiting = job.item_bytes * sum(matrices)
+            peak = max(peak, solver.peak() + waiting + 4 * _PRUNED * max(matrices, default=0))
     return peak
 
 
