@@ -84,7 +84,7 @@ def cut_bytes(recipe: Recipe, headers: Headers) -> int:
     found, total = turned_headers(recipe, headers.cast(recipe.teacher.dtype)), 0
     for _, spec in recipe.restructurings:
         cut = ("o", "down") if spec.kv_heads is None else ("q", "k", "v", "o", "down")
-        linears = [x for x in found.anatomy.linears if spec.repair or x.role in cut]
+        linears = [linear for linear in found.anatomy.linears if linear.role in cut]
         total += sum(found.nbytes(f"{linear.name}.weight") for linear in linears)
         before = shape_of(found.config, found.anatomy)
         found = cut_headers(found, target(before, **spec.shares))
