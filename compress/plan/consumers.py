@@ -138,6 +138,8 @@ def _llama_cpp(
     if format == "gguf":
         return
     yield f"opens GGUF files only, not {format}"
+    if not matrices:
+        return  # ours hold integers
     schemes = {name: matrix.scheme for name, matrix in matrices.items()}
     refused = [*FORMATS["gguf"].refusals(anatomy, schemes), *flaws(config)]
     if not refused:
