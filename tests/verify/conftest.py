@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ class Student:
         self.plan = plan
 
     def parts(self) -> Iterator[tuple[str, torch.Tensor | Rounded]]:
+        yield from self.rounded_once
+
+    @cached_property
+    def rounded_once(self) -> list[tuple[str, torch.Tensor | Rounded]]:
+        return list(self.rounding())
+
+    def rounding(self) -> Iterator[tuple[str, torch.Tensor | Rounded]]:
         blocks = [self.teacher.block(block.index) for block in self.anatomy.blocks]
         for tensors in (self.teacher.outside(), *blocks):
             for name, tensor in tensors.items():
@@ -58,6 +66,7 @@ class Student:
         scale, zero = fit(weight, group_size=size, search="none", **grid)
         return round_to_nearest(weight, scale, zero, **grid)
 
+    @cached_property
     def dense(self) -> dict[str, torch.Tensor]:
         found = {}
         for name, part in self.parts():
@@ -69,10 +78,10 @@ class Student:
         return found
 
     def block(self, index: int) -> dict[str, torch.Tensor]:
-        return {name: self.dense()[name] for name in self.anatomy.inside(index)}
+        return {name: self.dense[name] for name in self.anatomy.inside(index)}
 
     def outside(self) -> dict[str, torch.Tensor]:
-        return {name: self.dense()[name] for name in self.anatomy.outside()}
+        return {name: self.dense[name] for name in self.anatomy.outside()}
 
     def inputs(self, index: int) -> dict[str, Inputs]:
         prefix = self.anatomy.blocks[index].prefix + "."
