@@ -32,11 +32,11 @@ MODIFIERS = {"gptq": GPTQModifier, "rtn": QuantizationModifier}
 
 
 def modifier(*, method: str, bits: int, group_size: int, observer: str | None) -> Any:
-    """Symmetric integer weights in groups, every linear but the head."""
-    chosen = {} if observer is None else {"observer": observer}
-    weights = QuantizationArgs(
-        num_bits=bits, type="int", symmetric=True, strategy="group", group_size=group_size, **chosen
-    )
+    """Symmetric integer weights in groups, -1 a row each; every linear but the head."""
+    chosen: dict[str, Any] = {} if observer is None else {"observer": observer}
+    grouped = {"strategy": "group", "group_size": group_size}
+    chosen |= {"strategy": "channel"} if group_size == -1 else grouped
+    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=True, **chosen)
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
     return MODIFIERS[method](config_groups={"group_0": scheme}, ignore=["lm_head"])
 

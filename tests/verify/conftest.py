@@ -66,8 +66,11 @@ class Student:
         scale, zero = fit(weight, group_size=size, search="none", **grid)
         return round_to_nearest(weight, scale, zero, **grid)
 
-    @cached_property
     def dense(self) -> dict[str, torch.Tensor]:
+        return self.dense_once
+
+    @cached_property
+    def dense_once(self) -> dict[str, torch.Tensor]:
         found = {}
         for name, part in self.parts():
             if isinstance(part, Rounded):
@@ -78,10 +81,10 @@ class Student:
         return found
 
     def block(self, index: int) -> dict[str, torch.Tensor]:
-        return {name: self.dense[name] for name in self.anatomy.inside(index)}
+        return {name: self.dense_once[name] for name in self.anatomy.inside(index)}
 
     def outside(self) -> dict[str, torch.Tensor]:
-        return {name: self.dense[name] for name in self.anatomy.outside()}
+        return {name: self.dense_once[name] for name in self.anatomy.outside()}
 
     def inputs(self, index: int) -> dict[str, Inputs]:
         prefix = self.anatomy.blocks[index].prefix + "."
