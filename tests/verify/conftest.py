@@ -36,7 +36,8 @@ class Student:
 
     @cached_property
     def rounded_once(self) -> list[tuple[str, torch.Tensor | Rounded]]:
-        return list(self.rounding())
+        with torch.inference_mode(False):  # kept tensors serve callers of either mode
+            return list(self.rounding())
 
     def rounding(self) -> Iterator[tuple[str, torch.Tensor | Rounded]]:
         blocks = [self.teacher.block(block.index) for block in self.anatomy.blocks]
@@ -70,6 +71,7 @@ class Student:
         return self.dense_once
 
     @cached_property
+    @torch.inference_mode(False)
     def dense_once(self) -> dict[str, torch.Tensor]:
         found = {}
         for name, part in self.parts():
