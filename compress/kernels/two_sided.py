@@ -21,10 +21,10 @@ SETS = 8  # of rows, every eighth in one: more lower the cost a little and take 
 def two_sided(
     weight: Tensor,
     factor: Factor,
-    outputs: Tensor,
     scale: Tensor,
     zero: Tensor,
     *,
+    outputs: Tensor,
     bits: int,
     sweeps: int = 1,
     mask: Tensor | None = None,
@@ -38,9 +38,9 @@ def two_sided(
     Args:
         weight: [O, I], any float; read, never written.
         factor: of the damped inverse Hessian of its inputs.
-        outputs: A, [O, O] float32, undamped; only ratios count.
         scale: [O, G] float32.
         zero: [O, G] float32, whole numbers.
+        outputs: A, [O, O] any float, undamped; only ratios count.
         bits: width of the integer grid.
         sweeps: as in `gptq`.
         mask: as in `gptq`, [O, I].
@@ -96,4 +96,5 @@ def _lean(A: Tensor, error: Tensor, rows: Tensor, free: Tensor) -> Tensor:
     if not fixed.any():
         return torch.zeros_like(error[rows])
     pull = A[free][:, fixed] @ error[fixed]
-    return torch.linalg.solve(A[free][:, free], pull)[: len(rows)]
+    lean: Tensor = torch.linalg.solve(A[free][:, free], pull)
+    return lean[: len(rows)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby, zip_longest
 
 import torch
@@ -228,11 +229,8 @@ def _rounded(
         )  # fmt: skip
     if factor is None:
         return round_to_nearest(weight, scale, zero, bits=scheme.bits, sym=scheme.sym)
-    settings = {"bits": scheme.bits, "sweeps": scheme.sweeps, "mask": mask}
-    if outputs is None:
-        codes = gptq(weight, factor, scale, zero, **settings)
-    else:
-        codes = two_sided(weight, factor, outputs.float(), scale, zero, **settings)
+    solve = gptq if outputs is None else partial(two_sided, outputs=outputs)
+    codes = solve(weight, factor, scale, zero, bits=scheme.bits, sweeps=scheme.sweeps, mask=mask)
     size = weight.shape[1] // scale.shape[1]
     return Rounded(codes, scale, zero.byte(), scheme.bits, size, scheme.sym)
 

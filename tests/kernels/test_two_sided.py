@@ -38,7 +38,7 @@ def cost(weight, codes, scale, zero, factor, outputs) -> float:
 
 def test_outputs_that_matter_alike_and_alone_give_the_codes_of_gptq():
     weight, factor, scale, zero, bits = problem()
-    alone = two_sided(weight, factor, torch.eye(32), scale, zero, bits=bits, sweeps=1)
+    alone = two_sided(weight, factor, scale, zero, outputs=torch.eye(32), bits=bits, sweeps=1)
     # a set is swept once more when all others are known
     assert torch.equal(alone, gptq(weight, factor, scale, zero, bits=bits, sweeps=2))
 
@@ -47,7 +47,7 @@ def test_outputs_that_matter_alike_and_alone_give_the_codes_of_gptq():
 def test_outputs_that_hang_together_cost_less_than_if_they_were_taken_alone(bits):
     weight, factor, scale, zero, bits = problem(bits=bits)
     outputs = correlated(32, 5)
-    together = two_sided(weight, factor, outputs, scale, zero, bits=bits)
+    together = two_sided(weight, factor, scale, zero, outputs=outputs, bits=bits)
     alone = gptq(weight, factor, scale, zero, bits=bits, sweeps=2)
     found = [cost(weight, codes, scale, zero, factor, outputs) for codes in (together, alone)]
     assert found[0] < 0.8 * found[1]
@@ -58,7 +58,7 @@ def test_two_rows_come_near_the_best_of_all_codes():
     outputs = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
     every = torch.tensor(list(itertools.product(range(4), repeat=4)), dtype=torch.uint8)
     costs = [cost(weight, c.view(2, 2), scale, zero, factor, outputs) for c in every]
-    found = two_sided(weight, factor, outputs, scale, zero, bits=2, sweeps=2)
+    found = two_sided(weight, factor, scale, zero, outputs=outputs, bits=2, sweeps=2)
     here = cost(weight, found, scale, zero, factor, outputs)
     assert here <= sorted(costs)[len(costs) // 20]
 
@@ -78,11 +78,11 @@ def test_the_lean_is_the_best_answer_to_fixed_errors():
 def test_pruned_places_keep_the_zero_point():
     weight, factor, scale, zero, bits = problem()
     mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(2)) > 0.5
-    codes = two_sided(weight, factor, correlated(32, 5), scale, zero, bits=bits, mask=mask)
+    codes = two_sided(weight, factor, scale, zero, outputs=correlated(32, 5), bits=bits, mask=mask)
     assert (codes == zero.expand_as(weight))[~mask].all()
 
 
 def test_outputs_that_nobody_reads_are_rounded_all_the_same():
     weight, factor, scale, zero, bits = problem()
-    codes = two_sided(weight, factor, torch.zeros(32, 32), scale, zero, bits=bits)
+    codes = two_sided(weight, factor, scale, zero, outputs=torch.zeros(32, 32), bits=bits)
     assert torch.equal(codes, gptq(weight, factor, scale, zero, bits=bits, sweeps=2))
