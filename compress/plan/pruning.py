@@ -17,6 +17,7 @@ from compress.recipe.source import Loc
 from compress.storage import ITEM_BITS
 
 _QUANTIZED_ONLY = ("gptq", "bnb-int8", "gguf")  # formats that hold no model of floats
+_BOTH = "pruned and quantized"
 
 
 def pruned(prune: Prune, anatomy: Anatomy) -> dict[Linear, Pruning]:
@@ -92,7 +93,7 @@ def mistakes(recipe: Recipe, anatomy: Anatomy) -> Found:
     for index, stage in enumerate(recipe.stages):
         if stage.quantize:
             names = _names(recipe, index, anatomy)
-            if twice := [name for name in names if "quantized" in taken.get(name, "")]:
+            if twice := [name for name in names if taken.get(name, "").startswith(_BOTH)]:
                 loc = ("stages", index, "quantize")
                 yield loc, f"{twice[0]}: already {taken[twice[0]]}. Leave out one of them."
             taken |= dict.fromkeys(names, f"quantized by stages[{index}]")
@@ -107,7 +108,7 @@ def mistakes(recipe: Recipe, anatomy: Anatomy) -> Found:
         for why in dict.fromkeys(taken[x.name] for x in found if x.name in taken):
             again = [linear for linear in found if taken.get(linear.name) == why]
             yield loc, f"{named(again)}: already {why}. Prune before, and once."
-        how = "pruned and quantized" if stage.prune.quantize else "pruned"
+        how = _BOTH if stage.prune.quantize else "pruned"
         taken |= dict.fromkeys((linear.name for linear in found), f"{how} by stages[{index}]")
     if recipe.prunings and recipe.artifact.format in _QUANTIZED_ONLY and not _rounds(recipe):
         yield (
