@@ -10,8 +10,8 @@ READY := $(VENV)/.ready
 quickstart: $(READY)  ## a 4-bit student of a real teacher, with its report
 	$(BIN)/compress apply quickstart
 
-test: $(READY)  ## the fast tests: no network, no GPU
-	$(BIN)/python -m pytest
+test: $(READY)  ## the fast tests, in two processes of one thread: no network, no GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(READY)  ## style, types, generated docs
 	$(BIN)/ruff check .
