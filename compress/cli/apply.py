@@ -174,7 +174,8 @@ def _found(device: str) -> str:
 
 def _tell(outcome: Outcome, *, json: bool, quiet: bool) -> None:
     from compress.cli.verify import sentence
-    from compress.report.rows import fallback_text, summary
+    from compress.report.rows import fallback_text
+    from compress.report.summary import summary
 
     if json:
         results, measured = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from compress.report import numbers, outliers, plots, rows, shapes, shares, verdict
+from compress.report import numbers, outliers, plots, rows, shapes, shares, summary, verdict
 from compress.results import Measured, Results
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def render(results: Results, measured: Measured | None) -> str:
         gates=verdict,
         shares=shares,
         verdict=re.sub(r"(?<=\d) (?=[%kMGT])", "\N{NO-BREAK SPACE}", rows.verdict(results)),
-        summary=[*shapes.summary(results), *rows.summary(results, measured)],
+        summary=[*shapes.summary(results), *summary.summary(results, measured)],
         shapes=shapes,
         headline=headline(results),
         figures=figures,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from compress.report import numbers, outliers, rows, shapes, shares, verdict
+from compress.report import numbers, outliers, rows, shapes, shares, summary, verdict
 from compress.report.rows import Table
 from compress.results import Measured, Results, Sample
 
@@ -131,7 +131,7 @@ def _summary(results: Results, measured: Measured | None) -> str:
             row.after,
             row.difference,
         )
-        for row in (*shapes.summary(results), *rows.summary(results, measured))
+        for row in (*shapes.summary(results), *summary.summary(results, measured))
     )
     return _table(Table(("measure", "before", "after", "difference"), lines))
 

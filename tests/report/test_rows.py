@@ -2,16 +2,16 @@ from dataclasses import replace
 
 import pytest
 
-from compress.report import html, markdown, rows
+from compress.report import html, markdown, rows, summary
 from compress.results import KVBlock, Results, StageResult, from_json, to_json
 
 
 def line(results, measured, label):
-    return next(row for row in rows.summary(results, measured) if row.label == label)
+    return next(row for row in summary.summary(results, measured) if row.label == label)
 
 
 def test_summary_lists_every_measure_in_order(results, measured):
-    labels = [row.label for row in rows.summary(results, measured)]
+    labels = [row.label for row in summary.summary(results, measured)]
     assert labels == [
         "size on disk",
         "bits per weight",
@@ -33,8 +33,8 @@ def test_summary_lists_every_measure_in_order(results, measured):
 
 
 def test_summary_without_times_or_measures_has_no_such_rows(results, bare):
-    assert "time" not in {row.label for row in rows.summary(results, None)}
-    assert [row.label for row in rows.summary(bare, None)] == ["size on disk", "bits per weight"]
+    assert "time" not in {row.label for row in summary.summary(results, None)}
+    assert [row.label for row in summary.summary(bare, None)] == ["size on disk", "bits per weight"]
 
 
 def test_zeros_are_told_and_that_they_make_nothing_faster(results):
@@ -47,7 +47,7 @@ def test_zeros_are_told_and_that_they_make_nothing_faster(results):
     assert row.note.endswith("nothing here runs faster for it")
     stored = {name: how for name, how, *_ in rows.worst_table(pruned).rows}
     assert all("zeros" in how for how in stored.values())
-    assert "zeros" not in {row.label for row in rows.summary(results, None)}
+    assert "zeros" not in {row.label for row in summary.summary(results, None)}
 
 
 def test_perplexity_stands_with_its_protocol(results):
@@ -193,7 +193,7 @@ def cached(results):
 
 
 def test_keys_and_values_have_a_row_where_they_are_rounded(results, cached):
-    assert "keys and values" not in {row.label for row in rows.summary(results, None)}
+    assert "keys and values" not in {row.label for row in summary.summary(results, None)}
     row = line(cached, None, "keys and values")
     assert (row.before, row.after) == ("23,040", "11,520")
     assert row.difference.startswith("−50.0 %")
