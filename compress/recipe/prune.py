@@ -9,6 +9,13 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 
 from compress.recipe.methods import Bits, ScaleSearch
 from compress.recipe.quantize import STRICT, Pattern, Patterns
+from compress.recipe.walking import (
+    DampPercent,
+    ErrorCorrection,
+    SinkTokens,
+    SinkWeight,
+    TrueSequential,
+)
 
 PruneMethod = Literal["admm", "sparsegpt", "wanda", "magnitude"]
 _SOLVED = ("admm", "sparsegpt")
@@ -99,37 +106,11 @@ class Prune(BaseModel):
         "(conjugate gradients). The default of `wanda` is 0, which moves no weight, that of `admm` "
         "3.",
     )
-    damp_percent: float = Field(
-        default=0.01,
-        gt=0,
-        lt=1,
-        description="Fraction of the mean diagonal added to the Hessian; 0.01 is 1 %.",
-    )
-    true_sequential: bool = Field(
-        default=True,
-        description="Observe each linear behind those of its block that are pruned already. "
-        "`false` observes the dense block: nearly twice the forwards, but less memory.",
-    )
-    sink_tokens: int = Field(
-        default=2,
-        ge=0,
-        le=64,
-        description="First tokens of a window, to which all later ones attend: attention sinks.",
-    )
-    sink_weight: float = Field(
-        default=25.0,
-        ge=0,
-        le=1e6,
-        description="How many times more than another token each of them counts in the Hessian.",
-    )
-    error_correction: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="Share of the errors of what is pruned already that each linear is asked to "
-        "undo. Walks the teacher beside the student: nearly twice the forwards. Needs "
-        "`true_sequential`.",
-    )
+    damp_percent: DampPercent = 0.01
+    true_sequential: TrueSequential = True
+    sink_tokens: SinkTokens = 2
+    sink_weight: SinkWeight = 25.0
+    error_correction: ErrorCorrection = 0.0
     targets: Patterns = Field(
         default=("*",), min_length=1, description="Patterns of the block linears to prune."
     )

@@ -33,6 +33,13 @@ from compress.recipe.methods import (
     defaults,
 )
 from compress.recipe.patterns import HEAD, any_matches, fault
+from compress.recipe.walking import (
+    DampPercent,
+    ErrorCorrection,
+    SinkTokens,
+    SinkWeight,
+    TrueSequential,
+)
 
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)  # for every section of a recipe
 
@@ -152,43 +159,17 @@ class Quantize(BaseModel):
         description="Scales are fixed before rounding, so that no artifact needs a `g_idx`. "
         "Only `true` exists.",
     )
-    damp_percent: float = Field(
-        default=0.01,
-        gt=0,
-        lt=1,
-        description="Fraction of the mean diagonal added to the Hessian; 0.01 is 1 %.",
-    )
-    true_sequential: bool = Field(
-        default=True,
-        description="Observe each linear behind those of its block that are rounded already. "
-        "`false` observes the dense block: nearly twice the forwards, but less memory.",
-    )
-    sink_tokens: int = Field(
-        default=2,
-        ge=0,
-        le=64,
-        description="First tokens of a window, to which all later ones attend: attention sinks.",
-    )
-    sink_weight: float = Field(
-        default=25.0,
-        ge=0,
-        le=1e6,
-        description="How many times more than another token each of them counts in the Hessian.",
-    )
+    damp_percent: DampPercent = 0.01
+    true_sequential: TrueSequential = True
+    sink_tokens: SinkTokens = 2
+    sink_weight: SinkWeight = 25.0
     sweeps: int = Field(
         default=1,
         ge=0,
         le=16,
         description="Rounds of coordinate descent after GPTQ; each visits every column once more.",
     )
-    error_correction: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="Share of the errors of what is rounded already that each linear is asked to "
-        "undo. Walks the teacher beside the student: nearly twice the forwards. Needs "
-        "`true_sequential`.",
-    )
+    error_correction: ErrorCorrection = 0.0
     output_curvature: bool = Field(
         default=False,
         description="Weigh errors also by how the teacher's distribution moves with each output, "

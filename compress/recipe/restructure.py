@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 
 from compress.recipe.gates import in_bytes
 from compress.recipe.quantize import STRICT
+from compress.recipe.walking import SinkTokens, SinkWeight
 
 SHAPES = ("depth", "ffn", "heads", "kv_heads")
 TARGETS = ("keep", "parameters", "size", "decode_latency")
@@ -93,18 +94,8 @@ class Restructure(BaseModel):
         description="Share of itself by which each entry of the Hessian's diagonal is raised; null "
         "decides on text that a repair was not fitted to.",
     )
-    sink_tokens: int = Field(
-        default=2,
-        ge=0,
-        le=64,
-        description="First tokens of a window, to which all later ones attend: attention sinks.",
-    )
-    sink_weight: float = Field(
-        default=25.0,
-        ge=0,
-        le=1e6,
-        description="How many times more than another token each of them counts in the Hessian.",
-    )
+    sink_tokens: SinkTokens = 2
+    sink_weight: SinkWeight = 25.0
 
     @field_validator(*TARGETS)
     @classmethod
