@@ -38,7 +38,7 @@ def describe(
         root: the model that was validated.
     """
     details = error.errors()[:_JUDGED]
-    found = [(_Spot(root, _plain(detail["loc"])), detail) for detail in details]
+    found = _told_once([(_spot(root, detail), detail) for detail in details])
     misspelt = {spot.meant() for spot, detail in found if detail["type"] == "extra_forbidden"}
     return [
         (places.order(spot.loc), f"{places.label(spot.loc)}  {spot.path()}{_said(detail, spot)}")
@@ -61,6 +61,14 @@ class _Spot:
 
     def path(self) -> str:
         return f"{dotted(self.loc)}: " if self.loc else ""
+
+    def whole(self) -> _Spot:
+        """The field, where the location goes on to one of the types that it may have."""
+        try:
+            self.field()
+        except KeyError:
+            return _Spot(self.root, self.loc[:-1]).whole()
+        return self
 
     def section(self) -> type[BaseModel]:
         """The model that holds the last part of the location."""
@@ -85,6 +93,21 @@ class _Spot:
             in_mapping = typing.get_origin(field.annotation) is dict
             model = next(_models(field.annotation), model)
         return model, field
+
+
+def _spot(root: type[BaseModel], detail: Any) -> _Spot:
+    spot = _Spot(root, _plain(detail["loc"]))
+    return spot if detail["type"] in ("extra_forbidden", "missing") else spot.whole()
+
+
+def _told_once(found: list[tuple[_Spot, Any]]) -> list[tuple[_Spot, Any]]:
+    """Of what is wrong for each type that a field may have: what fits the type that was given."""
+    kept: dict[Loc, tuple[_Spot, Any]] = {}
+    for spot, detail in found:
+        fits = isinstance(detail["input"], str) == (detail["type"] == "literal_error")
+        if spot.loc not in kept or fits:
+            kept[spot.loc] = (spot, detail)
+    return list(kept.values())
 
 
 def _plain(loc: Loc) -> Loc:

@@ -277,3 +277,18 @@ def test_reading_recipes_imports_no_torch():
         "from compress import plan; load('quickstart')"
     )
     assert not {"torch", "transformers"} & imported_by(program)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("5", "5 is out of range: must be at most 1"),
+        ("serch", '"serch" is not one of search, awq. Did you mean search?'),
+        ("true", "true is not a number"),
+    ],
+)
+def test_a_field_of_several_types_has_one_mistake(value, said):
+    with pytest.raises(RecipeError) as error:
+        load("w8a8", [f"quantize.smooth={value}"])
+    assert str(error.value).count("quantize.smooth:") == 1
+    assert said in str(error.value)
