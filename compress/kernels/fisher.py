@@ -57,14 +57,22 @@ def draw(hidden: Tensor, head: Head, *, draws: int, generator: torch.Generator) 
         generator: of the randomness.
     """
     weight = head.weight
-    pieces = []
-    for part in hidden.split(_TOKENS):
-        p, bent = head.probabilities(part)
+    shape = (draws, len(hidden))
+    found = Draws(
+        torch.empty(shape, dtype=torch.int64, device=hidden.device),
+        torch.ones(shape, device=hidden.device),
+        torch.empty(*shape, hidden.shape[1], device=hidden.device),
+    )  # made first: kept pieces between probabilities that come and go would tear the heap
+    for start in range(0, len(hidden), _TOKENS):
+        here = slice(start, start + _TOKENS)
+        p, bent = head.probabilities(hidden[here])
         tokens = torch.multinomial(p, draws, replacement=True, generator=generator).T
-        slope = (bent / p.clamp_min(1e-30)).gather(1, tokens.T).T if head.cap else tokens * 0 + 1.0
-        mean = bent @ weight.float()
-        pieces.append((tokens, slope, weight[tokens].float() * slope[..., None] - mean))
-    return Draws(*(torch.cat(column, 1) for column in zip(*pieces, strict=True)))
+        found.tokens[:, here] = tokens
+        if head.cap:
+            found.slope[:, here] = (bent / p.clamp_min(1e-30)).gather(1, tokens.T).T
+        gradient = weight[tokens].float() * found.slope[:, here, None]
+        found.gradient[:, here] = gradient.sub_(bent @ weight.float())
+    return found
 
 
 def moved_head(hidden: Tensor, head: Head, change: Tensor, drawn: Draws) -> Tensor:
