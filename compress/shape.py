@@ -135,9 +135,8 @@ def cut_config(config: Mapping[str, Any], before: Shape, remains: Remains) -> di
     if remains.hidden is not None:
         cut["hidden_size"] = len(remains.hidden)
         # a mean over fewer channels, all others having been zero, is so many times larger
-        for key in ("rms_norm_eps",):
-            if key in cut:
-                cut[key] = cut[key] * before.hidden / len(remains.hidden)
+        if (epsilon := cut.get("rms_norm_eps")) is not None:
+            cut["rms_norm_eps"] = epsilon * before.hidden / len(remains.hidden)
     if len(remains.blocks) != before.blocks:
         cut |= _renumbered(config, before.blocks, list(remains.blocks))
     return cut

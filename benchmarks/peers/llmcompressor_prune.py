@@ -4,25 +4,21 @@
     peer/bin/python llmcompressor_prune.py TEACHER_DIR WINDOWS.txt OUT_DIR --pattern 2:4
 
 Everything not on the command line is llm-compressor's own default (SparseGPT: blocks of 128
-columns, damping 0.01, one sample a forward). Its magnitude pruning follows a schedule of epochs, of
-which one-shot has none, so it is told that it begins where it ends. The clock runs from "token
-windows ready" to "last shard flushed". Prints one JSON line at the end.
+columns, damping 0.01, one sample a forward). Its magnitude pruning follows a schedule of epochs,
+of which one-shot has none, so it is told that it begins where it ends. Prints one JSON line at
+the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any
 
-import torch
-from datasets import Dataset
-from llmcompressor import oneshot
 from llmcompressor.modifiers.pruning.magnitude import MagnitudePruningModifier
 from llmcompressor.modifiers.pruning.sparsegpt import SparseGPTModifier
 from llmcompressor.modifiers.pruning.wanda import WandaPruningModifier
-from quantizing import flush, options, tell, windows_of
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from llmcompressor_once import run
+from quantizing import options
 
 MODIFIERS = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}
 NAMES = r"re:.*_proj\.weight"  # magnitude pruning names parameters, the others modules
@@ -49,31 +45,7 @@ def main() -> None:
     parser.add_argument("--method", choices=[*MODIFIERS, "magnitude"], default="sparsegpt")
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--pattern", help="n:m, with --sparsity 0.5 for 2:4")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-
-    tokenizer = AutoTokenizer.from_pretrained(given.teacher)
-    model = AutoModelForCausalLM.from_pretrained(given.teacher, dtype=getattr(torch, given.dtype))
-    windows = windows_of(given, tokenizer)
-    data = Dataset.from_dict(
-        {"input_ids": windows, "attention_mask": [[1] * len(window) for window in windows]}
-    )
-    recipe = modifier(given)
-
-    start = time.perf_counter()
-    oneshot(
-        model=model,
-        dataset=data,
-        recipe=recipe,
-        max_seq_length=given.seq_len,
-        num_calibration_samples=given.samples,
-    )
-    model.save_pretrained(given.out, save_compressed=True)
-    flush(given.out)
-    seconds = time.perf_counter() - start
-
-    tokenizer.save_pretrained(given.out)
-    tell(seconds, windows, ["llmcompressor", "compressed-tensors", "transformers", "torch"])
+    run(parser.parse_args(), modifier)
 
 
 if __name__ == "__main__":

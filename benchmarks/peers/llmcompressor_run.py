@@ -9,24 +9,21 @@ An environment of its own because its pins clash with ours; torch first, because
 brings the CUDA build. Everything not on the command line is llm-compressor's own default (GPTQ:
 static act order, damping 0.01, min-max scales, one sample a forward). `--scheme W8A8` is the recipe
 of its own examples: SmoothQuant of strength 0.8, then GPTQ, inputs rounded token by token. Any
-width from 1 to 8 bits is packed without gaps. The clock runs from "token windows ready" to "last
-shard flushed": `oneshot`, `save_pretrained` and an fsync. Prints one JSON line at the end.
+width from 1 to 8 bits is packed without gaps. The clock is that of llmcompressor_once.py. Prints
+one JSON line at the end.
 """
 
 from __future__ import annotations
 
-import time
+import argparse
 from typing import Any
 
-import torch
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-from datasets import Dataset
-from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
-from quantizing import flush, options, tell, windows_of
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from llmcompressor_once import run
+from quantizing import options
 
 MODIFIERS = {"gptq": GPTQModifier, "rtn": QuantizationModifier}
 
@@ -47,45 +44,25 @@ def preset(scheme: str, *, method: str) -> list[Any]:
     return [*first, MODIFIERS[method](targets="Linear", scheme=scheme, ignore=["lm_head"])]
 
 
+def recipe(given: argparse.Namespace) -> Any:
+    """What the command line asks for."""
+    if given.scheme:
+        return preset(given.scheme, method=given.method)
+    return modifier(
+        method=given.method,
+        bits=given.bits,
+        group_size=given.group_size,
+        observer=given.observer,
+    )
+
+
 def main() -> None:
     """Quantize, save, and print seconds, windows and versions as one JSON line."""
     parser = options("Quantize one teacher with llm-compressor.")
     parser.add_argument("--method", choices=sorted(MODIFIERS), default="gptq")
     parser.add_argument("--observer", help="how scales are found; default: the peer's own, min-max")
     parser.add_argument("--scheme", help="a preset instead of bits and group size, as W8A8")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-
-    tokenizer = AutoTokenizer.from_pretrained(given.teacher)
-    model = AutoModelForCausalLM.from_pretrained(given.teacher, dtype=getattr(torch, given.dtype))
-    windows = windows_of(given, tokenizer)
-    data = Dataset.from_dict(
-        {"input_ids": windows, "attention_mask": [[1] * len(window) for window in windows]}
-    )
-    if given.scheme:
-        recipe = preset(given.scheme, method=given.method)
-    else:
-        recipe = modifier(
-            method=given.method,
-            bits=given.bits,
-            group_size=given.group_size,
-            observer=given.observer,
-        )
-
-    start = time.perf_counter()
-    oneshot(
-        model=model,
-        dataset=data,
-        recipe=recipe,
-        max_seq_length=given.seq_len,
-        num_calibration_samples=given.samples,
-    )
-    model.save_pretrained(given.out, save_compressed=True)
-    flush(given.out)
-    seconds = time.perf_counter() - start
-
-    tokenizer.save_pretrained(given.out)
-    tell(seconds, windows, ["llmcompressor", "compressed-tensors", "transformers", "torch"])
+    run(parser.parse_args(), recipe)
 
 
 if __name__ == "__main__":

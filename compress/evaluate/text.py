@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from compress.errors import EvaluationError
+from compress.kernels.divergence import kl
 from compress.results import Divergence, Perplexity
 from compress.surgery.walk import Weights, head_of, logits
 
@@ -84,6 +85,4 @@ def _quantile(ordered: Tensor, fraction: float) -> float:
 
 def _compare(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """KL [n] and whether the likeliest token is the same [n], from logits [n, V]."""
-    p, q = before.log_softmax(-1), after.log_softmax(-1)
-    kl = (p.exp() * (p - q)).sum(-1).clamp_min(0)
-    return kl, before.argmax(-1) == after.argmax(-1)
+    return kl(before, after), before.argmax(-1) == after.argmax(-1)

@@ -7,7 +7,7 @@ included and what different y have in common averages out: one gradient tells of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ def draw(hidden: Tensor, head: Head, *, draws: int, generator: torch.Generator) 
         draws: tokens for each position, S.
         generator: of the randomness.
     """
+    head = replace(head, weight=head.weight.float())  # once, not for every few tokens
     weight = head.weight
     shape = (draws, len(hidden))
     found = Draws(
@@ -70,8 +71,8 @@ def draw(hidden: Tensor, head: Head, *, draws: int, generator: torch.Generator) 
         found.tokens[:, here] = tokens
         if head.cap:
             found.slope[:, here] = (bent / p.clamp_min(1e-30)).gather(1, tokens.T).T
-        gradient = weight[tokens].float() * found.slope[:, here, None]
-        found.gradient[:, here] = gradient.sub_(bent @ weight.float())
+        gradient = weight[tokens] * found.slope[:, here, None]
+        found.gradient[:, here] = gradient.sub_(bent @ weight)
     return found
 
 
@@ -84,6 +85,7 @@ def moved_head(hidden: Tensor, head: Head, change: Tensor, drawn: Draws) -> Tens
         change: of its weight, [V, D].
         drawn: what `draw` gave for them.
     """
+    head = replace(head, weight=head.weight.float())
     moves = []
     columns = zip(
         hidden.split(_TOKENS), drawn.tokens.split(_TOKENS, 1), drawn.slope.split(_TOKENS, 1),

@@ -66,6 +66,14 @@ def mean(total: Tensor, tokens: float) -> Tensor:
     return total
 
 
+def second_moment(inputs: Tensor) -> Tensor:
+    """The Hessian [I, I] float32 of inputs [N, I] that are all at hand; see `mean`."""
+    total = torch.zeros(inputs.shape[1], inputs.shape[1], device=inputs.device)
+    for part in inputs.split(4096):
+        accumulate(total, part)
+    return mean(total, len(inputs))
+
+
 @dataclass(frozen=True)
 class Factor:
     """What GPTQ asks of a Hessian: the upper Cholesky factor of its damped inverse."""

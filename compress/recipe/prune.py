@@ -15,6 +15,7 @@ from compress.recipe.walking import (
     SinkTokens,
     SinkWeight,
     TrueSequential,
+    used_by_method,
 )
 
 PruneMethod = Literal["admm", "sparsegpt", "wanda", "magnitude"]
@@ -148,24 +149,13 @@ class Prune(BaseModel):
     @field_validator(*PRUNE_USED_BY)
     @classmethod
     def _used_by_method(cls, value: Any, info: ValidationInfo) -> Any:  # not called for defaults
-        method, users = info.data.get("method"), PRUNE_USED_BY[str(info.field_name)]
-        if method and method not in users:
-            choice = " or ".join(users)
-            raise ValueError(
-                f"{method} does not use this field. Leave it out, or choose method: {choice}."
-            )
+        used_by_method(value, info, PRUNE_USED_BY)
+        method = info.data.get("method")
         if method == "wanda" and info.field_name in _OF_REFINE and not info.data.get("refine"):
             raise ValueError(
                 "wanda moves no weight, so it does not use this field. Leave it out, or give "
                 "refine some rounds."
             )
-        return value
-
-    @field_validator("error_correction")
-    @classmethod
-    def _corrects_in_order(cls, value: float, info: ValidationInfo) -> float:
-        if value and info.data.get("true_sequential") is False:
-            raise ValueError(f"{value}, but true_sequential is false. Leave out one of them.")
         return value
 
     @model_validator(mode="after")

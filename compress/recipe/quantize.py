@@ -39,6 +39,7 @@ from compress.recipe.walking import (
     SinkTokens,
     SinkWeight,
     TrueSequential,
+    used_by_method,
 )
 
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)  # for every section of a recipe
@@ -236,13 +237,7 @@ class Quantize(BaseModel):
     @field_validator(*USED_BY)
     @classmethod
     def _used_by_method(cls, value: Any, info: ValidationInfo) -> Any:  # not called for defaults
-        method, users = info.data.get("method"), USED_BY[str(info.field_name)]
-        if method and method not in users:
-            choice = " or ".join(users)
-            raise ValueError(
-                f"{method} does not use this field. Leave it out, or choose method: {choice}."
-            )
-        return value
+        return used_by_method(value, info, USED_BY)
 
     @field_validator("scale_search")
     @classmethod
@@ -268,13 +263,6 @@ class Quantize(BaseModel):
                 f"{value}, but {method} rounds no inputs: there is nothing to move out of them. "
                 "Use awq, or leave it out."
             )
-        return value
-
-    @field_validator("error_correction")
-    @classmethod
-    def _corrects_in_order(cls, value: float, info: ValidationInfo) -> float:
-        if value and info.data.get("true_sequential") is False:
-            raise ValueError(f"{value}, but true_sequential is false. Leave out one of them.")
         return value
 
     @field_validator("activations")

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationInfo
+
+
+def used_by_method(value: Any, info: ValidationInfo, users: Mapping[str, Sequence[str]]) -> Any:
+    """Refuse a field that the method does not use, given the methods that use each.
+
+    A field validator: it is not called for defaults.
+    """
+    method, known = info.data.get("method"), users[str(info.field_name)]
+    if method and method not in known:
+        choice = " or ".join(known)
+        raise ValueError(
+            f"{method} does not use this field. Leave it out, or choose method: {choice}."
+        )
+    return value
+
+
+def _in_order(value: float, info: ValidationInfo) -> float:
+    if value and info.data.get("true_sequential") is False:
+        raise ValueError(f"{value}, but true_sequential is false. Leave out one of them.")
+    return value
+
 
 DampPercent = Annotated[
     float,
@@ -44,4 +66,5 @@ ErrorCorrection = Annotated[
         "undo. Walks the teacher beside the student: nearly twice the forwards. Needs "
         "`true_sequential`.",
     ),
+    AfterValidator(_in_order),
 ]

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from compress.anatomy import Block, Linear
 from compress.kernels.activations import Rounds
 from compress.kernels.grid import Rounded
-from compress.kernels.hessian import accumulate, mean
+from compress.kernels.hessian import mean
 from compress.kernels.int8 import product
 from compress.results import LinearResult
 from compress.stages.context import Context
-from compress.stages.drift import Drift, Sinks, Teacher
+from compress.stages.drift import Drift, Sinks, Teacher, accumulate_windows
 from compress.stages.stream import Stream, check
 from compress.student import Student
 from compress.surgery import inputs
@@ -184,9 +184,7 @@ class _Block:
 
     def add(self, total: _Seen, x: Tensor) -> None:
         """Sum inputs [N, I] into a Hessian, those of attention sinks many times."""
-        accumulate(total.hessian, x)
-        first = x.view(-1, self.parts[0].shape[1], x.shape[1])[:, : self.sinks.tokens]
-        accumulate(total.hessian, first.flatten(0, 1) * self.sinks.weight**0.5)
+        accumulate_windows(total.hessian, x, self.parts[0].shape[1], self.sinks)
         total.peaks.copy_(torch.maximum(total.peaks, torch.maximum(x.amax(0), -x.amin(0))))
 
     def mean(self, total: _Seen) -> _Seen:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from compress.anatomy import Block, Linear, adds_plainly
-from compress.kernels.hessian import accumulate_pairs, outputs
+from compress.kernels.hessian import accumulate, accumulate_pairs, outputs
 from compress.stages.context import Context
 from compress.stages.stream import Stream
 from compress.student import Student
@@ -113,9 +113,7 @@ class Drift:
         """Take note of what a linear that writes to the stream has become, [O, I]."""
         if self.behind is None or linear.role != "o":
             return
-        weight, dense = (matrix.to(given[0].dtype) for matrix in (self._weight(linear), dense))
-        for behind, theirs, x in zip(self.behind, self._given, given, strict=True):
-            behind += outputs(theirs, weight).sub_(outputs(x, dense))
+        catch_up(self.behind, self._given, self._weight(linear), given, dense)
 
     def skipped(self) -> None:
         """Take note that a linear which writes to the stream is not solved: nobody sees it."""
@@ -142,6 +140,33 @@ def mean_of_pairs(
         accumulate_pairs(total, first * sinks.weight, second)
     windows = sum(len(part) for part in right) // seq_len
     return total.div_(sinks.counted(windows, seq_len))
+
+
+def accumulate_windows(total: Tensor, x: Tensor, seq_len: int, sinks: Sinks) -> None:
+    """Sum inputs [N, I] of windows into a Hessian [I, I], those of sinks many times."""
+    accumulate(total, x)
+    first = x.view(-1, seq_len, x.shape[1])[:, : sinks.tokens].flatten(0, 1)
+    accumulate(total, first * sinks.weight**0.5)
+
+
+def catch_up(
+    behind: Sequence[Tensor],
+    theirs: Sequence[Tensor],
+    wanted: Tensor,
+    x: Sequence[Tensor],
+    dense: Tensor,
+) -> None:
+    """Add to what the stream lacks, [N, O] each, what a linear that writes to it still lacks.
+
+    Args:
+        behind: what the stream lacked before it; written.
+        theirs: what the teacher's linear is given, [N, I] each.
+        wanted: its weight, [O, I].
+        x: what the student's is given.
+        dense: what its weight has become.
+    """
+    for gap, given, ours in zip(behind, theirs, x, strict=True):
+        gap += outputs(given, wanted.to(given.dtype)).sub_(outputs(ours, dense.to(ours.dtype)))
 
 
 def shortfall(

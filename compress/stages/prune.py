@@ -7,15 +7,16 @@ from functools import partial
 
 from torch import Tensor
 
-from compress.anatomy import Anatomy, Block
+from compress.anatomy import Anatomy
 from compress.kernels.grid import Rounded
 from compress.recipe.prune import Prune
 from compress.recipe.pruning import pruning_for
-from compress.results import LinearResult, StageResult
+from compress.results import StageResult
 from compress.stages.blockwise import solve_blocks
+from compress.stages.by_weights import solve_weights
 from compress.stages.context import Context
 from compress.stages.drift import Sinks
-from compress.stages.gate import Gated, fused
+from compress.stages.gate import Gated
 from compress.stages.pruning import Part, Pruner
 from compress.student import Student
 
@@ -33,8 +34,10 @@ def run(student: Student, spec: Prune, context: Context) -> StageResult:
     schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
     pruner = Pruner(schemes, spec.on_unsolvable, context.limits.solve_rows)
     solve = Gated(pruner, schemes, context.gate)  # type: ignore[arg-type]  # held alike
+    finish = partial(_apart, student.anatomy)
     if not spec.needs_calibration:
-        return StageResult("prune", spec.method, tuple(_by_weights(student, solve, context)))
+        results = solve_weights(student, context, solve, step="prune", finish=finish)
+        return StageResult("prune", spec.method, tuple(results))
     results, _ = solve_blocks(
         student,
         context,
@@ -44,7 +47,7 @@ def run(student: Student, spec: Prune, context: Context) -> StageResult:
         sinks=Sinks(spec.sink_tokens, spec.sink_weight),
         correction=spec.error_correction,
         step="prune",
-        finish=partial(_apart, student.anatomy),
+        finish=finish,
     )
     return StageResult("prune", spec.method, tuple(results))
 
@@ -59,36 +62,3 @@ def _apart(
         {name: part for name, part in parts.items() if isinstance(part, Rounded)},
         {f"{n}.weight": w.T.contiguous() if n in turned else w for n, w in plain.items()},
     )
-
-
-def _by_weights(student: Student, solve: Gated, context: Context) -> list[LinearResult]:
-    """Prune every block without looking at activations."""
-    results: list[LinearResult] = []
-    blocks = student.anatomy.blocks
-    for block in blocks:
-        found = student.finished(block.index)
-        if found is None:
-            parts, found = _block(student, block, solve, context)
-            rounded, plain = _apart(student.anatomy, {}, parts)
-            student.commit(block.index, rounded, found, plain)
-        results += found
-        context.tell("prune", block.index + 1, len(blocks))
-    return results
-
-
-def _block(
-    student: Student, block: Block, solve: Gated, context: Context
-) -> tuple[dict[str, Part], list[LinearResult]]:
-    stored = student.block(block.index)
-    linears = [linear for linear in block.linears if linear.name in solve.asked]
-    weights: dict[str, Tensor] = {}
-    for linear in linears:
-        weight = stored[linear.name + ".weight"].to(context.device)
-        weights[linear.name] = weight.T if linear.transposed else weight
-    parts: dict[str, Part] = {}
-    records: list[LinearResult] = []
-    for group in fused(linears):
-        found, told = solve(group, weights, None)
-        parts |= found
-        records += told
-    return parts, records

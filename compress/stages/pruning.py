@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -23,6 +23,7 @@ from compress.kernels.sparsegpt import sparsegpt
 from compress.kernels.wanda import magnitude, wanda
 from compress.recipe.pruning import Pruning
 from compress.results import Limits, LinearResult
+from compress.stages.rounding import joined, unsolved
 
 Part = Tensor | Rounded
 
@@ -75,19 +76,11 @@ class Pruner:
                 for linear in members:
                     parts.pop(linear.name, None)
                 results = [r for r in results if r.name in parts]
-                results += [self._unsolved(linear, scheme, error) for linear in members]
+                results += [
+                    unsolved(linear, scheme.method, error, on_unsolvable=self.on_unsolvable)
+                    for linear in members
+                ]
         return parts, results
-
-    def _unsolved(self, linear: Linear, scheme: Pruning, error: SolveError) -> LinearResult:
-        if self.on_unsolvable == "fail":
-            raise SolveError(
-                f"{linear.name}: {error}. Use more or other calibration text, or set "
-                "on_unsolvable: keep_dense to leave such linears as they are."
-            ) from error
-        return LinearResult(
-            linear.name, linear.block, linear.role, scheme.method, "kept_dense", None, None, 0.0,
-            note=str(error),
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -203,7 +196,4 @@ def _joined(parts: Sequence[Part]) -> Part:
     rounded = [part for part in parts if isinstance(part, Rounded)]
     if not rounded:
         return torch.cat([part for part in parts if isinstance(part, Tensor)])
-    codes, scale, zero = (
-        torch.cat([getattr(part, name) for part in rounded]) for name in ("codes", "scale", "zero")
-    )
-    return replace(rounded[0], codes=codes, scale=scale, zero=zero)
+    return joined(rounded)

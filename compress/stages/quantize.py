@@ -7,12 +7,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from compress.anatomy import Block
-from compress.kernels.grid import Rounded
-from compress.kernels.hessian import accumulate, mean
+from compress.kernels.hessian import second_moment
 from compress.recipe.methods import INT8
 from compress.recipe.schema import Quantize
 from compress.recipe.scheme import Scheme, head_scheme, scheme_for
@@ -20,10 +17,11 @@ from compress.results import LinearResult, StageResult
 from compress.stages import int8
 from compress.stages.awq import Enlarging
 from compress.stages.blockwise import as_solved, solve_blocks
+from compress.stages.by_weights import solve_weights
 from compress.stages.context import Context
 from compress.stages.curvature import output_curvature
 from compress.stages.drift import Sinks
-from compress.stages.gate import Gated, fused, with_bits
+from compress.stages.gate import Gated, with_bits
 from compress.stages.rounding import Rounder
 from compress.student import HEAD, Student
 from compress.surgery.walk import hidden_states
@@ -62,7 +60,7 @@ def run(student: Student, spec: Quantize, context: Context) -> StageResult:
             finish=enlarging.folded if enlarging else as_solved,
         )
     else:
-        results = _round_blocks(student, solve, context)
+        results = solve_weights(student, context, solve, step="quantize")
     head = student.anatomy.head.name
     if scheme := head_scheme(spec, head, context.allocated):
         solve = _solve({head: scheme}, spec, context)
@@ -100,35 +98,6 @@ def _outputs(
     return output_curvature(student.base, linears, context, skipped=spec.sink_tokens)
 
 
-def _round_blocks(student: Student, solve: Gated, context: Context) -> list[LinearResult]:
-    """Round every block without looking at activations."""
-    results: list[LinearResult] = []
-    blocks = student.anatomy.blocks
-    for block in blocks:
-        found = student.finished(block.index)
-        if found is None:
-            rounded, found = _round_block(student, block, solve, context)
-            student.commit(block.index, rounded, found)
-        results += found
-        context.tell("quantize", block.index + 1, len(blocks))
-    return results
-
-
-def _round_block(
-    student: Student, block: Block, solve: Gated, context: Context
-) -> tuple[dict[str, Rounded], list[LinearResult]]:
-    stored = student.block(block.index)
-    rounded: dict[str, Rounded] = {}
-    records: list[LinearResult] = []
-    for group in fused(linear for linear in block.linears if linear.name in solve.asked):
-        weights = {x.name: stored[x.name + ".weight"].to(context.device) for x in group}
-        weights |= {x.name: weights[x.name].T for x in group if x.transposed}
-        codes, found = solve(group, weights, None)
-        rounded |= codes
-        records += found
-    return rounded, records
-
-
 def _round_head(
     student: Student,
     solve: Gated,
@@ -145,7 +114,7 @@ def _round_head(
     hessian = peaks = None
     if scheme.needs_hessian:
         states = final_states().flatten(0, 1)
-        hessian, peaks = _hessian(states), states.abs().amax(0).float()
+        hessian, peaks = second_moment(states), states.abs().amax(0).float()
     weight = student.outside()[stored + ".weight"]
     rounded, results = solve([head], {head.name: weight}, hessian, peaks)
     codes = {stored: rounded[head.name]} if head.name in rounded else {}
@@ -156,10 +125,3 @@ def _round_head(
 def _final_states(student: Student, context: Context) -> Tensor:
     walk = partial(hidden_states, student, context.ids, batch_tokens=context.limits.batch_tokens)
     return walk(device=context.device, dtype=context.dtype)
-
-
-def _hessian(states: Tensor) -> Tensor:
-    total = torch.zeros(states.shape[1], states.shape[1])
-    for part in states.split(4096):
-        accumulate(total, part)
-    return mean(total, states.shape[0])

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from compress.anatomy import Block, Linear, Role
-from compress.kernels.hessian import accumulate, mean, output_errors, outputs
+from compress.kernels.hessian import mean, output_errors
 from compress.kernels.structure import Moments, cheapest, damped_inverse, magnitudes, refit
 from compress.recipe.restructure import Restructure
 from compress.results import LinearResult
 from compress.shape import Kept, Shape, spread
-from compress.stages.drift import Sinks, mean_of_pairs
+from compress.stages.drift import Sinks, accumulate_windows, catch_up, mean_of_pairs
 from compress.stages.merging import Attention
 from compress.stages.stream import Stream
 from compress.surgery.inputs import Forwards, assign
@@ -136,7 +136,7 @@ class Cutting:
             )  # fmt: skip
             dense[:, kept], damp = found.weight, found.damp_percent
             if linear.role == "o" and teacher.behind is not None:
-                _passed(teacher.behind, theirs, wanted, seen.x, dense)
+                catch_up(teacher.behind, theirs, wanted, seen.x, dense)
         self._put(linear, dense, biased)
         self.results.append(_result(linear, seen.weight.float(), dense, hessian, damp))
         return left
@@ -220,9 +220,7 @@ class Cutting:
         width, sinks = x[0].shape[1], self._sinks
         total = torch.zeros(width, width, device=x[0].device)
         for part in x:
-            accumulate(total, part)
-            first = part.view(-1, self.seq_len, width)[:, : sinks.tokens].flatten(0, 1)
-            accumulate(total, first * sinks.weight**0.5)
+            accumulate_windows(total, part, self.seq_len, sinks)
         return mean(total, sinks.counted(sum(map(len, x)) // self.seq_len, self.seq_len))
 
     def _pairs(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
@@ -260,18 +258,6 @@ def _places(left: Sequence[int], reader: _Reader, weight: Tensor) -> Tensor:
     inner = reader.linear.in_features
     bias = range(inner, weight.shape[1])
     return torch.tensor([*spread(left, reader.unit), *bias], device=weight.device)
-
-
-def _passed(
-    behind: Sequence[Tensor],
-    theirs: Sequence[Tensor],
-    wanted: Tensor,
-    x: Sequence[Tensor],
-    dense: Tensor,
-) -> None:
-    """Take note of what the teacher's linear adds to the stream, and the student's now does."""
-    for gap, given, ours in zip(behind, theirs, x, strict=True):
-        gap += outputs(given, wanted.to(given.dtype)) - outputs(ours, dense.to(ours.dtype))
 
 
 def _with_ones(x: Sequence[Tensor]) -> list[Tensor]:

@@ -62,7 +62,7 @@ class Rounder:
         broken = [x for x in linears if not _finite(weights[x.name], self.rows)]
         for linear in broken:
             error = SolveError("its weights hold NaN or infinite values")
-            results.append(self._unsolved(linear, self.schemes[linear.name], error))
+            results.append(self._kept(linear, error))
         sound = [linear for linear in linears if linear not in broken]
         for (scheme, pruned), same in groupby(sound, key=self._treated):
             members = list(same)
@@ -75,7 +75,7 @@ class Rounder:
             try:
                 solution = _round(stack, seen, scheme, self.rows, pruned=pruned)
             except SolveError as error:
-                results += [self._unsolved(linear, scheme, error) for linear in members]
+                results += [self._kept(linear, error) for linear in members]
                 continue
             for linear, piece in zip(members, solution.split(members), strict=True):
                 found = replace(piece.rounded, inputs=_inputs(scheme, peaks))
@@ -90,20 +90,30 @@ class Rounder:
                 results.append(result)
         return rounded, results
 
+    def _kept(self, linear: Linear, error: SolveError) -> LinearResult:
+        method = self.schemes[linear.name].method
+        return unsolved(linear, method, error, on_unsolvable=self.on_unsolvable)
+
     def _treated(self, linear: Linear) -> tuple[Scheme, bool]:
         """What linears must have in common to be solved together."""
         return self.schemes[linear.name], linear.name in self.kept
 
-    def _unsolved(self, linear: Linear, scheme: Scheme, error: SolveError) -> LinearResult:
-        if self.on_unsolvable == "fail":
-            raise SolveError(
-                f"{linear.name}: {error}. Use more or other calibration text, or set "
-                "on_unsolvable: keep_dense to leave such linears as they are."
-            ) from error
-        return LinearResult(
-            linear.name, linear.block, linear.role, scheme.method, "kept_dense", None, None, 0.0,
-            note=str(error),
-        )  # fmt: skip
+
+def unsolved(linear: Linear, method: str, error: SolveError, *, on_unsolvable: str) -> LinearResult:
+    """The record of a linear that could not be solved and stays dense.
+
+    Raises:
+        SolveError: the recipe says to fail.
+    """
+    if on_unsolvable == "fail":
+        raise SolveError(
+            f"{linear.name}: {error}. Use more or other calibration text, or set "
+            "on_unsolvable: keep_dense to leave such linears as they are."
+        ) from error
+    return LinearResult(
+        linear.name, linear.block, linear.role, method, "kept_dense", None, None, 0.0,
+        note=str(error),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,7 +174,7 @@ def _round(
         for cut, part in zip(_slices(stack, rows), parts, strict=True)
     ]
     error, energy = (torch.cat(column) for column in zip(*errors, strict=True))
-    return _Solution(_joined(parts), error, energy, damp_percent, dead)
+    return _Solution(joined(parts), error, energy, damp_percent, dead)
 
 
 def _solved(
@@ -208,7 +218,7 @@ def _rounded_parts(
         _rounded(_whole(cut), importance, factor, scheme, mask, output)
         for cut, mask, output in zip_longest(_cuts(stack, rows, outputs), masks, outputs)
     ]
-    return _recut(_joined(found), stack, rows) if outputs else found
+    return _recut(joined(found), stack, rows) if outputs else found
 
 
 def _rounded(
@@ -290,7 +300,8 @@ def _cut(rounded: Rounded, sizes: list[int]) -> list[Rounded]:
     ]
 
 
-def _joined(parts: Sequence[Rounded]) -> Rounded:
+def joined(parts: Sequence[Rounded]) -> Rounded:
+    """Slices of rows, one after another."""
     if len(parts) == 1:
         return parts[0]
     codes, scale, zero = (

@@ -18,7 +18,7 @@ from compress.anatomy import Anatomy, Block, Linear
 from compress.errors import SolveError
 from compress.kernels import fisher
 from compress.kernels.grid import Rounded
-from compress.kernels.hessian import accumulate, mean
+from compress.kernels.hessian import accumulate, mean, second_moment
 from compress.recipe.allocate import Allocate, free, head_is_free
 from compress.recipe.quantize import Quantize
 from compress.recipe.scheme import Scheme, head_scheme, scheme_for
@@ -159,7 +159,7 @@ class _Measuring:
     def _head(self, group: Group, above: Tensor | None) -> list[float]:
         """KL of each width of the head; a tied embedding, whose gradients come, changes with it."""
         back, head = self.back, group.linears[0]
-        hessian = _hessian(back.final) if _needs_hessian([group]) else None
+        hessian = second_moment(back.final) if _needs_hessian([group]) else None
         costs = []
         for schemes in group.schemes:
             rounded = _round([head], {head.name: back.head.weight}, hessian, schemes, self.context)
@@ -251,10 +251,3 @@ def _round(
     rounder = Rounder(schemes, unsolvable, context.limits.solve_rows)
     rounded, _ = rounder(linears, weights, hessian)
     return rounded
-
-
-def _hessian(states: Tensor) -> Tensor:
-    total = torch.zeros(states.shape[1], states.shape[1], device=states.device)
-    for part in states.split(4096):
-        accumulate(total, part)
-    return mean(total, states.shape[0])
