@@ -125,7 +125,10 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     """Measure every row; what earlier runs of this command measured is kept."""
     import torch
 
+    from compress.kernels.precision import prefer_onednn
+
     torch.set_num_threads(given.threads)
+    prefer_onednn()
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "rows.json"
     rows: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}

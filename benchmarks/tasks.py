@@ -39,7 +39,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, default=Path(), help="what `data_files` are relative to")
     add("--limit", type=int, help="items of each task, from the first on; default: all")
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
-    add("--batch-tokens", type=int, default=4096)
+    add("--batch-tokens", type=int, default=1024)
     add("--threads", type=int, default=os.cpu_count())
     add("--hold", type=int, default=0, metavar="N", help="first N items against lm-eval's reader")
     add("--out", type=Path, required=True, help="folder for answers and result.json")
@@ -103,7 +103,10 @@ def measured(given: argparse.Namespace, argv: Sequence[str]) -> None:
     """Ask teacher and students, pair, print and write."""
     import torch
 
+    from compress.kernels.precision import prefer_onednn
+
     torch.set_num_threads(given.threads)
+    prefer_onednn()
     tasks = configs(given)
     teacher, *students = (asked(given, f, tasks) for f in (given.teacher, *given.students))
     names = [folder.resolve().name for folder in given.students]

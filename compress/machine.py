@@ -15,6 +15,7 @@ import torch
 
 from compress import __version__
 from compress.errors import RequestError
+from compress.kernels.precision import prefer_onednn
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
 
@@ -25,6 +26,7 @@ class Machine:
 
     device: str
     dtype: torch.dtype
+    onednn: bool = False  # makes float32 products
 
     @property
     def identity(self) -> dict[str, object]:
@@ -34,6 +36,7 @@ class Machine:
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "processor": torch.backends.cpu.get_cpu_capability(),
+            "onednn": self.onednn,
             "versions": versions(),
             "code": code_sha256(),
         }
@@ -42,7 +45,7 @@ class Machine:
 def prepare(
     device: str, *, dtype: str, seed: int, threads: int | None, locked_device: str | None = None
 ) -> Machine:
-    """Set this process up to compute: threads, seed.
+    """Set this process up to compute: threads, seed, and who multiplies float32 matrices.
 
     Args:
         device: cpu or cuda.
@@ -62,7 +65,7 @@ def prepare(
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    return Machine(device, compute_dtype(device, dtype))
+    return Machine(device, compute_dtype(device, dtype), prefer_onednn())
 
 
 def compute_dtype(device: str, teacher_dtype: str) -> torch.dtype:

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "compress"
 ROOT = ("__init__", "__main__")  # the package's face may name anything, on use
 RANKS = [
     {"errors", "results", "library"},
-    {"recipe", "kernels", "anatomy", "storage", "machine", "chat"},
-    {"shape"},
+    {"recipe", "kernels", "anatomy", "storage", "chat"},
+    {"shape", "machine"},
     {"surgery", "artifact"},
     {"teacher", "calibrate", "journal", "student", "runtime"},
     {"stages", "evaluate", "report", "verify", "plan", "diff"},

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from products import prefer_onednn
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     given = parser.parse_args()
+    prefer_onednn()
     results = compare(
         given.teacher,
         given.models,

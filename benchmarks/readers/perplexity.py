@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from products import prefer_onednn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     given = parser.parse_args()
+    prefer_onednn()
     result = perplexity(
         given.model, given.text, windows=given.windows, seq_len=given.seq_len, dtype=given.dtype
     )
