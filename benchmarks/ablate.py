@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ import measure
 
 Sets = tuple[str, ...]  # arguments of --set: one row
 DEFAULTS: Sets = ()
+_W4 = "{method: gptq, bits: 4, group_size: 64, scale_search: hessian}"
 EXPERIMENTS: dict[str, list[Sets]] = {
     # docs/decisions/0004-attention-sinks-count-for-more.md
     "sinks": [
@@ -40,13 +42,27 @@ EXPERIMENTS: dict[str, list[Sets]] = {
         *((f"quantize.scale_search={search}",) for search in ("none", "mse")),
         *((f"quantize.sweeps={sweeps}",) for sweeps in (0, 2)),
     ],
+    # docs/results.md: every switch of the solver, one at a time
+    "switches": [
+        DEFAULTS,
+        *((f"quantize.scale_search={search}",) for search in ("none", "mse")),
+        ("quantize.sweeps=0",),
+        ("quantize.sink_weight=0",),
+        ("quantize.desc_act=false",),
+        ("quantize.true_sequential=false",),
+        ("quantize.smooth=awq",),
+        (f"stages=[{{rotate: {{residual: none}}}}, {{quantize: {_W4}}}]",),
+        (f"stages=[{{rotate: {{values: none}}}}, {{quantize: {_W4}}}]",),
+        ("quantize.error_correction=0.25",),
+        ("quantize.error_correction=0.25", "quantize.output_curvature=true"),
+    ],
 }
 RECIPE = """\
 version: 1
 teacher: {{model: {teacher}, dtype: bfloat16}}
 calibration: {{set: {calibration}, samples: {samples}, seq_len: {seq_len}}}
 stages:
-  - quantize: {{method: gptq, bits: 4, group_size: 64, scale_search: hessian}}
+  - quantize: {w4}
 evaluate: {{suite: {suite}}}
 artifact: {{format: packed}}
 """
@@ -95,6 +111,7 @@ def write_recipe(given: argparse.Namespace) -> Path:
     paths = {name: given.out / f"{name}.yaml" for name in ("suite", "recipe")}
     filled = {
         **vars(given),
+        "w4": _W4,
         "teacher": json.dumps(_absolute(given.teacher)),
         **{
             name: json.dumps(str(path.resolve()))  # a JSON string is a quoted YAML one
@@ -159,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     found = []
     for sets in rows(given):
-        out = given.out / (",".join(sets).replace("/", "-") or "defaults")
+        out = given.out / (re.sub(r"[^\w=.,-]+", "-", ",".join(sets)) or "defaults")
         try:
             left = applied.run(recipe, out, sets=sets, threads=given.threads)
         except measure.ChildError as error:
