@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from compress.evaluate import sizes, speed
 from compress.evaluate.escalate import Attempt, until_accepted
 from compress.evaluate.judge import Asked, Judgement, Reads, Said
 from compress.evaluate.model import evaluate
-from compress.plan import footprint, memory, pace
+from compress.plan import memory, pace
 from compress.plan.memory import Bounded
 from compress.plan.reshaping import made
 from compress.plan.sizes import Counter
@@ -30,7 +27,16 @@ from compress.recipe.source import Places
 from compress.recipe.suite import suite_of
 from compress.report import markdown, pages, verdict
 from compress.results import Limits, Measured, Results, StageResult, Verification, to_json
-from compress.run import Run, find_journal, find_judge, find_teacher, find_windows, set_up
+from compress.run import (
+    Clock,
+    Run,
+    find_journal,
+    find_judge,
+    find_teacher,
+    find_windows,
+    job,
+    set_up,
+)
 from compress.stages.context import Context
 from compress.stages.table import STAGES
 from compress.student import Student
@@ -52,24 +58,6 @@ class Outcome:
     results: Results
     measured: Measured
     verification: Verification
-
-
-@dataclass
-class _Clock:
-    """Seconds by step."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    _begun: float = field(default_factory=time.perf_counter)
-
-    @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        spent = self.seconds.get(name, 0.0) + time.perf_counter() - begun
-        self.seconds[name] = round(spent, 3)
-
-    def stop(self) -> dict[str, float]:
-        return {**self.seconds, "total": round(time.perf_counter() - self._begun, 3)}
 
 
 def apply(  # noqa: PLR0913 - the options of a command
@@ -107,7 +95,7 @@ def apply(  # noqa: PLR0913 - the options of a command
         RunError: it could, and something failed.
         GateMissed: the student was judged not good enough; it lies in ``OUT.rejected``.
     """
-    clock = _Clock()
+    clock = Clock()
     if sign is not None:
         signature.check_key(sign)
     with output.in_the_making(out, fresh=fresh) as folder:
@@ -152,7 +140,7 @@ def compress_only(
         ``seconds`` from the token windows at hand to the last shard on disk, and the windows'
         ``calibration_fingerprint``, None when no stage looks at any.
     """
-    clock = _Clock()
+    clock = Clock()
     unjudged = recipe.model_copy(
         update={"evaluate": recipe.evaluate.model_copy(update={"suite": "none", "gates": None})}
     )
@@ -168,13 +156,13 @@ def compress_only(
 
 def _prepare(
     recipe: Recipe, folder: Path, device: str, threads: int | None, watch: Watch,
-    places: Places | None, max_memory_bytes: int | None, clock: _Clock,
+    places: Places | None, max_memory_bytes: int | None, clock: Clock,
 ) -> Run:  # fmt: skip
     """Look at everything that can be wrong before any long work; take up what is unfinished."""
     suite, here = suite_of(recipe), set_up(recipe, device, threads)
     with clock.step("teacher"):
         teacher = find_teacher(recipe, suite, watch, places)
-    bounded = memory.within(_job(recipe, here), max_memory_bytes) if max_memory_bytes else _FREE
+    bounded = memory.within(job(recipe, here), max_memory_bytes) if max_memory_bytes else _FREE
     judge = find_judge(teacher, suite, here, watch)
     with clock.step("calibrate"):
         windows = find_windows(recipe, teacher, here, watch)
@@ -188,15 +176,7 @@ def _prepare(
 _FREE = Bounded(Limits())
 
 
-def _job(recipe: Recipe, here: machine.Machine) -> footprint.Job:
-    wanted = recipe.teacher
-    found = headers.read(
-        wanted.model, revision=wanted.revision, sha256=wanted.sha256, dtype=wanted.dtype
-    )
-    return footprint.Job(recipe, found, suite_of(recipe), here.dtype.itemsize)
-
-
-def _attempt(run: Run, clock: _Clock, attempt: Attempt) -> Results:
+def _attempt(run: Run, clock: Clock, attempt: Attempt) -> Results:
     """Make one student and judge it."""
     gates = run.recipe.evaluate.gates
     if attempt.number and gates:
@@ -329,7 +309,7 @@ def _judged(run: Run, stages: tuple[StageResult, ...], attempt: Attempt) -> Resu
     )
 
 
-def _measured(run: Run, results: Results, clock: _Clock, resumed: int) -> Measured:
+def _measured(run: Run, results: Results, clock: Clock, resumed: int) -> Measured:
     with clock.step("time"):
         there = results.after is not None and "time" not in run.bounded.left_out
         timings = speed.timings(run.folder) if there else None
@@ -361,7 +341,7 @@ def _remember(run: Run, measured: Measured) -> None:
     if not measured.resumed_units:
         pace.remember(
             sources.cache_folder(),
-            _job(run.recipe, run.here),
+            job(run.recipe, run.here),
             measured.seconds,
             device=run.here.device,
             threads=torch.get_num_threads(),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -22,11 +24,12 @@ from compress.evaluate.judge import Judge
 from compress.evaluate.model import judge_for
 from compress.journal import Journal
 from compress.machine import Machine
+from compress.plan import footprint
 from compress.plan.memory import Bounded
 from compress.recipe import resolve
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Places
-from compress.recipe.suite import Suite
+from compress.recipe.suite import Suite, suite_of
 from compress.results import Limits, Progress, Provenance, from_json
 from compress.surgery import load
 from compress.surgery.walk import Watch
@@ -40,6 +43,26 @@ if TYPE_CHECKING:
 else:
     T = TypeVar("T")
 log = logging.getLogger("compress")
+
+
+@dataclass
+class Clock:
+    """Seconds by step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _begun: float = field(default_factory=time.perf_counter)
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time what runs inside, beside what was timed under that name before."""
+        begun = time.perf_counter()
+        yield
+        spent = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+        self.seconds[name] = round(spent, 3)
+
+    def stop(self) -> dict[str, float]:
+        """Seconds by step so far, and since the clock began."""
+        return {**self.seconds, "total": round(time.perf_counter() - self._begun, 3)}
 
 
 @dataclass(frozen=True)
@@ -161,6 +184,15 @@ def find_windows(recipe: Recipe, teacher: Teacher, here: Machine, watch: Watch) 
     cache = sources.cache_folder() / "written"
     author = Author(teacher, tokenizer, teacher.fingerprint, cache, here.device, watch)
     return sets.of_recipe(recipe, tokenizer, author)
+
+
+def job(recipe: Recipe, here: machine.Machine) -> footprint.Job:
+    """The run as plans see it."""
+    wanted = recipe.teacher
+    found = headers.read(
+        wanted.model, revision=wanted.revision, sha256=wanted.sha256, dtype=wanted.dtype
+    )
+    return footprint.Job(recipe, found, suite_of(recipe), here.dtype.itemsize)
 
 
 def find_journal(

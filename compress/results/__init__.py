@@ -8,9 +8,6 @@ memory, which never are, live in ``measured.json`` as a `Measured`. Field names 
 from compress.results.records import (
     SCHEMA_VERSION,
     Allocation,
-    Check,
-    CheckOutcome,
-    Consumer,
     Divergence,
     GateResult,
     KVBlock,
@@ -30,12 +27,12 @@ from compress.results.records import (
     StageResult,
     TaskScore,
     Verdict,
-    Verification,
     Width,
     fell_back,
 )
 from compress.results.restructured import BlockCut, Candidate, ModelShape, Restructured
 from compress.results.text import from_json, to_json
+from compress.results.verification import Check, CheckOutcome, Consumer, Verification
 
 __all__ = [
     "SCHEMA_VERSION",
