@@ -4,7 +4,7 @@ r"""Prune one teacher with compress and with llm-compressor, alternately, and co
         --second-text pydoc-topics --peer-python peer/bin/python --out OUT
 
 For each kind both sides, on the same bfloat16 teacher and the same token windows: 50 % and 2:4 (our
-recipes against llm-compressor's SparseGPT), Wanda and magnitude at 50 %. Then ours alone: SparseGPT
+recipes against llm-compressor's SparseGPT), Wanda at 50 %. Then ours alone: magnitude and SparseGPT
 at 50 %, and 50 % with 4 bits, in one loop and one after the other. Clock, memory and readers are
 those of quantize.py. Both sides store plain weights with zeros, as wide as before. Prints one
 table, writes OUT/result.json, and adds a section to docs/results.md when --results names it.
@@ -47,11 +47,7 @@ KINDS = {
     "Wanda 50 %": Kind(
         "sparse-50", ("stages=[{prune: {method: wanda, sparsity: 0.5}}]",), ("--method", "wanda")
     ),
-    "magnitude 50 %": Kind(
-        "sparse-50",
-        ("stages=[{prune: {method: magnitude, sparsity: 0.5}}]",),
-        ("--method", "magnitude"),
-    ),
+    "magnitude 50 %": Kind("sparse-50", ("stages=[{prune: {method: magnitude, sparsity: 0.5}}]",)),
     "SparseGPT 50 %": Kind("sparse-50", (f"stages=[{{prune: {{method: sparsegpt, {_HALF}}}}}]",)),
     "50 % and 4 bits, joint": Kind("sparse-50-w4"),
     "50 %, then 4 bits": Kind(

@@ -26,7 +26,15 @@ def summarize(
         readings: for the teacher and each side what the readers found in its first folder.
         ours: which side is divided by the others.
         bytes_tolerance: relative difference of the stored bytes still called equal.
+
+    Raises:
+        ValueError: a side says what the teacher says, to the bit.
     """
+    for name in runs:
+        if any(found["kl_mean"] == 0 for found in readings[name]["divergence"].values()):
+            raise ValueError(
+                f"{name}: a KL of 0: it left the teacher as it was. Do not compare it."
+            )
     sides = {name: {**_medians(of_side), **readings[name]} for name, of_side in runs.items()}
     peers = [name for name in sides if name != ours]
     ratios = {name: _ratios(sides[ours], sides[name], bytes_tolerance) for name in peers}

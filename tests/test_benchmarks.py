@@ -38,7 +38,7 @@ def request_(tmp_path):
 RUN = {"seconds": 2.0, "peak_memory_bytes": 100, "sampled_bytes": 90, "anonymous_bytes": 80}
 
 
-def a_result(summary, *, peer_bytes=1000):
+def a_result(summary, *, peer_bytes=1000, peer_kl=0.2):
     runs = {
         "compress": [
             {**RUN, "seconds": seconds, "weights_sha256": ["a"], "versions": {"torch": "2"}}
@@ -62,7 +62,7 @@ def a_result(summary, *, peer_bytes=1000):
         "peer": {
             **read,
             "weights_bytes": peer_bytes,
-            "divergence": {"test.txt": {**kl, "kl_mean": 0.2}},
+            "divergence": {"test.txt": {**kl, "kl_mean": peer_kl}},
         },
     }
     facts = {
@@ -155,6 +155,11 @@ def test_result_holds_medians_ratios_and_the_names_of_results_json(bench):
     assert result["ratios"]["peer"]["seconds"] == pytest.approx(0.2)
     assert result["ratios"]["peer"]["kl_mean"] == {"test.txt": pytest.approx(0.5)}
     assert result["equal_bytes"] is True
+
+
+def test_a_side_that_left_the_teacher_as_it_was_is_compared_with_nobody(bench):
+    with pytest.raises(ValueError, match="peer: a KL of 0"):
+        a_result(bench("summary"), peer_kl=0.0)
 
 
 def test_unequal_bytes_and_other_windows_are_said_on_the_page(bench):

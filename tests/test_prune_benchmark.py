@@ -34,7 +34,7 @@ def test_every_kind_has_ours_and_the_peer_in_turn_where_it_has_one(bench, reques
         "llm-compressor, 2:4",
     ]  # fmt: skip
     assert names[-2:] == ["compress, 50 % and 4 bits, joint", "compress, 50 %, then 4 bits"]
-    assert len(names) == 11
+    assert len(names) == 10
 
 
 def test_our_sides_are_recipes_that_load(bench, request_, tmp_path):
