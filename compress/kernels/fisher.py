@@ -113,6 +113,28 @@ def moved(inputs: Tensor, change: Tensor, gradient: Tensor) -> Tensor:
     return torch.stack([(outputs * one.float()).sum((1, 2)) for one in gradient])
 
 
+def left_out(inputs: Tensor, weight: Tensor, gradient: Tensor, *, unit: int = 1) -> Tensor:
+    """How the log-probability of drawn tokens moves when a linear does without inputs, by window.
+
+    Args:
+        inputs: [B, T, I], of the linear.
+        weight: its weight, [O, I].
+        gradient: [S, B, T, O], of the summed log-probability by its outputs.
+        unit: neighbouring inputs that go together: the channels of a group of heads.
+
+    Returns:
+        [S, B, I / unit] float32, each unit alone.
+    """
+    given, shape = inputs.float(), (len(inputs), -1, unit)
+    moves = [-(given * (one.to(weight) @ weight).float()).sum(1) for one in gradient]
+    return torch.stack([move.view(shape).sum(2) for move in moves])
+
+
 def divergence(moves: Tensor, tokens: int) -> float:
     """Mean KL per token, nats, to second order, from moves [S, B] of windows of so many tokens."""
-    return float(moves.double().square().mean()) / (2 * tokens)
+    return float(divergences(moves, tokens))
+
+
+def divergences(moves: Tensor, tokens: int) -> Tensor:
+    """The same of many changes at once, from moves [S, B, U] of windows: [U] float64."""
+    return moves.double().square().flatten(0, 1).mean(0) / (2 * tokens)

@@ -24,7 +24,14 @@ from compress.errors import StorageError
 from compress.plan import caching, rotation
 from compress.plan.footprint import Job
 from compress.plan.pruning import pruned
-from compress.plan.reshaping import CANDIDATES, DEPTH_TOKENS, FITTED_WINDOWS
+from compress.plan.reshaping import (
+    CANDIDATES,
+    DEPTH_TOKENS,
+    FITTED_WINDOWS,
+    SCORED_DRAWS,
+    SCORED_TOKENS,
+    SCORED_WINDOWS,
+)
 from compress.plan.sizes import stage_schemes
 from compress.recipe.methods import INT8
 from compress.recipe.prune import Prune
@@ -211,6 +218,10 @@ def _restructure_work(job: Job, spec: Restructure) -> float:
         blocks = len(anatomy.blocks)
         read = anatomy.weights / blocks * blocks**2 + blocks * anatomy.head.weights / 4
         operations += 2 * DEPTH_TOKENS * 2 * read
+    if spec.importance == "first_order":
+        calibration = job.recipe.calibration
+        scored = min(SCORED_WINDOWS, calibration.samples) * min(SCORED_TOKENS, calibration.seq_len)
+        operations += 2 * (2 + 2 * SCORED_DRAWS) * scored * anatomy.weights
     return operations
 
 

@@ -11,7 +11,7 @@ from compress.plan import caching, rotation, sizes
 from compress.plan.footprint import HEAP, Job
 from compress.plan.pace import CURVATURE_WINDOWS, DRAWS
 from compress.plan.pruning import pruned
-from compress.plan.reshaping import DEPTH_TOKENS
+from compress.plan.reshaping import DEPTH_TOKENS, SCORED_DRAWS, SCORED_TOKENS, SCORED_WINDOWS
 from compress.recipe.methods import INT8
 from compress.recipe.schema import Quantize
 from compress.recipe.scheme import Scheme, scheme_for
@@ -88,7 +88,17 @@ def _restructure(job: Job, limits: Limits) -> int:
             entering = len(job.anatomy.blocks) * DEPTH_TOKENS * job.anatomy.hidden_size
             said = 4 * 4 * DEPTH_TOKENS // 4 * job.anatomy.vocab_size
             peak = max(peak, job.item_bytes * (entering + job.anatomy.head.weights) + said)
+        if spec.importance == "first_order":
+            peak = max(peak, _scored(job, limits))
     return peak
+
+
+def _scored(job: Job, limits: Limits) -> int:
+    """The walk there and back, and on the way each input of down times its gradient, float32."""
+    seq_len = min(SCORED_TOKENS, job.recipe.calibration.seq_len)
+    inner = max(linear.in_features for linear in job.anatomy.linears)
+    moves = 3 * 4 * max(seq_len, limits.batch_tokens) * inner
+    return _there_and_back(job, limits, SCORED_WINDOWS, seq_len, SCORED_DRAWS, beside=moves)
 
 
 def _allocate(job: Job, limits: Limits) -> int:

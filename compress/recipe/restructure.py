@@ -75,12 +75,13 @@ class Restructure(BaseModel):
         description="Fit what reads the missing parts to make up for them, in closed form, each "
         "block behind those that were cut before it. `false` only deletes, and merges by the mean.",
     )
-    importance: Literal["hessian", "activation"] = Field(
+    importance: Literal["hessian", "activation", "first_order"] = Field(
         default="hessian",
         description="What stays: `hessian` removes what costs least once the others make up for "
         "it, and the blocks whose loss changes least of what is said; `activation` keeps heads and "
         "channels that are driven most (Minitron), and blocks that turn the stream most "
-        "(ShortGPT).",
+        "(ShortGPT); `first_order` keeps heads and channels whose activations times their "
+        "gradients say that most hangs on them (LLM-Pruner), and blocks as `hessian` does.",
     )
     error_correction: float = Field(
         default=1.0,
@@ -129,6 +130,15 @@ class Restructure(BaseModel):
         if all(getattr(self, name) is None for name in (*SHAPES, *TARGETS)):
             known = ", ".join((*SHAPES, *TARGETS))
             raise ValueError(f"takes nothing away. Give {known}; ffn: 0.75, say.")
+        return self
+
+    @model_validator(mode="after")
+    def _scores_something(self) -> Restructure:
+        if self.importance == "first_order" and not (self.ffn or self.heads or self.searches):
+            raise ValueError(
+                f"importance first_order scores heads and MLP channels, and {self.written} removes "
+                "none. Leave it out, or give ffn or heads."
+            )
         return self
 
     @property

@@ -12,11 +12,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from compress.anatomy import Block
+from compress.anatomy import Block, Linear
 from compress.kernels import fisher
 from compress.stages.blockwise import give_back_memory
 from compress.stages.context import Context
 from compress.surgery import gradients
+from compress.surgery.inputs import module_of
 from compress.surgery.walk import Walk, Weights, head_of
 
 
@@ -109,6 +110,11 @@ class Here:
     parts: Sequence[Tensor]  # what enters it
     above: Tensor  # [S, B, T, D], gradients by what leaves it
     below: Tensor | None = None  # by what enters it, once they are carried
+
+    def weight(self, linear: Linear) -> Tensor:
+        """Of one of its linears, [O, I], in the dtype of the walk."""
+        weight = module_of(self.module, self.block, linear).get_parameter("weight")
+        return weight.T if linear.transposed else weight
 
     def carry(self, seen: Callable[[gradients.Slopes], None] = lambda _: None) -> Tensor:
         """Carry gradients through the block, a few windows at a time; `seen` looks at each part."""

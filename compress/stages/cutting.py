@@ -23,14 +23,19 @@ from compress.shape import Kept, Remains, Shape, shape_of
 from compress.stages.blockwise import give_back_memory
 from compress.stages.context import Context
 from compress.stages.drift import shortfall
-from compress.stages.repair import Beside, Cutting
+from compress.stages.repair import Beside, Cutting, Scores
 from compress.stages.stream import Stream, check
 from compress.student import Student
 from compress.surgery.inputs import Forwards
 
 
 def cut_blocks(
-    student: Student, spec: Restructure, context: Context, after: Shape, blocks: Sequence[int]
+    student: Student,
+    spec: Restructure,
+    context: Context,
+    after: Shape,
+    blocks: Sequence[int],
+    scores: Scores,
 ) -> tuple[Remains, list[LinearResult]]:
     """Walk a student, cutting, repairing and committing each of its blocks in the shape it had.
 
@@ -40,11 +45,12 @@ def cut_blocks(
         context: windows, device, scratch, journal.
         after: the shape that it is to have.
         blocks: those that stay, ascending.
+        scores: of heads and channels, by the linear that reads them, where they decide.
 
     Returns:
         What is left, by numbers in the model before, and a record of each linear that was fitted.
     """
-    walk = _Walk(student, spec, context, after)
+    walk = _Walk(student, spec, context, after, scores)
     kept: dict[int, Kept] = {}
     results: list[LinearResult] = []
     for index, following in pairwise([-1, *blocks, walk.before.blocks]):
@@ -64,6 +70,7 @@ class _Walk:
     spec: Restructure
     context: Context
     after: Shape
+    scores: Scores
     ours: Stream = field(init=False)
     theirs: Stream = field(init=False)
 
@@ -108,7 +115,7 @@ class _Walk:
             forwards = Forwards(walk, block, module, parts, room)
             here = Cutting(
                 block, module, stored, forwards, parts[0].shape[1], self.spec, self.before,
-                self.after, teacher,
+                self.after, teacher, self.scores,
             )  # fmt: skip
             kept = here.cut()
         check(block, parts)

@@ -27,6 +27,7 @@ from compress.stages.merging import Attention
 from compress.stages.stream import Stream
 from compress.surgery.inputs import Forwards, assign
 
+Scores = Mapping[str, Sequence[float]]  # of the units of a linear's inputs, by its name
 _DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
@@ -79,6 +80,7 @@ class Cutting:
     before: Shape
     after: Shape
     teacher: Beside | None  # None: nothing is repaired
+    scores: Scores = field(default_factory=dict)
     changed: dict[str, Tensor] = field(default_factory=dict)  # tensors, by full name
     results: list[LinearResult] = field(default_factory=list)
 
@@ -148,10 +150,11 @@ class Cutting:
         keep, unit, inner = reader.keep, reader.unit, reader.linear.in_features
         if keep == reader.units:
             return tuple(range(keep))
+        if (scores := self.scores.get(reader.linear.name)) is not None:
+            return _best(torch.tensor(scores), keep)
         if self.spec.importance == "activation":
             windows = torch.cat([part.view(-1, self.seq_len, inner) for part in x])
-            best = magnitudes(windows, unit=unit).topk(keep).indices
-            return tuple(sorted(best.tolist()))
+            return _best(magnitudes(windows, unit=unit), keep)
         damp = self.spec.damp_percent or inner / sum(map(len, x))  # the noise of a mean
         inverse = damped_inverse(hessian, min(damp, 1.0))[:inner, :inner]
         return tuple(cheapest(weight[:, :inner], inverse, keep, unit=unit).tolist())
@@ -251,6 +254,11 @@ class _Seen:
 
     x: Sequence[Tensor]
     weight: Tensor
+
+
+def _best(scores: Tensor, keep: int) -> tuple[int, ...]:
+    """The units [U] that score highest, ascending."""
+    return tuple(sorted(scores.topk(keep).indices.tolist()))
 
 
 def _places(left: Sequence[int], reader: _Reader, weight: Tensor) -> Tensor:

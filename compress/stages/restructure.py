@@ -1,8 +1,8 @@
 """Take blocks, heads and channels away, each block repaired behind those that were cut before it.
 
 Which shape: as the recipe says, or the best of those that reach what it asks for (`search`). Which
-blocks: `depth`. Which heads and channels, and how the rest makes up for them: `repair`. Stages
-behind it see an ordinary model of the new shape.
+blocks: `depth`. Which heads and channels, and how the rest makes up for them: `repair`, by scores
+of `first_order` where they decide. Stages behind it see an ordinary model of the new shape.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from compress.recipe.restructure import Restructure
 from compress.results import BlockCut, LinearResult, ModelShape, Restructured, StageResult
 from compress.shape import Kept, Remains, shape_of, target
-from compress.stages import depth, search
+from compress.stages import depth, first_order, search
 from compress.stages.context import Context
 from compress.stages.cutting import cut_blocks
 from compress.student import Student
@@ -34,9 +34,10 @@ def run(student: Student, spec: Restructure, context: Context) -> StageResult:
     shapes = search.candidates(before, spec, context)
     shapes = shapes or [target(shape, **spec.shares)]
     order = _order(student, spec, context, min(one.blocks for one in shapes))
-    tried = search.tried(student, spec, context, shapes, order)
+    scores = first_order.scores(student, context) if spec.importance == "first_order" else {}
+    tried = search.tried(student, spec, context, shapes, order, scores)
     after = min(tried, key=lambda one: one.kl).shape if tried else shapes[0]
-    remains, fitted = cut_blocks(student, spec, context, after, order.left(after.blocks))
+    remains, fitted = cut_blocks(student, spec, context, after, order.left(after.blocks), scores)
     student.become(lambda past: Cut(past, remains))
     told = Restructured(
         spec.written, spec.repair, told_shape(before), told_shape(student),

@@ -27,6 +27,7 @@ from compress.stages.context import Context
 from compress.stages.cutting import cut_blocks
 from compress.stages.depth import Order
 from compress.stages.latency import decode_seconds
+from compress.stages.repair import Scores
 from compress.student import Student
 from compress.surgery.resize import Cut
 from compress.surgery.walk import Weights, head_of, hidden_states, logits
@@ -147,7 +148,12 @@ def told(weights: Weights, tried: Tried, chosen: Shape) -> Candidate:
 
 
 def tried(
-    student: Student, spec: Restructure, context: Context, shapes: Sequence[Shape], order: Order
+    student: Student,
+    spec: Restructure,
+    context: Context,
+    shapes: Sequence[Shape],
+    order: Order,
+    scores: Scores,
 ) -> list[Tried]:
     """Every candidate, tried; none where there is no choice. What was found is in the journal."""
     if not spec.searches:
@@ -157,7 +163,7 @@ def tried(
         return [
             Tried(Shape(**one["shape"]), one["kl"], one["decode_share"]) for one in noted["tried"]
         ]
-    asked = _Asked(student.base, context)
+    asked = _Asked(student.base, context, scores)
     found = []
     for number, shape in enumerate(shapes):
         context.tell("try shapes", number, len(shapes))
@@ -174,8 +180,8 @@ def tried(
 class _Asked:
     """A teacher that was asked what comes next, on windows that candidates are not repaired on."""
 
-    def __init__(self, teacher: Weights, context: Context) -> None:
-        self._teacher, self._context = teacher, context
+    def __init__(self, teacher: Weights, context: Context, scores: Scores) -> None:
+        self._teacher, self._context, self._scores = teacher, context, scores
         split = max(1, len(context.ids) - _ASK)
         self._fit, self._ask = context.ids[: min(_FIT, split)], context.ids[split:]
         if not len(self._ask):  # of a single window there is no other
@@ -189,7 +195,8 @@ class _Asked:
             student = Student(self._teacher, Path(folder), ledger)
             context = dataclasses.replace(self._context, ids=self._fit, ledger=ledger, watch=None)
             quick = spec.model_copy(update={"damp_percent": spec.damp_percent or _DAMP_PERCENT})
-            remains, _ = cut_blocks(student, quick, context, shape, order.left(shape.blocks))
+            left = order.left(shape.blocks)
+            remains, _ = cut_blocks(student, quick, context, shape, left, self._scores)
             cut = Cut(student, remains)
             return self._divergence(cut, self._states(cut))
 

@@ -181,7 +181,7 @@ class _Measuring:
         hessians = self._hessians(here, wanted)
         found = []
         for group in wanted:
-            weights = {linear.name: _weight(here, linear) for linear in group.linears}
+            weights = {linear.name: here.weight(linear) for linear in group.linears}
             hessian = hessians.get(group.linears[0].shares)
             found.append(
                 [
@@ -219,15 +219,10 @@ def _moved(
     moves = torch.zeros(slopes.hidden.shape[:2], device=slopes.hidden.device)
     for linear in group.linears:
         if (codes := rounded.get(linear.name)) is not None:
-            change = codes.dequantize() - _weight(here, linear).float()
+            change = codes.dequantize() - here.weight(linear).float()
             name = linear.name
             moves += fisher.moved(slopes.inputs[name], change, slopes.outputs[name])
     return moves
-
-
-def _weight(here: Here, linear: Linear) -> Tensor:
-    weight = inputs.module_of(here.module, here.block, linear).get_parameter("weight")
-    return weight.T if linear.transposed else weight
 
 
 def _needs_hessian(found: Sequence[Group]) -> bool:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from compress.kernels.fisher import Head, divergence, draw, moved, moved_head
+from compress.kernels.fisher import Head, divergence, divergences, draw, left_out, moved, moved_head
 
 N, V, D = 12, 40, 8
 
@@ -64,3 +64,17 @@ def test_moved_is_the_inner_product_of_a_change_with_each_windows_gradient():
     change = torch.randn(6, 4, generator=generator(8))
     slopes = torch.einsum("sbto,bti->sboi", gradient, inputs)
     assert torch.allclose(moved(inputs, change, gradient), (slopes * change).sum((2, 3)), atol=1e-4)
+
+
+def test_leaving_inputs_out_is_the_change_that_takes_their_columns():
+    inputs = torch.randn(3, 5, 4, generator=generator(6))
+    gradient = torch.randn(2, 3, 5, 6, generator=generator(7))
+    weight = torch.randn(6, 4, generator=generator(8))
+    found = left_out(inputs, weight, gradient, unit=2)
+    assert found.shape == (2, 3, 2)
+    for unit, columns in enumerate((slice(0, 2), slice(2, 4))):
+        change = torch.zeros_like(weight)
+        change[:, columns] = -weight[:, columns]
+        one = moved(inputs, change, gradient)
+        assert torch.allclose(found[..., unit], one, atol=1e-4)
+        assert float(divergences(found, 5)[unit]) == pytest.approx(divergence(one, 5), rel=1e-4)

@@ -46,6 +46,13 @@ def test_a_shape_and_a_target_contradict_each_other():
     assert "merges keys and values, and heads removes them" in fault(heads=2, kv_heads=1)
 
 
+def test_gradients_score_nothing_where_neither_heads_nor_channels_go():
+    said = "importance first_order scores heads and MLP channels, and kv_heads 1 removes none"
+    assert said in fault(kv_heads=1, importance="first_order")
+    assert Restructure(keep=0.8, importance="first_order").searches
+    assert Restructure(kv_heads=1, ffn=0.5, importance="first_order").shares
+
+
 def test_fields_of_repair_need_repair():
     assert "repair: false does not use this field" in fault(ffn=0.5, repair=False, damp_percent=0.1)
 

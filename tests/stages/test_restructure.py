@@ -48,26 +48,32 @@ def assert_says_the_same(student, teacher):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("importance", ["hessian", "first_order"])
 @pytest.mark.parametrize("repair", [True, False])
-def test_channels_that_nobody_reads_leave_without_a_trace(family, repair, tiny_model, tmp_path):
+def test_channels_that_nobody_reads_leave_without_a_trace(
+    family, repair, importance, tiny_model, tmp_path
+):
     def silence(_, roles, tensors):
         matrix(tensors, roles["down"])[:, 1::2] = 0
 
     teacher = Changed(tiny_model(family), silence)
-    student, _ = cut(teacher, tmp_path, ffn=0.5, repair=repair)
+    student, _ = cut(teacher, tmp_path, ffn=0.5, repair=repair, importance=importance)
     before, after = (shape_of(w.config, w.anatomy) for w in (teacher, student))
     assert after.channels == before.channels // 2
     assert_says_the_same(student, teacher)
 
 
 @pytest.mark.parametrize("family", GROUPED)
-def test_groups_of_heads_that_nobody_reads_leave_without_a_trace(family, tiny_model, tmp_path):
+@pytest.mark.parametrize("importance", ["hessian", "first_order"])
+def test_groups_of_heads_that_nobody_reads_leave_without_a_trace(
+    family, importance, tiny_model, tmp_path
+):
     def silence(index, roles, tensors):
         half = roles["o"].in_features // 2
         matrix(tensors, roles["o"])[:, half * (index % 2) :][:, :half] = 0
 
     teacher = Changed(tiny_model(family), silence)
-    student, _ = cut(teacher, tmp_path, heads=2)
+    student, _ = cut(teacher, tmp_path, heads=2, importance=importance)
     after = shape_of(student.config, student.anatomy)
     assert (after.heads, after.kv_heads, after.head_dim) == (2, 1, 16)
     assert_says_the_same(student, teacher)
