@@ -109,7 +109,7 @@ def target(
     if kv_heads is not None:
         found = replace(found, kv_heads=kv_heads)
     if hidden is not None:
-        found = replace(found, hidden=_width(hidden * shape.hidden))
+        found = replace(found, hidden=_narrower(shape.hidden, hidden, found.heads))
     return found
 
 
@@ -248,6 +248,22 @@ def _shape(anatomy: Anatomy, name: str, chosen: Sequence[Sequence[int] | None]) 
 def _nearest(number: float) -> int:
     """Halves go up."""
     return math.floor(number + 0.5)
+
+
+def _narrower(hidden: int, share: float, heads: int) -> int:
+    """The width of the stream that comes near a share of it, and that heads divide.
+
+    Families check that. It is a multiple of `STEP` too, or of a half or a quarter of it and so on
+    where those that heads divide are further than a sixteenth of the width from what is asked for.
+    """
+    asked, width, step = share * hidden, 0, STEP
+    while step:
+        unit = math.lcm(step, heads)
+        width = unit * max(1, _nearest(asked / unit))
+        if abs(width - asked) <= hidden / 16:
+            break
+        step //= 2
+    return width
 
 
 def _width(number: float) -> int:

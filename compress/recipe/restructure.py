@@ -11,7 +11,7 @@ from compress.recipe.gates import in_bytes
 from compress.recipe.quantize import STRICT
 from compress.recipe.walking import SinkTokens, SinkWeight
 
-SHAPES = ("depth", "ffn", "heads", "kv_heads")
+SHAPES = ("depth", "ffn", "heads", "kv_heads", "hidden")
 TARGETS = ("keep", "parameters", "size", "decode_latency")
 _COUNTS = {"K": 10**3, "M": 10**6, "B": 10**9}
 _COUNT = re.compile(r"(\d{1,6}(?:\.\d{1,3})?) ?(K|M|B)")
@@ -22,7 +22,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Restructure(BaseModel):
-    """Take whole blocks, heads or channels away, and repair what is left."""
+    """Take whole blocks, heads, channels or width away, and repair what is left."""
 
     model_config = STRICT
 
@@ -43,6 +43,14 @@ class Restructure(BaseModel):
         default=None,
         description="Heads of keys and values in every block: neighbours are merged, and all query "
         "heads stay. 1 makes multi-query attention.",
+    )
+    hidden: Share | None = Field(
+        default=None,
+        description="Share of the width of the residual stream that stays, in multiples of 64 that "
+        "heads divide, or of 32 or 16 where there is none near it. Heads keep their size. Its "
+        "principal directions stay, which takes a tied head off its embedding; with `importance: "
+        "activation` the channels that are driven most, and a tied head stays tied.",
+        examples=[0.75],
     )
     keep: Share | None = Field(
         default=None,
@@ -118,6 +126,16 @@ class Restructure(BaseModel):
             )
         return value
 
+    @field_validator("hidden")
+    @classmethod
+    def _leaves_heads_alone(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("kv_heads") is not None:
+            raise ValueError(
+                "fits queries, keys and values to a narrower stream, and kv_heads merges them. "
+                "Give each a stage."
+            )
+        return value
+
     @field_validator(*_REPAIRING)
     @classmethod
     def _is_used(cls, value: Any, info: ValidationInfo) -> Any:  # not called for defaults
@@ -146,6 +164,11 @@ class Restructure(BaseModel):
         """The shape that is asked for, as `shape.target` takes it; empty where one is searched."""
         given = {name: getattr(self, name) for name in SHAPES}
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def turns(self) -> bool:
+        """Whether the residual stream is turned, which takes a tied head off its embedding."""
+        return self.hidden is not None and self.importance != "activation"
 
     @property
     def searches(self) -> bool:

@@ -275,6 +275,12 @@ class Recipe(BaseModel):
         return next((stage.rotate for stage in self.stages[:1]), None)
 
     @property
+    def turns(self) -> bool:
+        """Whether a stage turns the residual stream, which takes a tied head off its embedding."""
+        turned = self.rotate is not None and self.rotate.residual != "none"
+        return turned or any(spec.turns for _, spec in self.restructurings)
+
+    @property
     def kv_cache(self) -> KVCache | None:
         """The stage that rounds keys and values, if there is one."""
         return next((stage.kv_cache for stage in self.stages[-1:]), None)

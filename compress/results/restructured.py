@@ -51,3 +51,4 @@ class Restructured:
     after: ModelShape
     blocks: tuple[BlockCut, ...]
     candidates: tuple[Candidate, ...] = ()
+    stream_share: float | None = None  # of the squares of the normed stream, that stays

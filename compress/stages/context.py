@@ -94,10 +94,10 @@ class Context:
         """The record of a unit that an earlier run has finished."""
         return self.ledger.get(unit) if self.ledger else None
 
-    def note(self, unit: str, record: Mapping[str, Any]) -> None:
-        """Make the record of a unit final."""
+    def note(self, unit: str, record: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+        """Make the record of a unit final, with the files that it made."""
         if self.ledger:
-            self.ledger.add(unit, record)
+            self.ledger.add(unit, record, files)
 
     def tell(self, step: str, done: int, total: int, detail: str = "") -> None:
         """Report progress to whoever watches."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
@@ -20,13 +20,15 @@ from compress.anatomy import Block, adds_plainly
 from compress.recipe.restructure import Restructure
 from compress.results import LinearResult
 from compress.shape import Kept, Remains, Shape, shape_of
+from compress.stages import width
 from compress.stages.blockwise import give_back_memory
 from compress.stages.context import Context
 from compress.stages.drift import shortfall
-from compress.stages.repair import Beside, Cutting, Scores
+from compress.stages.repair import Beside, Cutting, Scores, without
 from compress.stages.stream import Stream, check
-from compress.student import Student
+from compress.student import HEAD, Student
 from compress.surgery.inputs import Forwards
+from compress.surgery.walk import head_of
 
 
 def cut_blocks(
@@ -36,6 +38,7 @@ def cut_blocks(
     after: Shape,
     blocks: Sequence[int],
     scores: Scores,
+    hidden: Sequence[int] | None = None,
 ) -> tuple[Remains, list[LinearResult]]:
     """Walk a student, cutting, repairing and committing each of its blocks in the shape it had.
 
@@ -46,11 +49,12 @@ def cut_blocks(
         after: the shape that it is to have.
         blocks: those that stay, ascending.
         scores: of heads and channels, by the linear that reads them, where they decide.
+        hidden: channels of the stream that stay; None for all.
 
     Returns:
         What is left, by numbers in the model before, and a record of each linear that was fitted.
     """
-    walk = _Walk(student, spec, context, after, scores)
+    walk = _Walk(student, spec, context, after, scores, hidden)
     kept: dict[int, Kept] = {}
     results: list[LinearResult] = []
     for index, following in pairwise([-1, *blocks, walk.before.blocks]):
@@ -59,7 +63,9 @@ def cut_blocks(
             results += found
         for gone in range(index + 1, following):
             walk.remove(gone)
-    return Remains(kept), results
+    if hidden is not None and spec.repair and not student.anatomy.tied:
+        results += walk.fit_head(hidden)
+    return Remains(kept, None if hidden is None else tuple(hidden)), results
 
 
 @dataclass
@@ -71,12 +77,22 @@ class _Walk:
     context: Context
     after: Shape
     scores: Scores
-    ours: Stream = field(init=False)
-    theirs: Stream = field(init=False)
+    hidden: Sequence[int] | None
 
-    def __post_init__(self) -> None:
-        self.ours = Stream(self.student, self.context)
-        self.theirs = Stream(self.student.base, self.context)
+    @cached_property
+    def ours(self) -> Stream:
+        """The student's activations: what goes of the stream is zero from the beginning."""
+        stream = Stream(self.student, self.context)
+        if self.hidden is not None:
+            gone = without(self.before.hidden, self.hidden)
+            for part in stream.before(0):
+                part[..., gone] = 0
+        return stream
+
+    @cached_property
+    def theirs(self) -> Stream:
+        """The teacher's."""
+        return Stream(self.student.base, self.context)
 
     @cached_property
     def before(self) -> Shape:
@@ -105,6 +121,18 @@ class _Walk:
         self.context.tell("restructure", index + 1, self.before.blocks)
         return kept, found
 
+    def fit_head(self, channels: Sequence[int]) -> list[LinearResult]:
+        """Fit a head of its own to what is left of the stream, once all blocks are cut."""
+        if (found := self.student.finished(HEAD)) is not None:
+            return found
+        head = self.student.anatomy.head
+        stored, _ = head_of(self.student)
+        ours, theirs = self.ours.final(), self.theirs.final()
+        weight, result = width.fit_head(head, stored, ours, theirs, channels, self.spec)
+        plain = {f"{head.name}.weight": weight.to(stored.dtype)}
+        self.student.commit(HEAD, {}, [result], plain)
+        return [result]
+
     def _cut(self, block: Block, missing: int, unit: str) -> tuple[Kept, list[LinearResult]]:
         walk, index, room = self.ours.walk, block.index, self.context.room
         parts, stored = self.ours.before(index), self.student.block(index)
@@ -115,7 +143,7 @@ class _Walk:
             forwards = Forwards(walk, block, module, parts, room)
             here = Cutting(
                 block, module, stored, forwards, parts[0].shape[1], self.spec, self.before,
-                self.after, teacher, self.scores,
+                self.after, teacher, self.scores, self.hidden,
             )  # fmt: skip
             kept = here.cut()
         check(block, parts)

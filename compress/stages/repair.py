@@ -1,8 +1,9 @@
 """Cut one block, and repair what is left: each linear that reads what goes is fitted anew.
 
-Only o and down read what goes, heads or channels, and they write to the residual stream: each is
-fitted to give what all of its inputs gave, and to bring the stream to where the teacher's is.
-Behind the block others may be missing: then it is the teacher's stream behind those.
+Only o and down read heads and channels, and they write to the residual stream: each is fitted to
+give what all of its inputs gave, and to bring the stream to where the teacher's is. All others read
+the stream: where it becomes narrower, they are fitted to give what the teacher's do. Behind the
+block others may be missing: then it is the teacher's stream behind those.
 
 Source: Kurtic et al. 2023 (ZipLM), arXiv:2302.04089; An et al. 2024 (FLAP), arXiv:2312.11983;
 targets from the teacher's stream: Li et al. 2025 (GPTAQ), arXiv:2504.02692.
@@ -28,7 +29,11 @@ from compress.stages.stream import Stream
 from compress.surgery.inputs import Forwards, assign
 
 Scores = Mapping[str, Sequence[float]]  # of the units of a linear's inputs, by its name
-_DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
+_ATTENTION: tuple[Role, ...] = ("q", "k", "v")
+_MLP: tuple[Role, ...] = ("gate", "up")
+_WRITING: tuple[Role, ...] = ("o", "down")
+_TENSORS = ("weight", "bias")
+DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass
@@ -81,6 +86,7 @@ class Cutting:
     after: Shape
     teacher: Beside | None  # None: nothing is repaired
     scores: Scores = field(default_factory=dict)
+    hidden: Sequence[int] | None = None  # channels of the stream that stay; None: all
     changed: dict[str, Tensor] = field(default_factory=dict)  # tensors, by full name
     results: list[LinearResult] = field(default_factory=list)
 
@@ -93,8 +99,11 @@ class Cutting:
             self._merge(roles)
         size = before.group * before.head_dim
         keep = before.kv_heads if merges else after.kv_heads
-        groups = self._fit(_Reader(roles["o"], keep, size, merges))
-        channels = self._fit(_Reader(roles["down"], after.channels, 1))
+        self._narrow(roles)
+        self._fit_to_stream([roles[role] for role in _ATTENTION if role in roles])
+        groups = self._fit(_Reader((roles["o"],), keep, size, merges))
+        self._fit_to_stream([roles[role] for role in _MLP if role in roles])
+        channels = self._fit(_Reader((roles["down"],), after.channels, 1))
         self.forwards.finish()
         if merges:
             groups = tuple(range(0, before.kv_heads, before.kv_heads // after.kv_heads))
@@ -111,15 +120,34 @@ class Cutting:
         for name, tensor in merged.items():
             self._assign(name, tensor)
 
+    def _narrow(self, roles: Mapping[Role, Linear]) -> None:
+        """Let nothing be written to the channels of the stream that go."""
+        if self.hidden is None:
+            return
+        gone = without(self.before.hidden, self.hidden)
+        for name in [f"{roles[role].name}.{kind}" for role in _WRITING for kind in _TENSORS]:
+            if name in self.stored:
+                silent = self.stored[name].clone()
+                silent[gone] = 0  # families of which it can be cut store rows by their outputs
+                self._assign(name, silent)
+
+    def _fit_to_stream(self, linears: Sequence[Linear]) -> None:
+        """Fit linears that read the stream to the channels of it that are left."""
+        if self.hidden is not None and self.teacher is not None:
+            self._fit(_Reader(tuple(linears), len(self.hidden), 1, left=tuple(self.hidden)))
+
     def _fit(self, reader: _Reader) -> tuple[int, ...]:
-        """Choose the units of a linear's inputs that stay, and fit it to do without the others."""
-        linear, teacher = reader.linear, self.teacher
+        """Choose the units of a linear's inputs that stay, and fit it to do without the others.
+
+        Linears that share an input are fitted as one.
+        """
+        linear, teacher = reader.linears[0], self.teacher
         if teacher is None and reader.keep == reader.units:
             return tuple(range(reader.units))
         x: list[Tensor] = []
         self.forwards.to(linear, x.append)
         biased = linear.bias and teacher is not None
-        seen = _Seen(_with_ones(x) if biased else x, self._weight(linear, self._now(), biased))
+        seen = _Seen(_with_ones(x) if biased else x, self._weight(reader, self._now(), biased))
         halves = [self._hessian(half) for half in _halves(seen.x)]
         hessian = _together(halves, _shares(seen.x))
         left = self._chosen(reader, x, seen.weight, hessian)
@@ -130,7 +158,7 @@ class Cutting:
         else:
             theirs = teacher.given(linear)
             theirs = _with_ones(theirs) if biased else theirs
-            wanted = self._weight(linear, teacher.stored, biased)
+            wanted = self._weight(reader, teacher.stored, biased)
             moments = self._moments(reader, seen, halves, theirs, wanted)
             found = refit(
                 seen.weight, moments, kept, damp_percents=self._dampings(x, linear),
@@ -139,18 +167,23 @@ class Cutting:
             dense[:, kept], damp = found.weight, found.damp_percent
             if linear.role == "o" and teacher.behind is not None:
                 catch_up(teacher.behind, theirs, wanted, seen.x, dense)
-        self._put(linear, dense, biased)
-        self.results.append(_result(linear, seen.weight.float(), dense, hessian, damp))
+        sizes = [linear.out_features for linear in reader.linears]
+        pieces = zip(seen.weight.float().split(sizes), dense.split(sizes), strict=True)
+        for linear, (before, after) in zip(reader.linears, pieces, strict=True):
+            self._put(linear, after, biased)
+            self.results.append(_result(linear, before, after, hessian, damp))
         return left
 
     def _chosen(
         self, reader: _Reader, x: Sequence[Tensor], weight: Tensor, hessian: Tensor
     ) -> tuple[int, ...]:
         """The units of a linear's inputs that stay, ascending."""
-        keep, unit, inner = reader.keep, reader.unit, reader.linear.in_features
+        keep, unit, inner = reader.keep, reader.unit, reader.linears[0].in_features
+        if reader.left is not None:
+            return reader.left
         if keep == reader.units:
             return tuple(range(keep))
-        if (scores := self.scores.get(reader.linear.name)) is not None:
+        if (scores := self.scores.get(reader.linears[0].name)) is not None:
             return _best(torch.tensor(scores), keep)
         if self.spec.importance == "activation":
             windows = torch.cat([part.view(-1, self.seq_len, inner) for part in x])
@@ -163,7 +196,7 @@ class Cutting:
         """To choose from; of few windows there are no halves to choose on."""
         if self.spec.damp_percent is not None:
             return (self.spec.damp_percent,)
-        return _DAMPINGS if len(x) > 1 else (min(1.0, linear.in_features / len(x[0])),)
+        return DAMPINGS if len(x) > 1 else (min(1.0, linear.in_features / len(x[0])),)
 
     def _moments(
         self,
@@ -174,8 +207,8 @@ class Cutting:
         wanted: Tensor,
     ) -> list[Moments]:
         """What was seen, in halves: what a linear must make up for, and what would be well."""
-        teacher = self.teacher
-        behind = teacher.behind if teacher else None
+        teacher, role = self.teacher, reader.linears[0].role
+        behind = teacher.behind if teacher and role in _WRITING else None
         found = []
         for number, (x, hessian) in enumerate(zip(_halves(seen.x), hessians, strict=True)):
             lacks = wanted.float() @ self._pairs(_halves(theirs)[number], x)
@@ -187,12 +220,17 @@ class Cutting:
             must = lacks if reader.merged else torch.zeros_like(lacks)
             wish += 0 if reader.merged else lacks
             found.append(Moments(float(sum(map(len, x))), hessian, must, wish))
-        beyond = teacher.beyond() if teacher and reader.linear.role == "down" else None
-        if beyond is None:
-            return found
-        pairs = zip(_halves(beyond), _halves(seen.x), strict=True)
-        more = [self._pairs(added, x) for added, x in pairs]
-        return [replace(one, must=one.must + part) for one, part in zip(found, more, strict=True)]
+        beyond = teacher.beyond() if teacher and role == "down" else None
+        if beyond is not None:
+            pairs = zip(_halves(beyond), _halves(seen.x), strict=True)
+            more = [self._pairs(added, x) for added, x in pairs]
+            both = zip(found, more, strict=True)
+            found = [replace(one, must=one.must + part) for one, part in both]
+        if self.hidden is not None and role in _WRITING:
+            gone = without(self.before.hidden, self.hidden)
+            for one in found:  # nothing is asked for where nothing is left
+                one.must[gone], one.wish[gone] = 0, 0
+        return found
 
     def _put(self, linear: Linear, dense: Tensor, biased: bool) -> None:
         """Give a linear another weight [O, I], and a bias where that is its last column."""
@@ -209,14 +247,17 @@ class Cutting:
     def _now(self) -> dict[str, Tensor]:
         return {**self.stored, **self.changed}
 
-    def _weight(self, linear: Linear, stored: Mapping[str, Tensor], biased: bool) -> Tensor:
+    def _weight(self, reader: _Reader, stored: Mapping[str, Tensor], biased: bool) -> Tensor:
         """[O, I], or [O, I + 1] with the bias as what a one is multiplied by."""
-        device = next(self.module.parameters()).device
-        weight = stored[f"{linear.name}.weight"].to(device)
-        weight = weight.T if linear.transposed else weight
-        if not biased:
-            return weight
-        return torch.cat([weight, stored[f"{linear.name}.bias"].to(weight)[:, None]], 1)
+        device, found = next(self.module.parameters()).device, []
+        for linear in reader.linears:
+            weight = stored[f"{linear.name}.weight"].to(device)
+            weight = weight.T if linear.transposed else weight
+            if biased:
+                bias = stored[f"{linear.name}.bias"].to(weight)
+                weight = torch.cat([weight, bias[:, None]], 1)
+            found.append(weight)
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def _hessian(self, x: Sequence[Tensor]) -> Tensor:
         """E[x xᵀ], [I, I]; attention sinks count many times."""
@@ -236,16 +277,17 @@ class Cutting:
 
 @dataclass(frozen=True)
 class _Reader:
-    """A linear that reads what is cut, and how many units of its inputs stay."""
+    """Linears that share an input of which something is cut, and how many units of it stay."""
 
-    linear: Linear
+    linears: tuple[Linear, ...]
     keep: int
     unit: int  # channels that go together
     merged: bool = False  # what it reads is no more what the teacher's does
+    left: tuple[int, ...] | None = None  # the units that stay, where that is settled
 
     @property
     def units(self) -> int:
-        return self.linear.in_features // self.unit
+        return self.linears[0].in_features // self.unit
 
 
 @dataclass(frozen=True)
@@ -256,6 +298,11 @@ class _Seen:
     weight: Tensor
 
 
+def without(size: int, channels: Sequence[int]) -> list[int]:
+    """The channels of a stream that do not stay."""
+    return sorted(set(range(size)) - set(channels))
+
+
 def _best(scores: Tensor, keep: int) -> tuple[int, ...]:
     """The units [U] that score highest, ascending."""
     return tuple(sorted(scores.topk(keep).indices.tolist()))
@@ -263,7 +310,7 @@ def _best(scores: Tensor, keep: int) -> tuple[int, ...]:
 
 def _places(left: Sequence[int], reader: _Reader, weight: Tensor) -> Tensor:
     """The inputs of units, and that of the bias where the weight has a column of it."""
-    inner = reader.linear.in_features
+    inner = reader.linears[0].in_features
     bias = range(inner, weight.shape[1])
     return torch.tensor([*spread(left, reader.unit), *bias], device=weight.device)
 

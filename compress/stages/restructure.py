@@ -1,8 +1,9 @@
 """Take blocks, heads and channels away, each block repaired behind those that were cut before it.
 
 Which shape: as the recipe says, or the best of those that reach what it asks for (`search`). Which
-blocks: `depth`. Which heads and channels, and how the rest makes up for them: `repair`, by scores
-of `first_order` where they decide. Stages behind it see an ordinary model of the new shape.
+blocks: `depth`. Which channels of the stream: `width`. Which heads and channels, and how the rest
+makes up for them: `repair`, by scores of `first_order` where they decide. Stages behind it see an
+ordinary model of the new shape.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from compress.shape import Kept, Remains, shape_of, target
 from compress.stages import depth, first_order, search
 from compress.stages.context import Context
 from compress.stages.cutting import cut_blocks
+from compress.stages.width import narrow
 from compress.student import Student
 from compress.surgery.resize import Cut
 from compress.surgery.walk import Weights
@@ -37,12 +39,14 @@ def run(student: Student, spec: Restructure, context: Context) -> StageResult:
     scores = first_order.scores(student, context) if spec.importance == "first_order" else {}
     tried = search.tried(student, spec, context, shapes, order, scores)
     after = min(tried, key=lambda one: one.kl).shape if tried else shapes[0]
-    remains, fitted = cut_blocks(student, spec, context, after, order.left(after.blocks), scores)
+    left, width = order.left(after.blocks), narrow(student, spec, context, after.hidden)
+    channels = width.channels if width else None
+    remains, fitted = cut_blocks(student, spec, context, after, left, scores, channels)
     student.become(lambda past: Cut(past, remains))
     told = Restructured(
         spec.written, spec.repair, told_shape(before), told_shape(student),
         tuple(_told_blocks(before, remains, order, fitted)),
-        tuple(search.told(before, one, after) for one in tried),
+        tuple(search.told(before, one, after) for one in tried), width.share if width else None,
     )  # fmt: skip
     linears = tuple(_renamed(before, student, remains, result) for result in fitted)
     return StageResult("restructure", "restructure", linears, shape=told)
@@ -90,7 +94,8 @@ def _renamed(
     before: Weights, student: Weights, remains: Remains, result: LinearResult
 ) -> LinearResult:
     """A record of a linear by the name that it has in the student."""
-    block = result.block or 0
+    if (block := result.block) is None:
+        return result
     now = list(remains.blocks).index(block)
     old, new = (w.anatomy.blocks[i].prefix for w, i in ((before, block), (student, now)))
     return dataclasses.replace(result, name=new + result.name.removeprefix(old), block=now)
