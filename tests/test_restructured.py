@@ -82,6 +82,34 @@ def test_a_run_that_is_cut_short_goes_on_to_the_same_bytes(recipe, tmp_path):
     assert one == two
 
 
+def test_a_narrower_model_is_opened_by_all_and_goes_on_to_the_same_bytes(recipe, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    asked = recipe("[{restructure: {hidden: 0.5}}]", "artifact.format=dense")
+    out = tmp_path / "whole"
+    outcome = pipeline.apply(asked, out=out)
+    assert outcome.verification.passed
+    assert outcome.results.stages[0].shape.after.hidden == 32
+    artifact, ids = open_artifact(out), torch.arange(20)[None]
+    theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)(ids).logits[0].detach()
+    ours = hidden_states(artifact, ids, device="cpu", dtype=torch.float32)[0]
+    torch.testing.assert_close(logits(artifact, ours), theirs, rtol=1e-3, atol=1e-3)
+    assert Engine.open(out).generate("The") is not None
+
+    def stop(progress):
+        if progress.step == "restructure" and progress.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.apply(asked, out=tmp_path / "cut", watch=stop)
+    pipeline.apply(asked, out=tmp_path / "cut")
+    one, two = (
+        json.loads((tmp_path / name / "manifest.json").read_text())["tensors"]
+        for name in ("whole", "cut")
+    )
+    assert one == two
+
+
 def test_a_gate_that_escalates_cuts_once(recipe, tmp_path):
     asked = recipe(
         "[{restructure: {ffn: 0.5}}, {quantize: {bits: 4, group_size: 32}}]",

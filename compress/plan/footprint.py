@@ -58,8 +58,8 @@ class Job:
 
     @property
     def worked_bytes(self) -> int:
-        """The same when a stage reads it: what the stage `rotate` turned is float32."""
-        if self.recipe.rotate is None:
+        """The same when a stage reads it: what was turned is float32."""
+        if self.recipe.rotate is None and not self.recipe.turns:
             return self.copied_bytes
         return 4 + (0 if self.item_bytes == 4 else self.item_bytes)
 

@@ -28,9 +28,11 @@ from compress.plan.reshaping import (
     CANDIDATES,
     DEPTH_TOKENS,
     FITTED_WINDOWS,
+    NARROWED_WINDOWS,
     SCORED_DRAWS,
     SCORED_TOKENS,
     SCORED_WINDOWS,
+    fitted_roles,
 )
 from compress.plan.sizes import stage_schemes
 from compress.recipe.methods import INT8
@@ -206,8 +208,9 @@ def _restructure_work(job: Job, spec: Restructure) -> float:
     anatomy, tokens = job.anatomy, float(job.tokens)
     rounds = 2 if spec.repair else 1
     operations = 2 * rounds * tokens * anatomy.weights
+    roles = fitted_roles(spec) if spec.hidden is not None else ("o", "down")
     for linear in anatomy.linears:
-        if linear.role in ("o", "down"):
+        if linear.role in roles:
             rows, columns = linear.out_features, linear.in_features
             products = tokens * columns * (columns + rounds * (columns + rows))
             operations += products + _SLOW * (6 * columns + 2 * rows) * columns**2
@@ -218,6 +221,9 @@ def _restructure_work(job: Job, spec: Restructure) -> float:
         blocks = len(anatomy.blocks)
         read = anatomy.weights / blocks * blocks**2 + blocks * anatomy.head.weights / 4
         operations += 2 * DEPTH_TOKENS * 2 * read
+    if spec.hidden is not None:
+        read = min(NARROWED_WINDOWS, job.recipe.calibration.samples) * anatomy.weights
+        operations += 2 * job.recipe.calibration.seq_len * read + _SLOW * rotation.work(job)
     if spec.importance == "first_order":
         calibration = job.recipe.calibration
         scored = min(SCORED_WINDOWS, calibration.samples) * min(SCORED_TOKENS, calibration.seq_len)

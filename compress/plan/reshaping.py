@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compress import anatomy as anatomies
-from compress.anatomy import Anatomy
+from compress.anatomy import Anatomy, Role
 from compress.plan.naming import Found
 from compress.plan.rotation import turned, turned_headers
-from compress.recipe.restructure import Restructure
+from compress.recipe.restructure import SHAPES, Restructure
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Loc
 from compress.shape import (
@@ -30,6 +30,7 @@ DEPTH_TOKENS = 1024  # stages.depth: on which blocks are left out
 CANDIDATES = 8  # stages.search: shapes that are tried at most
 FITTED_WINDOWS = 8  # on which each is repaired
 SCORED_WINDOWS, SCORED_TOKENS, SCORED_DRAWS = 64, 128, 4  # stages.first_order: what is walked back
+NARROWED_WINDOWS = 32  # stages.width: between whose blocks the stream is read
 _ROUNDED_ONLY = ("gptq", "bnb-int8", "gguf")  # formats that hold no model of floats
 _WORDS = {
     "blocks": "blocks", "heads": "query heads", "kv_heads": "heads of keys and values",
@@ -81,15 +82,30 @@ def _cut(found: Made, after: Shape) -> Made:
 
 
 def cut_bytes(recipe: Recipe, headers: Headers) -> int:
-    """Of blocks that were cut, as they are committed: what was fitted, in the shape that it had."""
+    """Of blocks that were cut, as they are committed: what was fitted, in the shape that it had.
+
+    What was turned is float32.
+    """
     found, total = turned_headers(recipe, headers.cast(recipe.teacher.dtype)), 0
+    wide = recipe.rotate is not None or recipe.turns
     for _, spec in recipe.restructurings:
-        cut = ("o", "down") if spec.kv_heads is None else ("q", "k", "v", "o", "down")
-        linears = [linear for linear in found.anatomy.linears if linear.role in cut]
-        total += sum(found.nbytes(f"{linear.name}.weight") for linear in linears)
+        roles = fitted_roles(spec)
+        linears = [linear for linear in found.anatomy.linears if linear.role in roles]
+        if spec.hidden is not None and spec.repair and not found.anatomy.tied:
+            linears.append(found.anatomy.head)
+        weights = (f"{linear.name}.weight" for linear in linears)
+        total += 4 * sum(x.weights for x in linears) if wide else sum(map(found.nbytes, weights))
+        total += 4 * found.anatomy.hidden_size**2 if spec.turns else 0
         before = shape_of(found.config, found.anatomy)
         found = cut_headers(found, target(before, **spec.shares))
     return total
+
+
+def fitted_roles(spec: Restructure) -> tuple[Role, ...]:
+    """What linears of a block are fitted, or cut to less than they were."""
+    if spec.hidden is not None and spec.repair:
+        return ("q", "k", "v", "o", "gate", "up", "down")
+    return ("o", "down") if spec.kv_heads is None else ("q", "k", "v", "o", "down")
 
 
 def mistakes(recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]) -> Found:
@@ -123,7 +139,7 @@ def _wrong(loc: Loc, spec: Restructure, found: Made) -> Found:
 
 
 def _others(cannot: Mapping[str, str]) -> str:
-    return " or ".join(f for f in ("depth", "ffn", "heads", "kv_heads") if f not in cannot)
+    return " or ".join(f for f in SHAPES if f not in cannot)
 
 
 def _unchanged(loc: Loc, spec: Restructure, before: Shape) -> Found:
@@ -138,12 +154,14 @@ def _unchanged(loc: Loc, spec: Restructure, before: Shape) -> Found:
         there = "heads of keys and values, of which neighbours are merged,"
         yield (*loc, "kv_heads"), _counts(spec.kv_heads, before.kv_heads, fitting, there)
     after = target(before, **spec.shares)
+    steps = {"ffn": f" in multiples of {STEP}", "hidden": " in steps that heads divide"}
     for field, was, now in (
         ("depth", before.blocks, after.blocks),
         ("ffn", before.channels, after.channels),
+        ("hidden", before.hidden, after.hidden),
     ):
         if getattr(spec, field) is not None and now >= was:
-            step = "" if field == "depth" else f" in multiples of {STEP}"
+            step = steps.get(field, "")
             yield (*loc, field), f"{getattr(spec, field)} of {was}{step} leaves all. Ask for less."
 
 

@@ -46,8 +46,7 @@ def mistakes(
 
 def turned(recipe: Recipe, anatomy: Anatomy) -> Anatomy:
     """What a recipe compresses: a turned residual stream takes a tied head off its embedding."""
-    spec = recipe.rotate
-    return anatomy if spec is None or spec.residual == "none" else untied(anatomy)
+    return untied(anatomy) if recipe.turns else anatomy
 
 
 def turned_headers(recipe: Recipe, headers: Headers) -> Headers:
@@ -62,25 +61,28 @@ def turned_headers(recipe: Recipe, headers: Headers) -> Headers:
 
 
 def note(recipe: Recipe, headers: Headers) -> Iterator[str]:
-    """What a rotation adds to the artifact."""
+    """What a turned stream adds to the artifact."""
     cast = headers.cast(recipe.teacher.dtype)
     if turned(recipe, cast.anatomy) is not cast.anatomy:
         size = cast.nbytes(f"{cast.anatomy.embedding}.weight")
+        rotated = recipe.rotate is not None and recipe.rotate.residual != "none"
+        what, when = "rotate.residual", "rounded"
+        if not rotated:
+            what, when = "restructure.hidden turns the stream and", "cut"
         yield (
-            "rotate.residual unties the head, which takes up the weight of the final norm: "
-            f"{size / 1e6:.1f} MB more before it is rounded"
+            f"{what} unties the head, which takes up the weight of the final norm: "
+            f"{size / 1e6:.1f} MB more before it is {when}"
         )
 
 
 def memory(job: Job) -> int:
-    """Turned embedding and head, float32, while a walk begins or the head is rounded."""
-    spec = job.recipe.rotate
-    return 0 if spec is None or spec.residual == "none" else 2 * 4 * job.anatomy.head.weights
+    """Turned embedding and head, float32, while a walk begins or the head is solved."""
+    return 2 * 4 * job.anatomy.head.weights if job.recipe.turns else 0
 
 
 def work(job: Job) -> float:
     """Operations: each time that it is read, a weight meets a column of the matrix that turns."""
-    spec, hidden = job.recipe.rotate, job.anatomy.hidden_size
-    if spec is None or spec.residual == "none":
+    hidden = job.anatomy.hidden_size
+    if not job.recipe.turns:
         return 0.0  # heads are narrow
     return 2.0 * _READ * hidden * (job.anatomy.weights + 2 * job.anatomy.head.weights)

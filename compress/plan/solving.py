@@ -6,13 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from compress.anatomy import Block, Linear, parallel_residual
+from compress.anatomy import Block, Linear, Role, parallel_residual
 from compress.plan import caching, rotation, sizes
 from compress.plan.footprint import HEAP, Job
 from compress.plan.pace import CURVATURE_WINDOWS, DRAWS
 from compress.plan.pruning import pruned
-from compress.plan.reshaping import DEPTH_TOKENS, SCORED_DRAWS, SCORED_TOKENS, SCORED_WINDOWS
+from compress.plan.reshaping import (
+    DEPTH_TOKENS,
+    SCORED_DRAWS,
+    SCORED_TOKENS,
+    SCORED_WINDOWS,
+    fitted_roles,
+)
 from compress.recipe.methods import INT8
+from compress.recipe.restructure import Restructure
 from compress.recipe.schema import Quantize
 from compress.recipe.scheme import Scheme, scheme_for
 from compress.results import Limits
@@ -76,7 +83,7 @@ def _restructure(job: Job, limits: Limits) -> int:
         fields = {"error_correction": 1.0 if spec.repair else 0.0}
         like = Quantize.model_validate({"bits": 8, "group_size": -1, **fields})
         for block in job.anatomy.blocks:
-            cut = [linear for linear in block.linears if linear.role in ("o", "down")]
+            cut = [linear for linear in block.linears if linear.role in _solved(spec)]
             found = ((linear.name, scheme_for(like, linear.name)) for linear in cut)
             schemes = {name: scheme for name, scheme in found if scheme is not None}
             solver = _BlockMemory(job, limits, like, block, frozenset(), schemes)
@@ -90,7 +97,22 @@ def _restructure(job: Job, limits: Limits) -> int:
             peak = max(peak, job.item_bytes * (entering + job.anatomy.head.weights) + said)
         if spec.importance == "first_order":
             peak = max(peak, _scored(job, limits))
+        peak = max(peak, _narrowed(job, spec))
     return peak
+
+
+def _solved(spec: Restructure) -> tuple[Role, ...]:
+    """What is solved from its inputs; what is merged is not."""
+    return fitted_roles(spec) if spec.hidden is not None else ("o", "down")
+
+
+def _narrowed(job: Job, spec: Restructure) -> int:
+    """The head solved for a narrower stream: final states of both models, and its weight thrice."""
+    if spec.hidden is None or not spec.repair or job.made_ends == job.anatomy.head.weights:
+        return 0
+    hidden = job.anatomy.hidden_size
+    states = 2 * job.tokens * hidden * (job.item_bytes + 4)  # joined, then float32 by halves
+    return states + rotation.memory(job) + 4 * (2 * job.anatomy.head.weights + 8 * hidden**2)
 
 
 def _scored(job: Job, limits: Limits) -> int:

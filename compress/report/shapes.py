@@ -42,7 +42,9 @@ def text(found: Restructured) -> str:
     gone = [cut.block for cut in found.blocks if cut.now is None]
     removed = f" Removed: {', '.join(map(str, gone))}." if gone else ""
     how = "what is left was repaired" if found.repaired else "nothing was repaired"
-    return f"Asked for {found.asked}; {how}.{removed}"
+    share = found.stream_share
+    stream = "" if share is None else f" Of the stream's squares {100 * share:.1f} % stay."
+    return f"Asked for {found.asked}; {how}.{removed}{stream}"
 
 
 def block_table(found: Restructured) -> Table:

@@ -1,12 +1,15 @@
 """What a cut model takes is told before it is made; what cannot be cut is refused."""
 
+import dataclasses
+
 import pytest
 
 from compress import pipeline, plan
 from compress.artifact.layout import open_artifact
 from compress.errors import RecipeError
-from compress.plan import overview, sizes
-from compress.shape import shape_of
+from compress.plan import overview, reshaping, rotation, sizes
+from compress.shape import shape_of, target
+from compress.stages import width
 from compress.teacher import headers
 
 CASES = {
@@ -17,13 +20,17 @@ CASES = {
     "all": "[{restructure: {ffn: 0.5, depth: 0.5, kv_heads: 1}}]",
     "quantized": "[{restructure: {ffn: 0.5}}, {quantize: {method: rtn, group_size: 32, head: 8}}]",
     "pruned": "[{restructure: {ffn: 0.5, depth: 0.5}}, {prune: {sparsity: 0.5}}]",
+    "width": "[{restructure: {hidden: 0.5}}]",
+    "channels of the stream": "[{restructure: {hidden: 0.5, ffn: 0.5, importance: activation}}]",
     "twice": "[{restructure: {heads: 2}}, {restructure: {depth: 0.5}}]",
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_byte_of_a_cut_artifact_is_foretold(tiny_tied, recipe_for, tmp_path, case):
-    format = "dense" if case in ("channels", "blocks", "twice") else "packed"
+def test_every_byte_of_a_cut_artifact_is_foretold(tiny_model, recipe_for, tmp_path, case):
+    format = "dense" if case in ("channels", "blocks", "twice", "width") else "packed"
+    width = 128 if "hidden" in CASES[case] else 64
+    tiny_tied = tiny_model("llama", tied=True, hidden_size=width)
     recipe = recipe_for(tiny_tied, f"stages={CASES[case]}", f"artifact.format={format}")
     pipeline.compress_only(recipe, out=tmp_path / "out")
     artifact = open_artifact(tmp_path / "out")
@@ -67,6 +74,10 @@ def mistakes(recipe, folder):
         ("ffn: 0.9", "ffn: 0.9 of 128 in multiples of 64 leaves all. Ask for less."),
         ("depth: 0.9", "depth: 0.9 of 2 leaves all. Ask for less."),
         (
+            "hidden: 0.99",
+            "hidden: 0.99 of 64 in steps that heads divide leaves all. Ask for less.",
+        ),
+        (
             "heads: 3",
             "heads: 3 of 4 heads, which leave in whole groups and divide the width of 64, cannot "
             "be. Use 2.",
@@ -90,6 +101,35 @@ def test_what_a_family_cannot_lose_is_refused(tiny_model, recipe_for):
         "kv_heads: gpt2 has no head_dim: its heads together are as wide as the stream. Cut depth "
         "or ffn instead."
     ]
+    recipe = recipe_for(folder, "stages=[{restructure: {hidden: 0.5}}]")
+    assert mistakes(recipe, folder) == [
+        "hidden: norms of gpt2 do more than scale: no channel can leave their mean. Cut depth or "
+        "ffn instead."
+    ]
+
+
+def test_a_plan_tells_that_a_turned_stream_takes_a_tied_head_along(tiny_model, recipe_for):
+    found = headers.read(str(tiny_model("llama", tied=True, hidden_size=128)))
+    recipe = recipe_for(found.name, "stages=[{restructure: {hidden: 0.5}}]")
+    notes = [*rotation.note(recipe, found), *reshaping.notes(recipe, found)]
+    assert notes[0].startswith("restructure.hidden turns the stream and unties the head")
+    assert notes[1] == "restructure: width 128 → 64"
+
+
+def test_widths_are_steps_that_heads_divide(tiny_llama):
+    found = open_artifact(tiny_llama)
+    shape = shape_of(found.config, found.anatomy)
+    for hidden, heads, share, left in (
+        (576, 9, 0.75, 432),
+        (896, 14, 0.75, 672),
+        (2048, 32, 0.5, 1024),
+    ):
+        whole = dataclasses.replace(shape, hidden=hidden, heads=heads)
+        assert target(whole, hidden=share).hidden == left
+
+
+def test_plans_know_how_much_is_read():
+    assert reshaping.NARROWED_WINDOWS == width.WINDOWS
 
 
 def test_formats_of_integers_hold_no_model_that_is_only_cut(tiny_llama, recipe_for):

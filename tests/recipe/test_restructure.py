@@ -44,6 +44,7 @@ def test_a_shape_and_a_target_contradict_each_other():
     assert "searches for a shape, and ffn gives one" in fault(ffn=0.5, keep=0.8)
     assert "searches for a shape, and keep gives one" in fault(keep=0.8, size="10 MB")
     assert "merges keys and values, and heads removes them" in fault(heads=2, kv_heads=1)
+    assert "to a narrower stream, and kv_heads merges them" in fault(hidden=0.5, kv_heads=1)
 
 
 def test_gradients_score_nothing_where_neither_heads_nor_channels_go():

@@ -6,12 +6,13 @@ import pytest
 import torch
 from students import IDS, cut, states
 
+from compress.kernels.divergence import kl
 from compress.recipe.schema import Quantize
 from compress.results import Limits
 from compress.shape import shape_of
 from compress.stages import quantize
 from compress.stages.context import Context
-from compress.surgery.walk import empty_model, hidden_states
+from compress.surgery.walk import empty_model, hidden_states, logits
 from compress.teacher.folder import open_folder
 
 FAMILIES = (
@@ -95,6 +96,29 @@ def test_equal_heads_are_merged_without_a_trace(family, repair, tiny_model, tmp_
     assert_says_the_same(student, teacher)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("fields", [{}, {"repair": False}, {"importance": "activation"}], ids=str)
+def test_channels_of_the_stream_that_are_silent_leave_without_a_trace(
+    family, tied, fields, tiny_model, tmp_path
+):
+    def silence(_, roles, tensors):
+        for role in ("o", "down"):
+            matrix(tensors, roles[role])[1::2] = 0
+
+    teacher = Changed(tiny_model(family, tied=tied, hidden_size=128), silence)
+    outside = {name: tensor.clone() for name, tensor in teacher.outside().items()}
+    outside[f"{teacher.anatomy.embedding}.weight"][:, 1::2] = 0
+    teacher.outside = lambda: outside
+    student, result = cut(teacher, tmp_path, hidden=0.5, **fields)
+    assert student.anatomy.hidden_size == 64
+    assert student.anatomy.tied == (tied and fields.get("importance") == "activation")
+    assert result.shape.stream_share == pytest.approx(1)
+    said, says = (logits(one, states(one).flatten(0, 1)) for one in (teacher, student))
+    torch.testing.assert_close(says, said, rtol=1e-3, atol=1e-3)
+    empty_model(student.config, torch.float32)  # transformers knows such a model
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_that_add_nothing_leave_without_a_trace(family, tiny_model, tmp_path):
     def silence(index, roles, tensors):
@@ -119,6 +143,20 @@ def test_repair_comes_nearer_than_deletion(fields, tiny_model, tmp_path):
     deleted, _ = cut(teacher, tmp_path / "b", repair=False, **fields)
     errors = [(states(one) - said).square().mean() for one in (repaired, deleted)]
     assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("importance", ["hessian", "activation"])
+def test_a_narrower_stream_is_repaired_and_taken_up_again(importance, tiny_model, tmp_path):
+    teacher = open_folder(tiny_model("llama", tied=True, hidden_size=128))
+    fields = {"hidden": 0.5, "ffn": 0.5, "depth": 0.5, "heads": 2, "importance": importance}
+    repaired, results = cut(teacher, tmp_path / "a", sink_weight=0.0, **fields)
+    deleted, _ = cut(teacher, tmp_path / "b", repair=False, **fields)
+    again, same = cut(teacher, tmp_path / "a", sink_weight=0.0, **fields)
+    assert same == results
+    torch.testing.assert_close(states(again), states(repaired), rtol=0, atol=0)
+    said = logits(teacher, states(teacher).flatten(0, 1))
+    costs = [kl(said, logits(one, states(one).flatten(0, 1))).mean() for one in (repaired, deleted)]
+    assert costs[0] < costs[1]
 
 
 def test_a_cut_student_is_taken_up_again_and_quantized(tiny_llama, tmp_path):
