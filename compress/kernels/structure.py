@@ -83,6 +83,24 @@ def _costs(W: Tensor, Hinv: Tensor, units: Tensor) -> Tensor:
     return costs
 
 
+def principal(second: Tensor, metric: Tensor | None = None) -> Tensor:
+    """Orthonormal directions [I, I] of inputs x, a column each: the first few hold most of x.
+
+    Sums of the first K come nearest to x, whatever K is; with a metric they do where that counts.
+    The nearest x of rank K is C^½ U Uᵀ C^-½ x with the first K eigenvectors U of C^½ G C^½.
+
+    Args:
+        second: C, [I, I], E[x xᵀ].
+        metric: G, [I, I], positive definite: an error δ counts as δᵀ G δ; by default as δᵀ δ.
+    """
+    energy, directions = torch.linalg.eigh(second.double())
+    if metric is None:
+        return directions.flip(1).float()
+    root = (directions * energy.clamp_min(0).sqrt()) @ directions.T
+    _, found = torch.linalg.eigh(root @ metric.double() @ root)
+    return torch.linalg.qr(root @ found.flip(1)).Q.float()
+
+
 @dataclass(frozen=True)
 class Moments:
     """What was seen of a linear on some windows: means over so many tokens."""

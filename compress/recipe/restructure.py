@@ -88,8 +88,8 @@ class Restructure(BaseModel):
         description="What stays: `hessian` removes what costs least once the others make up for "
         "it, and the blocks whose loss changes least of what is said; `activation` keeps heads and "
         "channels that are driven most (Minitron), and blocks that turn the stream most "
-        "(ShortGPT); `first_order` keeps heads and channels whose activations times their "
-        "gradients say that most hangs on them (LLM-Pruner), and blocks as `hessian` does.",
+        "(ShortGPT); `first_order` keeps heads, channels and directions on which most "
+        "hangs, by activations times their gradients (LLM-Pruner), and blocks as `hessian` does.",
     )
     error_correction: float = Field(
         default=1.0,
@@ -152,10 +152,11 @@ class Restructure(BaseModel):
 
     @model_validator(mode="after")
     def _scores_something(self) -> Restructure:
-        if self.importance == "first_order" and not (self.ffn or self.heads or self.searches):
+        scored = self.ffn or self.heads or self.hidden or self.searches
+        if self.importance == "first_order" and not scored:
             raise ValueError(
-                f"importance first_order scores heads and MLP channels, and {self.written} removes "
-                "none. Leave it out, or give ffn or heads."
+                f"importance first_order scores heads, MLP channels and width, and {self.written} "
+                "removes none. Leave it out, or give ffn, heads or hidden."
             )
         return self
 

@@ -1,8 +1,9 @@
 """Choose what is left of the residual stream, which all blocks read and write.
 
 Its principal directions, when each token is divided by its length as norms do: the stream is turned
-to them first, which changes nothing that the model says, and the last ones go. Or its channels as
-they are, those that are driven most.
+to them first, which changes nothing that the model says, and the last ones go. By gradients, those
+go instead that what the model says hangs on least. Or its channels as they are, those stay that are
+driven most.
 
 Source: Ashkboos et al. 2024 (SliceGPT), arXiv:2401.15024, with one basis for all blocks, so that
 nothing has to turn the stream between them; Muralidharan et al. 2024 (Minitron), arXiv:2407.14679.
@@ -21,9 +22,11 @@ from torch.nn.functional import rms_norm
 from compress import storage
 from compress.anatomy import Linear
 from compress.kernels.hessian import accumulate, mean
-from compress.kernels.structure import Moments, magnitudes, refit
+from compress.kernels.structure import Moments, magnitudes, principal, refit
 from compress.recipe.restructure import Restructure
 from compress.results import LinearResult
+from compress.stages import first_order
+from compress.stages.backward import Backward
 from compress.stages.context import Context
 from compress.stages.drift import Sinks, mean_of_pairs
 from compress.stages.repair import DAMPINGS
@@ -31,6 +34,7 @@ from compress.stages.stream import Stream
 from compress.student import Student
 from compress.surgery.rotate import Rotated
 
+_ALIKE = 0.1  # of errors that no gradient tells of, against the mean of those that it does
 WINDOWS = 32  # of calibration, read between all blocks
 
 
@@ -58,9 +62,10 @@ def narrow(student: Student, spec: Restructure, context: Context, keep: int) -> 
     if (noted := context.noted(unit)) is None:
         second, driven = _seen(student, context)
         if spec.turns:
-            energy, directions = torch.linalg.eigh(second.double())
-            storage.write_file(basis, {"basis": directions.flip(1).float().cpu()})
-            energy, left = energy.flip(0).clamp_min(0), list(range(keep))
+            by_gradients = spec.importance == "first_order"
+            directions = principal(second, _missed(student, context) if by_gradients else None)
+            storage.write_file(basis, {"basis": directions.cpu()})
+            energy, left = (directions * (second @ directions)).sum(0), list(range(keep))
         else:
             energy = second.diagonal()
             left = sorted(driven.topk(keep).indices.tolist())
@@ -84,6 +89,21 @@ def _seen(student: Student, context: Context) -> tuple[Tensor, Tensor]:
             driven += magnitudes(normed).square()
             tokens += part.shape[0] * part.shape[1]
     return mean(total, tokens), driven
+
+
+def _missed(student: Student, context: Context) -> Tensor:
+    """How much what the model says moves with an error of the normed stream, [D, D].
+
+    Second moments of gradients by what enters each block, and a share of the same for all.
+    """
+    width = student.anatomy.hidden_size
+    total = torch.zeros(width, width, device=context.device)
+    ids = context.ids[: first_order.WINDOWS, : first_order.TOKENS]
+    for here in Backward(student, ids, context, first_order.DRAWS, "width").blocks():
+        lengths = torch.cat(list(here.parts)).float().square().mean(-1, keepdim=True).sqrt()
+        accumulate(total, (here.carry().float() * lengths).flatten(0, 2))
+    found = mean(total, float(total.diagonal().mean()))
+    return found + _ALIKE * torch.eye(len(found), device=found.device)
 
 
 def fit_head(

@@ -2,7 +2,7 @@ import itertools
 
 import torch
 
-from compress.kernels.structure import Moments, cheapest, magnitudes, refit
+from compress.kernels.structure import Moments, cheapest, magnitudes, principal, refit
 
 
 def problem(rows=6, columns=8, tokens=200):
@@ -108,3 +108,19 @@ def test_magnitudes_are_means_over_time_and_lengths_over_samples():
     expected = torch.tensor([2.0, (1 + 16) ** 0.5])
     torch.testing.assert_close(magnitudes(x), expected)
     torch.testing.assert_close(magnitudes(x, unit=2), torch.tensor([(9 + 16) ** 0.5]))
+
+
+def test_principal_directions_hold_the_nearest_of_few_numbers():
+    readers, x, second = problem(tokens=500)
+    plain = principal(second)
+    weighed = principal(second, readers.T @ readers + 1e-6 * torch.eye(8))
+
+    def lost(directions, weight):  # when each token may be any sum of the first three
+        told, wanted = weight @ directions[:, :3], weight @ x.T
+        return float((wanted - told @ torch.linalg.lstsq(told, wanted)[0]).square().sum())
+
+    generator = torch.Generator().manual_seed(1)
+    others = [torch.linalg.qr(torch.randn(8, 8, generator=generator)).Q for _ in range(20)]
+    for best, rest, weight in ((plain, weighed, torch.eye(8)), (weighed, plain, readers)):
+        torch.testing.assert_close(best.T @ best, torch.eye(8), rtol=1e-4, atol=1e-4)
+        assert all(lost(best, weight) < lost(one, weight) for one in (rest, *others))

@@ -48,10 +48,12 @@ def test_a_shape_and_a_target_contradict_each_other():
 
 
 def test_gradients_score_nothing_where_neither_heads_nor_channels_go():
-    said = "importance first_order scores heads and MLP channels, and kv_heads 1 removes none"
+    said = "first_order scores heads, MLP channels and width, and kv_heads 1 removes none"
     assert said in fault(kv_heads=1, importance="first_order")
     assert Restructure(keep=0.8, importance="first_order").searches
     assert Restructure(kv_heads=1, ffn=0.5, importance="first_order").shares
+    assert Restructure(hidden=0.5, importance="first_order").turns
+    assert not Restructure(hidden=0.5, importance="activation").turns
 
 
 def test_fields_of_repair_need_repair():

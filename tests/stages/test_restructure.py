@@ -98,7 +98,11 @@ def test_equal_heads_are_merged_without_a_trace(family, repair, tiny_model, tmp_
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("fields", [{}, {"repair": False}, {"importance": "activation"}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"repair": False}, {"importance": "activation"}, {"importance": "first_order"}],
+    ids=str,
+)
 def test_channels_of_the_stream_that_are_silent_leave_without_a_trace(
     family, tied, fields, tiny_model, tmp_path
 ):
