@@ -95,10 +95,12 @@ def principal(second: Tensor, metric: Tensor | None = None) -> Tensor:
     """
     energy, directions = torch.linalg.eigh(second.double())
     if metric is None:
-        return directions.flip(1).float()
+        first: Tensor = directions.flip(1).float()
+        return first
     root = (directions * energy.clamp_min(0).sqrt()) @ directions.T
     _, found = torch.linalg.eigh(root @ metric.double() @ root)
-    return torch.linalg.qr(root @ found.flip(1)).Q.float()
+    spanning: Tensor = torch.linalg.qr(root @ found.flip(1)).Q.float()
+    return spanning
 
 
 @dataclass(frozen=True)

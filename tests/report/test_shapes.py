@@ -35,6 +35,8 @@ def test_the_summary_begins_with_what_became_fewer(cut, results):
 def test_what_was_removed_is_told_block_by_block(cut):
     (found,) = shapes.stages(cut)
     assert shapes.text(found) == "Asked for keep 0.8; what is left was repaired. Removed: 1."
+    narrower = dataclasses.replace(found, stream_share=0.9876)
+    assert shapes.text(narrower).endswith("Removed: 1. Of the stream's squares 98.8 % stay.")
     rows = shapes.block_table(found).rows
     assert rows[1][:5] == ("1", "–", "–", "–", "–")
     assert rows[2][:5] == ("2", "1", "9", "3", "1,152")
