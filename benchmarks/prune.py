@@ -70,6 +70,8 @@ CUTS = {  # what no peer with a row here does; named with --kinds
     "depth 75 %, deleted by block influence": _cut(f"depth: 0.75, {_DELETED}"),
     "one head of keys and values": _cut("kv_heads: 1"),
     "one head of keys and values, the mean": _cut("kv_heads: 1, repair: false"),
+    "width 75 %": _cut("hidden: 0.75"),
+    "width 75 %, deleted": _cut(f"hidden: 0.75, {_DELETED}"),
     "keep 75 %": _cut("keep: 0.75"),
 }
 
