@@ -86,6 +86,7 @@ _SIZE_KEYS = (
     "max_position_embeddings", "n_positions",
 )  # fmt: skip
 _MAX_SIZE = 2**31
+_CHANNELS = {"gpt2": "n_inner", "opt": "ffn_dim"}
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,12 @@ class Anatomy:
         """Weights in the block linears."""
         return sum(linear.weights for linear in self.linears)
 
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the MLP of each block."""
+        downs = (linear for linear in self.linears if linear.role == "down")
+        return tuple(linear.in_features for linear in downs)
+
     def outside(self) -> tuple[str, ...]:
         """Names of stored tensors that belong to no block."""
         prefixes = tuple(block.prefix + "." for block in self.blocks)
@@ -181,6 +188,11 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Anatomy:
     _check_sizes(config)
     family = _family(config, tensors)
     blocks = _blocks(family, config, tensors)
+    if beyond := [index for index in own_channels(config) if index >= len(blocks)]:
+        raise ModelError(
+            f"config.json: per_layer_config tells of block {beyond[0]}, and there are "
+            f"{len(blocks)}. Fetch the config again."
+        )
     embedding = tensors.get(family.embedding + ".weight")
     if embedding is None:
         raise ModelError(
@@ -200,6 +212,42 @@ def longest_window(config: Mapping[str, Any]) -> int | None:
     """How many positions a model has; None where its config does not say."""
     found = config.get("max_position_embeddings", config.get("n_positions"))
     return None if found is None else int(found)
+
+
+def channels_field(config: Mapping[str, Any]) -> str:
+    """The field of a family's configs that says how many channels its MLPs have."""
+    return _CHANNELS.get(str(config.get("model_type")), "intermediate_size")
+
+
+def own_channels(config: Mapping[str, Any]) -> dict[int, int]:
+    """Channels of the MLPs of blocks that differ from what is said of all; others are not named.
+
+    Raises:
+        ModelError: `per_layer_config` is none, or gives blocks something else of their own.
+    """
+    told, field = config.get("per_layer_config") or {}, channels_field(config)
+    if not isinstance(told, Mapping) or not all(map(_numbers_a_block, told)):
+        raise ModelError(
+            "config.json: per_layer_config is not told block by block. Fetch the config again."
+        )
+    for number, own in told.items():
+        if not isinstance(own, Mapping) or not own.keys() <= {field}:
+            found = ", ".join(map(str, own))[:40] if isinstance(own, Mapping) else str(own)[:40]
+            raise ModelError(
+                f"config.json: per_layer_config gives block {number} its own {found}; blocks may "
+                f"differ in {field} only. Choose a model whose blocks are alike."
+            )
+        _check_size("per_layer_config", own.get(field), 1)
+    return {int(number): own[field] for number, own in told.items() if own.get(field) is not None}
+
+
+def channels_of(config: Mapping[str, Any], block: int) -> int | None:
+    """Channels that a config promises the MLP of a block; None where it does not say."""
+    return own_channels(config).get(block, config.get(channels_field(config)))
+
+
+def _numbers_a_block(key: object) -> bool:
+    return isinstance(key, str) and re.fullmatch(r"[0-9]{1,6}", key) is not None
 
 
 def kv_heads(config: Mapping[str, Any]) -> int:
@@ -271,13 +319,16 @@ def untied(anatomy: Anatomy) -> Anatomy:
 def _check_sizes(config: Mapping[str, Any]) -> None:
     """Whole numbers of a reasonable size, before anything is computed from them."""
     for key in (*_SIZE_KEYS, *_EXPERT_KEYS):
-        value, least = config.get(key), 0 if key in _EXPERT_KEYS else 1
-        if value is not None and not (type(value) is int and least <= value <= _MAX_SIZE):
-            found = str(value)[:40]
-            raise ModelError(
-                f"config.json: {key} is {found!r}; it must be a whole number from {least} to "
-                f"{_MAX_SIZE:,}. Fetch the config again."
-            )
+        _check_size(key, config.get(key), 0 if key in _EXPERT_KEYS else 1)
+
+
+def _check_size(key: str, value: object, least: int) -> None:
+    if value is not None and not (type(value) is int and least <= value <= _MAX_SIZE):
+        found = str(value)[:40]
+        raise ModelError(
+            f"config.json: {key} is {found!r}; it must be a whole number from {least} to "
+            f"{_MAX_SIZE:,}. Fetch the config again."
+        )
 
 
 def _family(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Family:

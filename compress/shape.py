@@ -1,7 +1,8 @@
 """How large a model is where it can be cut, and what is left of it: pure data, told to its config.
 
 A model that was cut is an ordinary one of its family: fewer blocks, heads or channels, in every
-block as many. Which ones are left is told by their numbers in the model before.
+block as many; channels of the MLP alone may differ from block to block, and then its config says so
+block by block. Which ones are left is told by their numbers in the model before.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compress.anatomy import Anatomy, Block, Linear, kv_heads
+from compress.anatomy import Anatomy, Block, Linear, channels_field, kv_heads
 
 STEP = 64  # widths come in multiples: groups of scales, vector units, halves for two devices
 _BLOCKS = {"gpt2": "n_layer"}
-_CHANNELS = {"gpt2": "n_inner", "opt": "ffn_dim"}
 _HEAD_DIM = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 _SCALED_NORMS = ("llama", "mistral", "qwen2", "qwen3")  # divide by a length, times their weight
 
@@ -28,8 +28,19 @@ class Shape:
     heads: int  # of queries
     kv_heads: int
     head_dim: int
-    channels: int  # of the MLP
+    channels: int  # of the MLP; of blocks that differ, the most
     hidden: int  # of the residual stream
+    differing: tuple[int, ...] | None = None  # channels of each block, where they differ
+
+    @property
+    def each(self) -> tuple[int, ...]:
+        """Channels of the MLP of each block."""
+        return self.differing or (self.channels,) * self.blocks
+
+    def with_channels(self, each: Sequence[int]) -> Shape:
+        """The same with so many channels in each block."""
+        alike = len(set(each)) == 1
+        return replace(self, channels=max(each), differing=None if alike else tuple(each))
 
     @property
     def group(self) -> int:
@@ -58,10 +69,11 @@ def shape_of(config: Mapping[str, Any], anatomy: Anatomy) -> Shape:
     """The shape of a model."""
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
     first = {linear.role: linear for linear in anatomy.blocks[0].linears}
-    return Shape(
+    found = Shape(
         len(anatomy.blocks), heads, kv_heads(config), first["o"].in_features // heads,
         first["down"].in_features, anatomy.hidden_size,
     )  # fmt: skip
+    return found.with_channels(anatomy.channels)
 
 
 def can_cut(config: Mapping[str, Any]) -> dict[str, str]:
@@ -101,9 +113,10 @@ def target(
     """
     found = shape
     if depth is not None:
-        found = replace(found, blocks=max(1, _nearest(depth * shape.blocks)))
+        blocks = max(1, _nearest(depth * shape.blocks))
+        found = replace(found, blocks=blocks).with_channels(shape.each[:blocks])
     if ffn is not None:
-        found = replace(found, channels=_width(ffn * shape.channels))
+        found = found.with_channels(narrowed(found.each, ffn))
     if heads is not None:
         found = replace(found, heads=heads, kv_heads=max(1, heads // shape.group))
     if kv_heads is not None:
@@ -113,20 +126,49 @@ def target(
     return found
 
 
+def narrowed(each: Iterable[int], share: float) -> tuple[int, ...]:
+    """The channels of some blocks when a share of each stays, in multiples of `STEP`."""
+    return tuple(min(channels, _width(share * channels)) for channels in each)
+
+
+def most_uneven(each: Sequence[int], total: int) -> tuple[int, ...]:
+    """So many channels in all, shared out so that blocks differ as far as they may.
+
+    The first is as wide as it can be and the last as narrow, those between are alike.
+
+    Args:
+        each: channels that blocks have before; `STEP` or more of each stay, in multiples of it.
+        total: of channels that stay.
+    """
+    found = [min(STEP, channels) for channels in each]
+    rest = total - sum(found)
+    for places in ([0], range(1, len(each) - 1), [len(each) - 1]):
+        while rest >= STEP and (open_ := [i for i in places if found[i] + STEP <= each[i]]):
+            for place in open_[: rest // STEP]:
+                found[place] += STEP
+                rest -= STEP
+    return tuple(found)
+
+
 def remains_of(before: Shape, after: Shape) -> Remains:
     """The first of everything: any choice of which makes a model of the same sizes."""
-    kept = Kept(*(tuple(range(n)) for n in (after.heads, after.kv_heads, after.channels)))
+    heads, groups = tuple(range(after.heads)), tuple(range(after.kv_heads))
+    blocks = {i: Kept(heads, groups, tuple(range(n))) for i, n in enumerate(after.each)}
     hidden = None if after.hidden == before.hidden else tuple(range(after.hidden))
-    return Remains(dict.fromkeys(range(after.blocks), kept), hidden)
+    return Remains(blocks, hidden)
 
 
 def cut_config(config: Mapping[str, Any], before: Shape, remains: Remains) -> dict[str, Any]:
     """The ``config.json`` of what is left."""
-    kind, cut = str(config["model_type"]), dict(config)
+    kind = str(config["model_type"])
+    cut = {name: value for name, value in config.items() if name != "per_layer_config"}
     kept = next(iter(remains.blocks.values()))
     cut[_BLOCKS.get(kind, "num_hidden_layers")] = len(remains.blocks)
-    if len(kept.channels) != before.channels:
-        cut[_CHANNELS.get(kind, "intermediate_size")] = len(kept.channels)
+    each = [len(one.channels) for one in remains.blocks.values()]
+    if max(each) != before.channels:
+        cut[channels_field(config)] = max(each)
+    if own := _own_channels(channels_field(config), each):
+        cut["per_layer_config"] = own
     if kind in _HEAD_DIM and (remains.hidden or len(kept.kv_heads) != before.kv_heads):
         cut["num_attention_heads"], cut["num_key_value_heads"] = (
             len(kept.heads), len(kept.kv_heads),
@@ -140,6 +182,12 @@ def cut_config(config: Mapping[str, Any], before: Shape, remains: Remains) -> di
     if len(remains.blocks) != before.blocks:
         cut |= _renumbered(config, before.blocks, list(remains.blocks))
     return cut
+
+
+def _own_channels(field: str, each: Sequence[int]) -> dict[str, dict[str, int]]:
+    """What blocks with fewer channels than others say of themselves, as transformers writes it."""
+    digits = len(str(len(each) - 1))  # so that they sort as numbers do
+    return {str(i).zfill(digits): {field: n} for i, n in enumerate(each) if n != max(each)}
 
 
 def _renumbered(config: Mapping[str, Any], blocks: int, left: Sequence[int]) -> dict[str, Any]:
@@ -222,7 +270,8 @@ def _sides(
     size = before.head_dim
     heads = _some(spread(kept.heads, size), before.heads * size)
     keys = _some(spread(kept.kv_heads, size), before.kv_heads * size)
-    channels = _some(kept.channels, before.channels)
+    inner = linear.in_features if linear.role == "down" else linear.out_features
+    channels = _some(kept.channels, inner)
     return {
         "q": (heads, hidden), "k": (keys, hidden), "v": (keys, hidden), "qkv": (None, hidden),
         "o": (hidden, heads),

@@ -22,10 +22,10 @@ def recipe(tmp_path, monkeypatch, tiny_model):
     (tmp_path / "text.txt").write_text(TEXT)
     suite = "{set: ./text.txt, seq_len: 32, windows: 4}"
     (tmp_path / "suite.yaml").write_text(f"version: 1\nperplexity: {suite}\ndivergence: {suite}\n")
-    folder = tiny_model("llama", tied=True, num_hidden_layers=4)
     path = tmp_path / "mine.yaml"
 
-    def make(stages, *sets):
+    def make(stages, *sets, **sizes):
+        folder = tiny_model("llama", tied=True, num_hidden_layers=4, **sizes)
         path.write_text(
             "version: 1\n"
             f"teacher: {{model: {folder}, dtype: float32}}\n"
@@ -80,6 +80,54 @@ def test_a_run_that_is_cut_short_goes_on_to_the_same_bytes(recipe, tmp_path):
         for name in ("whole", "cut")
     )
     assert one == two
+
+
+def test_blocks_of_different_widths_are_judged_verified_and_run_here(recipe, tmp_path):
+    asked = recipe(
+        "[{restructure: {ffn: 0.5, depth: 0.75, uniform: false}}]", "artifact.format=dense",
+        intermediate_size=256,
+    )  # fmt: skip
+    outcome = pipeline.apply(asked, out=tmp_path / "out")
+    assert outcome.verification.passed
+    (shape,) = [stage.shape for stage in outcome.results.stages]
+    kept = [cut.channels for cut in shape.blocks if cut.now is not None]
+    artifact = open_artifact(tmp_path / "out")
+    assert list(artifact.anatomy.channels) == kept
+    assert (sum(kept), len(kept)) == (3 * 128, 3)
+    assert all(cut.channels_kl is not None for cut in shape.blocks if cut.now is not None)
+    said = {one.name: one.outcome for one in outcome.verification.consumers}
+    assert said["compress"] == "passed"
+    assert said["transformers"] == ("passed" if len(set(kept)) == 1 else "refused")
+    again = recipe(
+        "[{quantize: {method: rtn, bits: 8, group_size: 32}}]", "evaluate.suite=none",
+        f"teacher.model={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert pipeline.apply(again, out=tmp_path / "again").verification.passed
+    assert list(open_artifact(tmp_path / "again").anatomy.channels) == kept
+
+
+def test_shares_of_a_run_that_is_cut_short_are_the_same(recipe, tmp_path):
+    asked = recipe(
+        "[{restructure: {ffn: 0.5, uniform: false}}, {quantize: {group_size: 64}}]",
+        "evaluate.suite=none", intermediate_size=256,
+    )  # fmt: skip
+    pipeline.apply(asked, out=tmp_path / "whole")
+
+    def stop(progress):
+        if (progress.step, progress.done) == ("restructure", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.apply(asked, out=tmp_path / "cut", watch=stop)
+    steps = []
+    pipeline.apply(asked, out=tmp_path / "cut", watch=lambda progress: steps.append(progress.step))
+    assert "share channels" not in steps
+    one, two = (
+        json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("whole", "cut")
+    )
+    assert one["tensors"] == two["tensors"]
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert config == json.loads((tmp_path / "cut" / "config.json").read_text())
 
 
 def test_a_narrower_model_is_opened_by_all_and_goes_on_to_the_same_bytes(recipe, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from compress.anatomy import Anatomy, Linear
+from compress.anatomy import Anatomy, Linear, channels_of
 
 
 def flaws(anatomy: Anatomy, config: Mapping[str, Any]) -> Iterator[str]:
@@ -59,13 +59,12 @@ def _sizes(anatomy: Anatomy, config: Mapping[str, Any]) -> Iterator[str]:
         return
     width = head_dim or (anatomy.hidden_size // heads if heads else 0)
     groups = config.get("num_key_value_heads") or heads
-    inner = config.get("intermediate_size") or config.get("ffn_dim") or config.get("n_inner")
     promised = {
         "q": (heads or 0) * width, "k": (groups or 0) * width, "v": (groups or 0) * width,
-        "gate": inner, "up": inner,
     }  # fmt: skip
     for linear in anatomy.linears:
-        rows = promised.get(linear.role)
+        inner = linear.role in ("gate", "up")
+        rows = channels_of(config, linear.block or 0) if inner else promised.get(linear.role)
         if rows and rows != linear.out_features:
             yield (
                 f"{linear.name}.weight: has {linear.out_features} rows, config.json promises {rows}"

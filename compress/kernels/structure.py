@@ -12,7 +12,7 @@ arXiv:2302.04089.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,22 +54,48 @@ def cheapest(
     Returns:
         [keep] int64, ascending.
     """
+    ((left, _),) = removed(weight, inverse, [keep], unit=unit, metric=metric)
+    return left
+
+
+def removed(
+    weight: Tensor,
+    inverse: Tensor,
+    keeps: Sequence[int],
+    *,
+    unit: int = 1,
+    metric: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Remove units of inputs, those that cost least first, and make up for them.
+
+    Args:
+        weight: [O, I].
+        inverse: [I, I] float32, of the damped Hessian.
+        keeps: how many units stay each time something is yielded, falling.
+        unit: as for `cheapest`.
+        metric: as there.
+
+    Yields:
+        the units that are left, [keep] int64, ascending, and the weight [O, I] float32 that makes
+        up for the others, zero where these were, each output times the root of its metric.
+    """
     W = weight.float() if metric is None else weight.float() * metric.sqrt()[:, None]  # [O, I]
     Hinv = inverse.clone()
     left = torch.arange(W.shape[1] // unit, device=W.device)
-    few = max(1, -(-(len(left) - keep) // _STEPS))
+    few = max(1, -(-(len(left) - keeps[-1]) // _STEPS))
     within = torch.arange(unit, device=W.device)
-    while len(left) > keep:
-        costs = _costs(W, Hinv, left[:, None] * unit + within)
-        going = costs.topk(min(few, len(left) - keep), largest=False).indices
-        places = (left[going][:, None] * unit + within).flatten()
-        update = torch.linalg.solve(Hinv[places[:, None], places], Hinv[places])  # [D, I]
-        W = W - W[:, places] @ update
-        Hinv = Hinv - Hinv[:, places] @ update
-        stay = torch.ones(len(left), dtype=torch.bool, device=W.device)
-        stay[going] = False
-        left = left[stay]
-    return left
+    for keep in keeps:
+        while len(left) > keep:
+            costs = _costs(W, Hinv, left[:, None] * unit + within)
+            going = costs.topk(min(few, len(left) - keep), largest=False).indices
+            places = (left[going][:, None] * unit + within).flatten()
+            update = torch.linalg.solve(Hinv[places[:, None], places], Hinv[places])  # [D, I]
+            W = W - W[:, places] @ update
+            Hinv = Hinv - Hinv[:, places] @ update
+            stay = torch.ones(len(left), dtype=torch.bool, device=W.device)
+            stay[going] = False
+            left = left[stay]
+        yield left, W
 
 
 def _costs(W: Tensor, Hinv: Tensor, units: Tensor) -> Tensor:

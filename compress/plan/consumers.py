@@ -34,6 +34,10 @@ _GPUS: Mapping[Kind, str] = {
     "mxfp4": "Blackwell (10.0) multiplies it and its inputs, from 8.0 on its weights only",
 }
 _ZEROS = "a plain folder; zeros make nothing faster there"
+_UNEVEN = (
+    "builds all blocks alike, and these differ in width; it would open what restructure makes with "
+    "uniform: true"
+)
 _CPU_MULTIPLE = 32  # of every width, for vLLM's W4A16 product on a CPU
 
 
@@ -65,8 +69,9 @@ def consumers(
         format: of the artifact.
         cached: how keys and values will be rounded.
     """
-    closed = tuple(_unopened(anatomy, matrices, format))
-    opened = format in (_BNB, *_TERMS)
+    uneven = len(set(anatomy.channels)) > 1
+    closed = (_UNEVEN,) if uneven else tuple(_unopened(anatomy, matrices, format))
+    opened = format in (_BNB, *_TERMS) and not uneven
     told = {
         "compress": tuple(_ours(anatomy, config)),
         "transformers": () if opened else closed or tuple(_transformers(matrices)),

@@ -32,6 +32,9 @@ from compress.plan.reshaping import (
     SCORED_DRAWS,
     SCORED_TOKENS,
     SCORED_WINDOWS,
+    SHARED_ASKED,
+    SHARED_TRIED,
+    SHARED_WINDOWS,
     fitted_roles,
 )
 from compress.plan.sizes import stage_schemes
@@ -228,6 +231,19 @@ def _restructure_work(job: Job, spec: Restructure) -> float:
         calibration = job.recipe.calibration
         scored = min(SCORED_WINDOWS, calibration.samples) * min(SCORED_TOKENS, calibration.seq_len)
         operations += 2 * (2 + 2 * SCORED_DRAWS) * scored * anatomy.weights
+    return operations + (0 if spec.uniform else _sharing_work(job))
+
+
+def _sharing_work(job: Job) -> float:
+    """Windows that down is fitted to, and models side by side, each from its block to the end."""
+    calibration, anatomy = job.recipe.calibration, job.anatomy
+    fit = float(min(SHARED_WINDOWS, calibration.samples) * calibration.seq_len)
+    models = SHARED_ASKED * SHARED_TRIED * len(anatomy.blocks)
+    operations = 2 * (fit + models / 2) * anatomy.weights + models * float(anatomy.head.weights)
+    for linear in anatomy.linears:
+        if linear.role == "down":
+            rows, columns = linear.out_features, linear.in_features
+            operations += (fit + _SLOW * (5 * columns + 2 * rows)) * columns**2
     return operations
 
 

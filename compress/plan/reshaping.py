@@ -20,6 +20,7 @@ from compress.shape import (
     cut_config,
     cut_tensors,
     fewer_heads,
+    most_uneven,
     remains_of,
     shape_of,
     target,
@@ -31,7 +32,11 @@ CANDIDATES = 8  # stages.search: shapes that are tried at most
 FITTED_WINDOWS = 8  # on which each is repaired
 SCORED_WINDOWS, SCORED_TOKENS, SCORED_DRAWS = 64, 128, 4  # stages.first_order: what is walked back
 NARROWED_WINDOWS = 32  # stages.width: between whose blocks the stream is read
+SHARED_WINDOWS = 32  # stages.sharing: to which weights of fewer channels are fitted
+SHARED_ASKED = 8 * 128  # tokens that go through every model beside the whole one
+SHARED_TRIED = 8  # models for each block
 _ROUNDED_ONLY = ("gptq", "bnb-int8", "gguf")  # formats that hold no model of floats
+_OURS = ("packed", "dense")  # formats that hold blocks of different widths
 _WORDS = {
     "blocks": "blocks", "heads": "query heads", "kv_heads": "heads of keys and values",
     "channels": "MLP channels", "hidden": "width",
@@ -50,8 +55,7 @@ def made(recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]) -> Made:
     """What a recipe leaves of a teacher, before anything is rounded."""
     found = Made(config, turned(recipe, anatomy))
     for _, spec in recipe.restructurings:
-        before = shape_of(found.config, found.anatomy)
-        found = _cut(found, target(before, **spec.shares))
+        found = _cut(found, _after(found, spec))
     return found
 
 
@@ -59,8 +63,7 @@ def made_headers(recipe: Recipe, headers: Headers) -> Headers:
     """The headers of what a recipe leaves of a teacher."""
     found = turned_headers(recipe, headers)
     for _, spec in recipe.restructurings:
-        before = shape_of(found.config, found.anatomy)
-        found = cut_headers(found, target(before, **spec.shares))
+        found = cut_headers(found, _after(found, spec))
     return found
 
 
@@ -71,6 +74,15 @@ def cut_headers(headers: Headers, after: Shape) -> Headers:
     dtypes = {now: headers.dtypes[was] for now, (was, _) in left.items()}
     found = _cut(Made(headers.config, headers.anatomy), after)
     return replace(headers, config=found.config, anatomy=found.anatomy, dtypes=dtypes)
+
+
+def _after(found: Made | Headers, spec: Restructure) -> Shape:
+    """The shape that a stage leaves; where it shares channels out, as unevenly as it may."""
+    before = shape_of(found.config, found.anatomy)
+    after = target(before, **spec.shares)
+    if spec.uniform:
+        return after
+    return after.with_channels(most_uneven(before.each[: after.blocks], sum(after.each)))
 
 
 def _cut(found: Made, after: Shape) -> Made:
@@ -96,8 +108,7 @@ def cut_bytes(recipe: Recipe, headers: Headers) -> int:
         weights = (f"{linear.name}.weight" for linear in linears)
         total += 4 * sum(x.weights for x in linears) if wide else sum(map(found.nbytes, weights))
         total += 4 * found.anatomy.hidden_size**2 if spec.turns else 0
-        before = shape_of(found.config, found.anatomy)
-        found = cut_headers(found, target(before, **spec.shares))
+        found = cut_headers(found, _after(found, spec))
     return total
 
 
@@ -117,6 +128,7 @@ def mistakes(recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]) -> Fou
             f"{recipe.artifact.format} holds linears of integers, and nothing is quantized. Use "
             "dense, or packed.",
         )
+    yield from _unopened(recipe)
     found = Made(config, turned(recipe, anatomy))
     for index, spec in recipe.restructurings:
         loc: Loc = ("stages", index, "restructure")
@@ -124,12 +136,30 @@ def mistakes(recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]) -> Fou
         yield from wrong
         if wrong:
             return  # what is behind it has no shape to be held against
-        before = shape_of(found.config, found.anatomy)
-        found = _cut(found, target(before, **spec.shares))
+        found = _cut(found, _after(found, spec))
+
+
+def _unopened(recipe: Recipe) -> Found:
+    """Formats that are there for programs which build all blocks alike."""
+    format = recipe.artifact.format
+    for index, spec in recipe.restructurings:
+        if not spec.uniform and format not in _OURS:
+            yield (
+                ("stages", index, "restructure", "uniform"),
+                f"false makes blocks of different widths, and no reader of {format} builds those. "
+                f"Use uniform: true, or artifact.format: {' or '.join(_OURS)}, which our runtime "
+                "opens.",
+            )
 
 
 def _wrong(loc: Loc, spec: Restructure, found: Made) -> Found:
     before = shape_of(found.config, found.anatomy)
+    if spec.searches and before.differing:
+        asked = spec.written.partition(" ")[0]
+        yield (
+            (*loc, asked),
+            "tries shapes whose blocks are alike, and these differ. Give depth or ffn.",
+        )
     cannot = can_cut(found.config)
     for field in spec.shares:
         if field in cannot:
@@ -182,5 +212,9 @@ def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
         f"{words} {getattr(before, field):,} → {getattr(after, field):,}"
         for field, words in _WORDS.items()
         if getattr(before, field) != getattr(after, field)
+        and not (field == "channels" and after.differing)
     ]
+    if after.differing:
+        was, now = sum(before.each), sum(after.each)
+        changed.append(f"MLP channels {was:,} → {now:,} in all; here as uneven as they may come")
     yield f"restructure: {', '.join(changed)}"

@@ -16,6 +16,9 @@ from compress.plan.reshaping import (
     SCORED_DRAWS,
     SCORED_TOKENS,
     SCORED_WINDOWS,
+    SHARED_ASKED,
+    SHARED_TRIED,
+    SHARED_WINDOWS,
     fitted_roles,
 )
 from compress.recipe.methods import INT8
@@ -97,7 +100,7 @@ def _restructure(job: Job, limits: Limits) -> int:
             peak = max(peak, job.item_bytes * (entering + job.anatomy.head.weights) + said)
         if spec.importance == "first_order":
             peak = max(peak, _scored(job, limits))
-        peak = max(peak, _narrowed(job, spec))
+        peak = max(peak, _narrowed(job, spec), 0 if spec.uniform else _share(job, limits))
     return peak
 
 
@@ -121,6 +124,21 @@ def _scored(job: Job, limits: Limits) -> int:
     inner = max(linear.in_features for linear in job.anatomy.linears)
     moves = 3 * 4 * max(seq_len, limits.batch_tokens) * inner
     return _there_and_back(job, limits, SCORED_WINDOWS, seq_len, SCORED_DRAWS, beside=moves)
+
+
+def _share(job: Job, limits: Limits) -> int:
+    """Models side by side, windows to which down is fitted, and what it is fitted from."""
+    anatomy, calibration = job.anatomy, job.recipe.calibration
+    downs = [linear for linear in anatomy.linears if linear.role == "down"]
+    widest = max(downs, key=lambda linear: linear.in_features)
+    models = SHARED_ASKED * (1 + SHARED_TRIED * len(downs))
+    fit = min(SHARED_WINDOWS, calibration.samples) * calibration.seq_len
+    part = max(calibration.seq_len, limits.batch_tokens)
+    wide = sum(linear.in_features + linear.out_features for linear in anatomy.blocks[0].linears)
+    held = job.item_bytes * ((models + fit) * anatomy.hidden_size + part * wide)
+    choosing = 4 * (1 + _CHOOSING) * (widest.in_features**2 + widest.weights)
+    said = 4 * 4 * SHARED_ASKED // 2 * anatomy.vocab_size
+    return held + max(choosing, said + job.item_bytes * anatomy.head.weights)
 
 
 def _allocate(job: Job, limits: Limits) -> int:

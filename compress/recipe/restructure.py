@@ -78,6 +78,12 @@ class Restructure(BaseModel):
         "our runtime, such as `0.7x`, measured on shapes.",
         examples=["0.7x"],
     )
+    uniform: bool = Field(
+        default=True,
+        description="Every block keeps as many MLP channels. `false` shares those that `ffn` "
+        "leaves out over the blocks, by what they cost: 64 or more each, as many in all. Our "
+        "runtime runs such models, no other engine does.",
+    )
     repair: bool = Field(
         default=True,
         description="Fit what reads the missing parts to make up for them, in closed form, each "
@@ -134,6 +140,18 @@ class Restructure(BaseModel):
                 "fits queries, keys and values to a narrower stream, and kv_heads merges them. "
                 "Give each a stage."
             )
+        return value
+
+    @field_validator("uniform")
+    @classmethod
+    def _shares_channels_out(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value and info.data.get("heads") is not None:
+            raise ValueError(
+                "false shares out channels of MLPs, and heads leave alike in every block. Leave "
+                "out heads, or give it a stage of its own."
+            )
+        if not value and info.data.get("ffn", 1.0) is None:
+            raise ValueError("false shares out the channels that ffn leaves. Give ffn: 0.75, say.")
         return value
 
     @field_validator(*_REPAIRING)
@@ -203,4 +221,5 @@ class Restructure(BaseModel):
     def written(self) -> str:
         """What is asked for, in a few words."""
         names = [name for name in (*SHAPES, *TARGETS) if getattr(self, name) is not None]
-        return ", ".join(f"{name} {getattr(self, name)}" for name in names)
+        told = [f"{name} {getattr(self, name)}" for name in names]
+        return ", ".join(told + ([] if self.uniform else ["shared out"]))

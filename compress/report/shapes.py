@@ -33,8 +33,15 @@ def summary(results: Results) -> Iterator[Row]:
     yield Row("parameters", numbers.amount(was), numbers.amount(now), change)
     for label, field in _PARTS:
         was, now = getattr(before, field), getattr(after, field)
-        if was != now:
+        if field == "channels" and len(each := _channels(found[-1])) > 1:
+            yield Row(label, f"{was:,}", f"{min(each):,} to {max(each):,}", NONE)
+        elif was != now:
             yield Row(label, f"{was:,}", f"{now:,}", numbers.change(was, now))
+
+
+def _channels(found: Restructured) -> set[int]:
+    """The numbers of channels that blocks have."""
+    return {cut.channels for cut in found.blocks if cut.now is not None}
 
 
 def text(found: Restructured) -> str:
@@ -49,6 +56,7 @@ def text(found: Restructured) -> str:
 
 def block_table(found: Restructured) -> Table:
     """What is left of each block, and what was found of it."""
+    shared = any(cut.channels_kl is not None for cut in found.blocks)
     rows = tuple(
         (
             str(cut.block),
@@ -59,13 +67,16 @@ def block_table(found: Restructured) -> Table:
             NONE if cut.error is None else numbers.error(cut.error),
             NONE if cut.influence is None else numbers.digits(cut.influence),
             NONE if cut.kl is None else numbers.digits(cut.kl),
+            *([] if not shared else [
+                NONE if cut.channels_kl is None else numbers.digits(cut.channels_kl)
+            ]),
         )
         for cut in found.blocks
     )  # fmt: skip
     header = (
         "block", "now", "heads", "KV heads", "channels", "MLP error", "influence", "KL without it",
     )  # fmt: skip
-    return Table(header, rows, words=0)
+    return Table((*header, "KL of its channels") if shared else header, rows, words=0)
 
 
 def candidate_table(found: Restructured) -> Table:

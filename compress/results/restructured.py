@@ -29,6 +29,8 @@ class BlockCut:
     influence: float | None = None  # 1 - cosine of what enters and what leaves, where it was asked
     kl: float | None = None  # nats a token, when it was left out behind those that went before it
     error: float | None = None  # what is lost of its MLP's output: squared error over squares
+    # nats a token that so few channels cost in this block alone, where they were shared out
+    channels_kl: float | None = None
 
 
 @dataclass(frozen=True)

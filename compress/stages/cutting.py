@@ -55,11 +55,12 @@ def cut_blocks(
         What is left, by numbers in the model before, and a record of each linear that was fitted.
     """
     walk = _Walk(student, spec, context, after, scores, hidden)
+    channels = iter(after.each)
     kept: dict[int, Kept] = {}
     results: list[LinearResult] = []
     for index, following in pairwise([-1, *blocks, walk.before.blocks]):
         if index >= 0:
-            kept[index], found = walk.keep(index, following - index - 1)
+            kept[index], found = walk.keep(index, following - index - 1, next(channels))
             results += found
         for gone in range(index + 1, following):
             walk.remove(gone)
@@ -109,15 +110,16 @@ class _Walk:
             self.student.commit(index, {}, [], silent)
         self.context.tell("restructure", index + 1, self.before.blocks, "removed")
 
-    def keep(self, index: int, missing: int) -> tuple[Kept, list[LinearResult]]:
-        """Cut and repair one block, behind which so many are missing."""
+    def keep(self, index: int, missing: int, channels: int) -> tuple[Kept, list[LinearResult]]:
+        """Cut one block to so many channels and repair it; so many are missing behind it."""
         unit = self.student.unit(f"kept-{index:05d}")
         found, noted = self.student.finished(index), self.context.noted(unit)
         if found is not None and noted is not None:
             names = [one.name for one in dataclasses.fields(Kept)]
             kept = Kept(*(tuple(noted[name]) for name in names))
         else:
-            kept, found = self._cut(self.student.anatomy.blocks[index], missing, unit)
+            after = dataclasses.replace(self.after, channels=channels)
+            kept, found = self._cut(self.student.anatomy.blocks[index], after, missing, unit)
         self.context.tell("restructure", index + 1, self.before.blocks)
         return kept, found
 
@@ -133,7 +135,9 @@ class _Walk:
         self.student.commit(HEAD, {}, [result], plain)
         return [result]
 
-    def _cut(self, block: Block, missing: int, unit: str) -> tuple[Kept, list[LinearResult]]:
+    def _cut(
+        self, block: Block, after: Shape, missing: int, unit: str
+    ) -> tuple[Kept, list[LinearResult]]:
         walk, index, room = self.ours.walk, block.index, self.context.room
         parts, stored = self.ours.before(index), self.student.block(index)
         with (
@@ -143,7 +147,7 @@ class _Walk:
             forwards = Forwards(walk, block, module, parts, room)
             here = Cutting(
                 block, module, stored, forwards, parts[0].shape[1], self.spec, self.before,
-                self.after, teacher, self.scores, self.hidden,
+                after, teacher, self.scores, self.hidden,
             )  # fmt: skip
             kept = here.cut()
         check(block, parts)

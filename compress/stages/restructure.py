@@ -1,21 +1,21 @@
 """Take blocks, heads and channels away, each block repaired behind those that were cut before it.
 
 Which shape: as the recipe says, or the best of those that reach what it asks for (`search`). Which
-blocks: `depth`. Which channels of the stream: `width`. Which heads and channels, and how the rest
-makes up for them: `repair`, by scores of `first_order` where they decide. Stages behind it see an
-ordinary model of the new shape.
+blocks: `depth`. How many channels in each, where they may differ: `sharing`. Which channels of the
+stream: `width`. Which heads and channels, and how the rest makes up for them: `repair`, by scores
+of `first_order` where they decide. Stages behind it see an ordinary model of the new shape.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from compress.recipe.restructure import Restructure
 from compress.results import BlockCut, LinearResult, ModelShape, Restructured, StageResult
-from compress.shape import Kept, Remains, shape_of, target
-from compress.stages import depth, first_order, search
+from compress.shape import Kept, Remains, Shape, narrowed, shape_of, target
+from compress.stages import depth, first_order, search, sharing
 from compress.stages.context import Context
 from compress.stages.cutting import cut_blocks
 from compress.stages.width import narrow
@@ -38,15 +38,17 @@ def run(student: Student, spec: Restructure, context: Context) -> StageResult:
     order = _order(student, spec, context, min(one.blocks for one in shapes))
     scores = first_order.scores(student, context) if spec.importance == "first_order" else {}
     tried = search.tried(student, spec, context, shapes, order, scores)
-    after = min(tried, key=lambda one: one.kl).shape if tried else shapes[0]
-    left, width = order.left(after.blocks), narrow(student, spec, context, after.hidden)
+    chosen = min(tried, key=lambda one: one.kl).shape if tried else shapes[0]
+    left = order.left(chosen.blocks)
+    after, shares = _channels(student, spec, context, chosen, left)
+    width = narrow(student, spec, context, after.hidden)
     channels = width.channels if width else None
     remains, fitted = cut_blocks(student, spec, context, after, left, scores, channels)
     student.become(lambda past: Cut(past, remains))
     told = Restructured(
         spec.written, spec.repair, told_shape(before), told_shape(student),
-        tuple(_told_blocks(before, remains, order, fitted)),
-        tuple(search.told(before, one, after) for one in tried), width.share if width else None,
+        tuple(_told_blocks(before, remains, order, fitted, shares)),
+        tuple(search.told(before, one, chosen) for one in tried), width.share if width else None,
     )  # fmt: skip
     linears = tuple(_renamed(before, student, remains, result) for result in fitted)
     return StageResult("restructure", "restructure", linears, shape=told)
@@ -65,6 +67,21 @@ def _order(student: Student, spec: Restructure, context: Context, keep: int) -> 
     return order
 
 
+def _channels(
+    student: Student, spec: Restructure, context: Context, after: Shape, left: Sequence[int]
+) -> tuple[Shape, dict[int, float]]:
+    """The shape with the channels of each block that is left, and what they cost if shared out."""
+    each = student.anatomy.channels
+    if spec.uniform and len(set(each)) == 1:
+        return after, {}
+    there = [each[index] for index in left]
+    asked = there if spec.ffn is None else narrowed(there, spec.ffn)
+    if spec.uniform:
+        return after.with_channels(asked), {}
+    shares = sharing.share_out(student, spec, context, left, sum(asked))
+    return after.with_channels(shares.channels), dict(zip(left, shares.kl, strict=True))
+
+
 def told_shape(weights: Weights) -> ModelShape:
     """The shape of a model, for its records."""
     shape = shape_of(weights.config, weights.anatomy)
@@ -75,7 +92,11 @@ def told_shape(weights: Weights) -> ModelShape:
 
 
 def _told_blocks(
-    before: Weights, remains: Remains, order: depth.Order, fitted: Sequence[LinearResult]
+    before: Weights,
+    remains: Remains,
+    order: depth.Order,
+    fitted: Sequence[LinearResult],
+    shares: Mapping[int, float],
 ) -> Iterator[BlockCut]:
     errors = {one.block: one.relative_error for one in fitted if one.role == "down"}
     numbers = {index: now for now, index in enumerate(remains.blocks)}
@@ -86,7 +107,7 @@ def _told_blocks(
         yield BlockCut(
             index, numbers.get(index), len(kept.heads), len(kept.kv_heads), len(kept.channels),
             order.influence[index] if order.influence else None,
-            None if index in numbers else kl.get(index), errors.get(index),
+            None if index in numbers else kl.get(index), errors.get(index), shares.get(index),
         )  # fmt: skip
 
 

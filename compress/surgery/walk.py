@@ -8,13 +8,14 @@ A block is then filled, called, emptied.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from compress.anatomy import Anatomy
+from compress.anatomy import FAMILIES, Anatomy, channels_field, own_channels
 from compress.errors import ModelError, shown
 from compress.kernels.activations import Rounds
 from compress.kernels.kv import KVScales
@@ -25,7 +26,7 @@ from compress.surgery.rounding import attach, detach
 Watch = Callable[[Progress], None] | None
 _NOT_DESCRIBED = (
     "quantization_config", "dtype", "torch_dtype", "attn_implementation", "experts_implementation",
-    "auto_map",
+    "auto_map", "per_layer_config",
 )  # fmt: skip
 
 
@@ -194,12 +195,27 @@ def _described_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     # torch's fused attention cannot cap scores, as Gemma 2 wants it
     capped = config.get("attn_logit_softcapping")
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**fields),
             dtype=dtype,
             attn_implementation="eager" if capped else attention.register(),
             trust_remote_code=False,
         )
+        _give_own_blocks(model, config, dtype)
+    return model
+
+
+def _give_own_blocks(model: Any, config: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Put blocks in that have other widths than most.
+
+    transformers 5.23 reads `per_layer_config`, but its models build every block alike.
+    """
+    for index, channels in own_channels(config).items():
+        name = FAMILIES[str(config["model_type"])].block.format(i=index)
+        own = copy.copy(model.config)
+        setattr(own, channels_field(config), channels)
+        block = type(model.get_submodule(name))(own, index)
+        model.set_submodule(name, block.to(dtype))
 
 
 def empty_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:

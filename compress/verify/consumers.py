@@ -94,6 +94,9 @@ def ask(reading: Reading, name: str, pythons: Pythons = ANYWHERE) -> list[Consum
         name: of `CONSUMERS`.
         pythons: where consumers are that live elsewhere.
     """
+    uneven = len(set(reading.anatomy.channels)) > 1
+    if uneven and reading.format == "dense" and name in ("transformers", "vllm"):
+        return [Consumer(name, "refused", "it builds all blocks alike; these differ in width")]
     return CONSUMERS[name](reading, pythons)
 
 

@@ -145,3 +145,70 @@ def test_what_is_behind_a_cut_is_held_against_what_is_left(tiny_llama, recipe_fo
     found = headers.read(str(tiny_llama))
     with pytest.raises(RecipeError, match=r"64 of model\.layers\.0\.self_attn\.q_proj and 13 more"):
         plan.check(recipe, found.anatomy, config=found.config)
+
+
+SHARED = "{restructure: {ffn: 0.5, uniform: false}}"
+
+
+@pytest.fixture
+def wide(tiny_model):
+    """Four blocks of 256 channels."""
+    return tiny_model("llama", num_hidden_layers=4, intermediate_size=256)
+
+
+@pytest.mark.parametrize("format", ["compressed-tensors", "gptq", "gguf"])
+def test_readers_that_build_all_blocks_alike_are_not_written_for(wide, recipe_for, format):
+    stages = f"stages=[{SHARED}, {{quantize: {{method: rtn, bits: 8, group_size: 64}}}}]"
+    (said,) = mistakes(recipe_for(wide, stages, f"artifact.format={format}"), wide)
+    assert said == (
+        f"uniform: false makes blocks of different widths, and no reader of {format} builds those. "
+        "Use uniform: true, or artifact.format: packed or dense, which our runtime opens."
+    )
+
+
+def test_groups_divide_whatever_number_of_channels_a_block_may_keep(wide, recipe_for):
+    stages = f"stages=[{SHARED}, {{quantize: {{method: rtn, group_size: 128, ignore: "
+    stages += "['*self_attn*', '*up_proj', '*gate_proj']}}]"
+    found = headers.read(str(wide))
+    with pytest.raises(
+        RecipeError, match=r"128 does not divide in_features 64 of model\.layers\.2"
+    ):
+        plan.check(recipe_for(wide, stages), found.anatomy, config=found.config)
+
+
+def test_a_plan_tells_who_opens_blocks_of_different_widths(wide, recipe_for, tmp_path):
+    recipe = recipe_for(wide, f"stages=[{SHARED}]", "artifact.format=dense")
+    found = overview.make(recipe, headers.read(str(wide)), cache=tmp_path)
+    note = "restructure: MLP channels 1,024 → 512 in all; here as uneven as they may come"
+    assert note in found.notes
+    opening = {consumer.name: consumer.loads for consumer in found.consumers}
+    assert opening.pop("compress")
+    assert not any(opening.values())
+    refused = next(one for one in found.consumers if one.name == "vLLM on CUDA")
+    assert "uniform: true" in refused.reasons[0]
+
+
+def test_weights_of_shared_channels_are_foretold(wide, recipe_for, tmp_path):
+    recipe = recipe_for(wide, f"stages=[{SHARED}, {{quantize: {{method: rtn, group_size: 32}}}}]")
+    pipeline.compress_only(recipe, out=tmp_path / "out")
+    artifact = open_artifact(tmp_path / "out")
+    found = sizes.size(recipe, headers.read(str(wide)))
+    told = {part.part: part.after_bytes for part in found.parts}
+    assert told["block linears"] == artifact.parts_sizes()["block linears"]
+
+
+def test_an_uneven_model_is_exported_to_no_other_reader(wide, recipe_for, tmp_path):
+    from compress.artifact.formats import FORMATS
+    from compress.plan.reshaping import made
+
+    found = headers.read(str(wide))
+    left = made(recipe_for(wide, f"stages=[{SHARED}]"), found.anatomy, found.config)
+    refusing = {name: bool(form.refusals(left.anatomy, {})) for name, form in FORMATS.items()}
+    assert [name for name, refuses in refusing.items() if not refuses] == ["packed", "dense"]
+
+
+def test_shapes_are_not_searched_among_blocks_that_differ(wide, recipe_for):
+    recipe = recipe_for(wide, f"stages=[{SHARED}, {{restructure: {{keep: 0.5}}}}]")
+    assert mistakes(recipe, wide) == [
+        "keep: tries shapes whose blocks are alike, and these differ. Give depth or ffn."
+    ]

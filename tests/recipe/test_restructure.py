@@ -56,6 +56,16 @@ def test_gradients_score_nothing_where_neither_heads_nor_channels_go():
     assert not Restructure(hidden=0.5, importance="activation").turns
 
 
+def test_channels_are_shared_out_where_ffn_leaves_some():
+    assert Restructure(ffn=0.5).uniform
+    assert (
+        Restructure(ffn=0.5, depth=0.5, uniform=False).written == "depth 0.5, ffn 0.5, shared out"
+    )
+    assert "shares out the channels that ffn leaves. Give ffn" in fault(depth=0.5, uniform=False)
+    assert "shares out the channels that ffn leaves. Give ffn" in fault(keep=0.5, uniform=False)
+    assert "heads leave alike in every block" in fault(ffn=0.5, heads=2, uniform=False)
+
+
 def test_fields_of_repair_need_repair():
     assert "repair: false does not use this field" in fault(ffn=0.5, repair=False, damp_percent=0.1)
 

@@ -42,6 +42,19 @@ def test_what_was_removed_is_told_block_by_block(cut):
     assert rows[2][:5] == ("2", "1", "9", "3", "1,152")
 
 
+def test_channels_that_were_shared_out_are_told_block_by_block(cut):
+    (found,) = shapes.stages(cut)
+    wide = dataclasses.replace(found.blocks[2], channels=1216, channels_kl=0.025)
+    found = dataclasses.replace(found, blocks=(*found.blocks[:2], wide))
+    table = shapes.block_table(found)
+    assert table.header[-1] == "KL of its channels"
+    assert [row[4] for row in table.rows] == ["1,152", "–", "1,216"]
+    assert table.rows[2][-1] == "0.0250"
+    stage = dataclasses.replace(cut.stages[0], shape=found)
+    rows = shapes.summary(dataclasses.replace(cut, stages=(stage,)))
+    assert ("MLP channels", "1,152 to 1,216") in {(row.label, row.after) for row in rows}
+
+
 def test_candidates_come_the_best_first(cut):
     (found,) = shapes.stages(cut)
     first, second = shapes.candidate_table(found).rows

@@ -59,6 +59,7 @@ def refusals(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> list[str]:
     columns = {linear.name: linear.in_features for linear in (*anatomy.linears, anatomy.head)}
     linears = {name: scheme for name, scheme in schemes.items() if name in columns}
     reasons = chain(
+        refusing.uneven(anatomy),
         refusing.widths(schemes, WIDTHS),
         int8.one_scale_a_row(linears, columns),
         int8.listed_outliers(schemes),

@@ -48,6 +48,7 @@ FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qw
 def refusals(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> list[str]:
     """Say what this format cannot hold of the planned (or finished) schemes, one line a reason."""
     reasons = chain(
+        refusing.uneven(anatomy),
         _unknown(anatomy),
         refusing.beyond_integers(schemes),
         _odd_groups(anatomy, schemes),

@@ -44,6 +44,7 @@ _MERGED = {"qkv": "qkv_proj", "gate_up": "gate_up_proj"}  # what vLLM calls line
 def refusals(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> list[str]:
     """Say what this format cannot hold of the planned (or finished) schemes, one line a reason."""
     reasons = chain(
+        refusing.uneven(anatomy),
         refusing.beyond_integers(schemes),
         refusing.widths(schemes, WIDTHS),
         _asymmetric(schemes),

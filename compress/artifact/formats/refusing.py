@@ -56,6 +56,16 @@ def fusions(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> Iterator[str]:
                 )
 
 
+def uneven(anatomy: Anatomy) -> Iterator[str]:
+    """Blocks of different widths, which its readers cannot build."""
+    each = anatomy.channels
+    if other := next((i for i, channels in enumerate(each) if channels != each[0]), 0):
+        yield (
+            f"{anatomy.blocks[other].prefix}: an MLP of {each[other]} channels, and {each[0]} in "
+            "the first block; its readers build all blocks alike (restructure with uniform: true)"
+        )
+
+
 def beyond_integers(schemes: Mapping[str, Scheme]) -> Iterator[str]:
     """Schemes that say more than codes, scales and zeros: floating codes, rounded inputs."""
     odd = [n for n, s in schemes.items() if s != Scheme(s.bits, s.group_size, s.sym)]
