@@ -64,6 +64,7 @@ def _cut(fields: str) -> Kind:
 _DELETED = "repair: false, importance: activation"
 CUTS = {  # what no peer with a row here does; named with --kinds
     "MLP 75 %": _cut("ffn: 0.75"),
+    "MLP 75 %, shared out": _cut("ffn: 0.75, uniform: false"),
     "MLP 75 %, deleted": _cut(f"ffn: 0.75, {_DELETED}"),
     "depth 75 %": _cut("depth: 0.75"),
     "depth 75 %, deleted": _cut("depth: 0.75, repair: false"),
