@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "compress"
 ROOT = ("__init__", "__main__")  # the package's face may name anything, on use
 RANKS = [
-    {"errors", "results", "library"},
+    {"errors", "results", "library", "families"},
     {"recipe", "kernels", "anatomy", "storage", "chat"},
     {"shape", "machine"},
     {"surgery", "artifact"},
@@ -43,7 +43,17 @@ DOORS = {
     "safetensors": {"storage"}, "gguf": {"storage"},
 }  # fmt: skip
 TENSORS = {"torch", "numpy"}
-WITHOUT_TORCH = {"errors", "results", "library", "recipe", "anatomy", "shape", "report", "plan"}
+WITHOUT_TORCH = {
+    "errors",
+    "results",
+    "library",
+    "families",
+    "recipe",
+    "anatomy",
+    "shape",
+    "report",
+    "plan",
+}
 TORCH_ON_USE = {"storage", "cli"}  # start without it, import it inside functions
 FORBIDDEN = [  # subfolders and rooms that stay apart although their ranks would allow it
     ("verify", "compress.artifact", "an independent reader shares no code with the writer"),

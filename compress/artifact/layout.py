@@ -17,6 +17,7 @@ from compress.artifact.formats.sparse import Sparse
 from compress.artifact.gguf_file import GgufCheckpoint
 from compress.artifact.whole import flaws
 from compress.errors import ArtifactError, ModelError, shown
+from compress.families import FAMILIES
 from compress.storage import Checkpoint
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ def _unexplained(name: str, suffixes: tuple[str, ...], matrices: Mapping[str, Ma
 
 def _transposed(config: Mapping[str, Any], module: str) -> bool:
     """Whether a dense folder of this family stores the module's weight as [I, O]."""
-    family = anatomies.FAMILIES.get(str(config.get("model_type")))
+    family = FAMILIES.get(str(config.get("model_type")))
     return (
         family is not None and family.transposed and module not in (family.embedding, family.head)
     )

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compress import anatomy as anatomies
-from compress.anatomy import Anatomy, Role
+from compress.anatomy import Anatomy
+from compress.families import Role
 from compress.plan.naming import Found
 from compress.plan.rotation import turned, turned_headers
 from compress.recipe.restructure import SHAPES, Restructure

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from compress.anatomy import Block, Linear, Role, parallel_residual
+from compress.anatomy import Block, Linear, parallel_residual
+from compress.families import Role
 from compress.plan import caching, rotation, sizes
 from compress.plan.footprint import HEAP, Job
 from compress.plan.pace import CURVATURE_WINDOWS, DRAWS

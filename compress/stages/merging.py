@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.anatomy import Linear, Role
+from compress.anatomy import Linear
+from compress.families import Role
 from compress.kernels import merging
 from compress.kernels.hessian import accumulate, mean, outputs
 from compress.shape import Shape

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from compress.anatomy import Block, Linear, Role
+from compress.anatomy import Block, Linear
+from compress.families import Role
 from compress.kernels.hessian import mean, output_errors
 from compress.kernels.structure import Moments, cheapest, damped_inverse, magnitudes, refit
 from compress.recipe.restructure import Restructure

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from compress.anatomy import Block, Linear, Role, gated, kv_heads, norms_before
+from compress.anatomy import Block, Linear, gated, kv_heads, norms_before
+from compress.families import Role
 from compress.kernels.smooth import factors, searched_factors
 from compress.stages.inputs import Seen
 

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from compress.anatomy import FAMILIES, Anatomy, channels_field, own_channels
+from compress.anatomy import Anatomy, channels_field, own_channels
 from compress.errors import ModelError, shown
+from compress.families import FAMILIES
 from compress.kernels.activations import Rounds
 from compress.kernels.kv import KVScales
 from compress.results import Progress

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never
 
 from compress import anatomy, storage
-from compress.anatomy import FAMILIES, Anatomy
+from compress.anatomy import Anatomy
 from compress.artifact.whole import flaws
 from compress.errors import ModelError
+from compress.families import FAMILIES
 from compress.storage import Checkpoint
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from compress import anatomy
-from compress.anatomy import FAMILIES, Family, Shape
+from compress.anatomy import Shape
 from compress.errors import ArtifactError, ModelError
+from compress.families import FAMILIES, Family
 from compress.verify import caching, floats, gguf, gptq, int8, rounding, sparse
 from compress.verify.entry import Entry
 from compress.verify.reader import (
