@@ -8,6 +8,7 @@
     │   └── ArtifactError       an artifact that is missing, broken or already there
     ├── RunError            exit 1: the request was right and the run failed
     │   ├── SolveError          a linear could not be solved
+    │   ├── TrainingError       a student could not be trained: its loss is no number, or grows
     │   ├── StorageError        the disk refused: full, read-only, gone
     │   ├── VerificationFailed  an artifact is not what it should be
     │   └── EvaluationError     a measurement could not be taken
@@ -75,6 +76,10 @@ class RunError(CompressError):
 
 class SolveError(RunError):
     """A linear could not be solved."""
+
+
+class TrainingError(RunError):
+    """A student could not be trained."""
 
 
 class StorageError(RunError):

@@ -1,9 +1,9 @@
 """What has been finished, on disk: a killed run goes on where it stopped, and never mixes two.
 
-One line of JSON for each finished unit (a decoder block of a stage, the written artifact, the
-judgement), sealed with its own sha256 and forced to disk before the next unit begins. The first
-line is the run's identity: all that decides its result. A last line that was cut short, as by a
-power cut, is a unit that was not finished; a broken line anywhere else is damage.
+One line of JSON for each finished unit (a decoder block of a stage, the state of a training, the
+written artifact, the judgement), sealed with its own sha256 and forced to disk before the next unit
+begins. The first line is the run's identity: all that decides its result. A last line that was cut
+short, as by a power cut, is a unit that was not finished; a broken line anywhere else is damage.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Journal:
         """Make a unit final. When this returns, no crash can lose it.
 
         Args:
-            unit: its name, once in a run.
+            unit: its name; a later record takes the place of an earlier one, whose files may go.
             record: plain values.
             files: what the unit made, beside the journal or above it, durable already.
 

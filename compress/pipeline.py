@@ -165,9 +165,9 @@ def _prepare(
     bounded = memory.within(job(recipe, here), max_memory_bytes) if max_memory_bytes else _FREE
     judge = find_judge(teacher, suite, here, watch)
     with clock.step("calibrate"):
-        windows = find_windows(recipe, teacher, here, watch)
-    journal = find_journal(folder, recipe, teacher, windows, here, bounded.limits)
-    run = Run(recipe, folder, here, bounded, teacher, windows, judge, journal, watch)
+        windows, texts = find_windows(recipe, teacher, here, watch)
+    journal = find_journal(folder, recipe, teacher, windows, texts, here, bounded.limits)
+    run = Run(recipe, folder, here, bounded, teacher, windows, texts, judge, journal, watch)
     if found := journal.finished:
         run.tell("resume", len(found), len(found), "unit", f"behind {found[-1]}")
     return run
@@ -231,15 +231,19 @@ def _stages(run: Run, student: Student, attempt: Attempt) -> tuple[StageResult, 
         run.recipe.linear_gate,
         attempt.raised,
         ledger=run.journal,
+        said=run.said.get,
     )
     counter = Counter(run.recipe, headers.of_folder(run.teacher.folder, run.teacher.name))
     results: list[StageResult] = []
     stages = run.recipe.stages
     for index, stage in enumerate(stages):
-        student.enter(index, again=not (stage.restructure or stage.prune))
+        student.enter(index, again=not (stage.restructure or stage.prune or stage.distill))
         ahead = stages[index + 1].quantize if index + 1 < len(stages) else None
         given = results[-1].allocation if results else None
-        here = replace(context, ahead=ahead, allocated=given.bits if given else {}, sizes=counter)
+        here = replace(
+            context, ahead=ahead, allocated=given.bits if given else {}, sizes=counter,
+            text=run.texts.get(index),
+        )  # fmt: skip
         results.append(STAGES[stage.name](student, stage.spec, here))
         if stage.restructure:
             counter = counter.cut(_like(counter.headers, student))

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ from compress.surgery import load
 from compress.surgery.walk import Watch
 from compress.teacher import finite, headers, sources
 from compress.teacher.folder import Teacher
+from compress.teacher.hidden import HiddenCache
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -75,6 +76,7 @@ class Run:
     bounded: Bounded
     teacher: Teacher
     windows: Windows | None
+    texts: Mapping[int, Windows]  # that stages train on, by their place
     judge: Judge | None
     journal: Journal
     watch: Watch
@@ -83,6 +85,17 @@ class Run:
         """Report progress to whoever watches."""
         if self.watch:
             self.watch(Progress(step, done, total, unit, detail))
+
+    @property
+    def said(self) -> HiddenCache:
+        """What the teacher says of texts that stages train on."""
+        folder, watch = sources.cache_folder() / "said", self.watch
+
+        def told(record: Progress) -> None:
+            if watch:
+                watch(dataclasses.replace(record, step="teacher reads"))
+
+        return HiddenCache(self.teacher, folder, self.here.device, self.here.dtype, told)
 
     def once(self, unit: str, kind: type[T], make: Callable[[], T]) -> T:
         """What a unit of the journal found, now or in the run that was cut short."""
@@ -104,6 +117,8 @@ class Run:
                 "calibration_revision": windows.revision if windows else None,
                 "teacher_fingerprint": self.teacher.fingerprint,
                 "calibration_fingerprint": windows.fingerprint if windows else None,
+                "text_revisions": {index: text.revision for index, text in self.texts.items()},
+                "text_fingerprints": _fingerprints(self.texts),
                 "threads": torch.get_num_threads(),
                 "device": self.here.device,
                 "versions": machine.versions(),
@@ -178,12 +193,15 @@ def find_judge(teacher: Teacher, suite: Suite | None, here: Machine, watch: Watc
     return judge
 
 
-def find_windows(recipe: Recipe, teacher: Teacher, here: Machine, watch: Watch) -> Windows | None:
-    """The calibration windows of a recipe; None when no stage looks at any."""
+def find_windows(
+    recipe: Recipe, teacher: Teacher, here: Machine, watch: Watch
+) -> tuple[Windows | None, dict[int, Windows]]:
+    """The calibration of a recipe, None when no stage looks at it; and what its stages train on."""
     tokenizer = load.tokenizer(teacher.folder)
     cache = sources.cache_folder() / "written"
     author = Author(teacher, tokenizer, teacher.fingerprint, cache, here.device, watch)
-    return sets.of_recipe(recipe, tokenizer, author)
+    windows = sets.of_recipe(recipe, tokenizer, author)
+    return windows, sets.texts_of(recipe, tokenizer, author, windows)
 
 
 def job(recipe: Recipe, here: machine.Machine) -> footprint.Job:
@@ -200,9 +218,10 @@ def find_journal(
     recipe: Recipe,
     teacher: Teacher,
     windows: Windows | None,
+    texts: Mapping[int, Windows],
     here: Machine,
     limits: Limits,
-) -> Journal:  # fmt: skip
+) -> Journal:
     """What has been finished of this very run.
 
     Raises:
@@ -212,7 +231,13 @@ def find_journal(
         "recipe": resolve.explicit(recipe),
         "teacher": teacher.fingerprint,
         "calibration": windows.fingerprint if windows else None,
+        "texts": _fingerprints(texts),
         "limits": dataclasses.asdict(limits),
         "machine": here.identity,
     }
     return Journal(folder / output.JOURNAL, identity)
+
+
+def _fingerprints(texts: Mapping[int, Windows]) -> list[str]:
+    """sha256 of each text, in the order of the stages that read them."""
+    return [text.fingerprint for _, text in sorted(texts.items())]

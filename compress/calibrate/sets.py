@@ -82,6 +82,33 @@ def of_recipe(
     return windows
 
 
+def texts_of(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    generate: Generate,
+    calibration: Windows | None,
+) -> dict[int, Windows]:
+    """The windows that stages of a recipe train on, by the stage's place; a lock's promise is held.
+
+    Raises:
+        CalibrationError: as `load`, or a text is not the one that was locked.
+    """
+    promises, found = recipe.resolved.text_fingerprints, dict[int, Windows]()
+    for number, (index, spec) in enumerate(recipe.distillations):
+        own = spec.text and load(spec.text, tokenizer, generate=generate)
+        windows = own or calibration
+        if windows is None:
+            raise CalibrationError(f"stages[{index}].distill: has no text. Give it one.")
+        if number < len(promises) and promises[number] != windows.fingerprint:
+            raise CalibrationError(
+                f"stages[{index}].distill.text: its fingerprint is {windows.fingerprint}, the lock "
+                f"says {promises[number]}. The text, the tokenizer or the machine that wrote it "
+                "has changed."
+            )
+        found[index] = windows
+    return found
+
+
 def describe(calibration: Calibration) -> dict[str, Any]:
     """What a set is: its kind and that kind's keys, paths made absolute, the recipe's overrides in.
 

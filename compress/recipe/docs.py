@@ -105,12 +105,13 @@ def _inner(schema: Schema) -> dict[str, Schema]:
     """The sections inside a recipe by their path, in the order of a recipe."""
     models = schema["$defs"]
     top = {name: models[name.title()] for name in Recipe.model_fields if name.title() in models}
-    names = ("Rotate", "Restructure", "Prune", "Allocate", "Quantize")
+    names = ("Rotate", "Restructure", "Prune", "Distill", "Allocate", "Quantize")
     stage = {f"stages[].{name.lower()}": models[name] for name in names}
     cache = {"stages[].kv_cache": models["KVCache"]}
     inside = {
         "stages[].prune.overrides[pattern]": models["PruneOverride"],
         "stages[].prune.quantize": models["Grid"],
+        "stages[].distill.loss": models["Loss"],
         "stages[].quantize.overrides[pattern]": models["Override"],
     }
     gates = {"evaluate.gates": models["Gates"]}

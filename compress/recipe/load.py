@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -105,9 +106,8 @@ def _validated(source: Source) -> tuple[Recipe | None, list[Mistake]]:
 
 def _unknown_names(source: Source) -> list[Mistake]:
     found = []
-    for loc, kind in _NAMED:
-        section = source.data.get(loc[0])
-        value = section.get(loc[1]) if isinstance(section, dict) else None
+    for loc, kind in (*_NAMED, *_texts(source)):
+        value = _at(source.data, loc)
         if not isinstance(value, str) or not value or (kind, value) == ("eval", "none"):
             continue
         try:
@@ -116,6 +116,25 @@ def _unknown_names(source: Source) -> list[Mistake]:
             text = f"{source.places.label(loc)}  {dotted(loc)}: {error}"
             found.append((source.places.order(loc), text))
     return found
+
+
+def _texts(source: Source) -> list[tuple[Loc, library.Kind]]:
+    """Where stages name texts of their own."""
+    stages = source.data.get("stages")
+    count = len(stages) if isinstance(stages, list) else 0
+    return [(("stages", index, "distill", "text", "set"), "calib") for index in range(count)]
+
+
+def _at(data: Any, loc: Loc) -> Any:
+    """What stands at a place of a recipe's data; None where nothing does."""
+    for part in loc:
+        if isinstance(data, dict):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int):
+            data = data[part]
+        else:
+            return None
+    return data
 
 
 def _unmeasured(recipe: Recipe, places: Places) -> list[Mistake]:

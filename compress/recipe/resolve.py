@@ -27,13 +27,18 @@ def pin(recipe: Recipe, facts: Mapping[str, Any]) -> Recipe:
     Args:
         recipe: as loaded.
         facts: any field of `Resolved`; and ``teacher_revision``, ``teacher_sha256`` and
-            ``calibration_revision``, which pin the fields of those names where they are not None.
+            ``calibration_revision``, which pin the fields of those names where they are not None;
+            ``text_revisions``, those of the texts of stages `distill`, by the stage's place.
     """
     document = {**explicit(recipe), "resolved": recipe.resolved.model_dump()}
     for fact, (section, name) in _PINS.items():
         if facts.get(fact) is not None:
             document[section][name] = facts[fact]
-    document["resolved"].update({name: value for name, value in facts.items() if name not in _PINS})
+    for index, revision in facts.get("text_revisions", {}).items():
+        if revision is not None and document["stages"][index]["distill"]["text"]:
+            document["stages"][index]["distill"]["text"]["revision"] = revision
+    others = facts.keys() - _PINS.keys() - {"text_revisions"}
+    document["resolved"].update({name: facts[name] for name in facts if name in others})
     return Recipe.model_validate(document)
 
 

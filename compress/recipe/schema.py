@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from compress.recipe.allocate import Allocate, bits_used
+from compress.recipe.distill import Distill, left_none, shorter
 from compress.recipe.gates import WIDTHS, Gates, LinearGate
 from compress.recipe.kv_cache import HELD_BY, KVCache
 from compress.recipe.methods import FLOATS
@@ -25,6 +26,7 @@ __all__ = [
     "Allocate",
     "Artifact",
     "Calibration",
+    "Distill",
     "Evaluate",
     "Gates",
     "KVCache",
@@ -60,6 +62,11 @@ class Stage(BaseModel):
         description="Set weights to zero.",
         examples=["{method: sparsegpt, sparsity: 0.5}"],
     )
+    distill: Distill | None = Field(
+        default=None,
+        description="Train what earlier stages left on what the teacher says.",
+        examples=["{epochs: 1, text: {set: wikitext2, samples: 1024}}"],
+    )
     quantize: Quantize | None = Field(
         default=None,
         description="Round weights to few bits.",
@@ -92,9 +99,9 @@ class Stage(BaseModel):
         return name
 
     @property
-    def spec(self) -> Allocate | KVCache | Prune | Quantize | Restructure | Rotate:
+    def spec(self) -> Allocate | Distill | KVCache | Prune | Quantize | Restructure | Rotate:
         """Its fields."""
-        found: Allocate | KVCache | Prune | Quantize | Restructure | Rotate
+        found: Allocate | Distill | KVCache | Prune | Quantize | Restructure | Rotate
         found = getattr(self, self.name)
         return found
 
@@ -177,6 +184,16 @@ class Recipe(BaseModel):
                 )
         return value
 
+    @field_validator("stages")
+    @classmethod
+    def _learns(cls, value: tuple[Stage, ...], info: ValidationInfo) -> tuple[Stage, ...]:
+        for index, stage in enumerate(value):
+            if stage.distill:
+                where = f"stages[{index}].distill"
+                _can_learn(where, stage.distill, value[:index])
+                _has_text(where, stage.distill, info.data.get("calibration"))
+        return value
+
     @field_validator("evaluate")
     @classmethod
     def _has_bits_to_give(cls, value: Evaluate, info: ValidationInfo) -> Evaluate:
@@ -193,6 +210,12 @@ class Recipe(BaseModel):
             raise ValueError(
                 "gates: escalate gives linears of a stage quantize more bits, and there is no such "
                 "stage. Choose fail or keep_dense."
+            )
+        healed = any(s.distill and s.distill.train == "scales_and_norms" for s in stages)
+        if value.gates and value.gates.on_violation == "escalate" and healed:
+            raise ValueError(
+                "gates: escalate rounds some linears again, and scales that were trained are those "
+                "of all. Choose fail or keep_dense."
             )
         floating = [
             f"stages[{index}]"
@@ -245,6 +268,7 @@ class Recipe(BaseModel):
     def needs_calibration(self) -> bool:
         """Whether any stage is solved from inputs of the linears."""
         measured = self.allocate is not None or self.kv_cache is not None
+        measured = measured or any(spec.text is None for _, spec in self.distillations)
         solvers = (stage.quantize or stage.prune or stage.restructure for stage in self.stages)
         return measured or any(spec.needs_calibration for spec in solvers if spec)
 
@@ -263,6 +287,15 @@ class Recipe(BaseModel):
         """Every stage `restructure` with its place among the stages."""
         found = enumerate(stage.restructure for stage in self.stages)
         return tuple((index, spec) for index, spec in found if spec)
+
+    @property
+    def distillations(self) -> tuple[tuple[int, Distill], ...]:
+        """Every stage `distill` with its place among the stages."""
+        return tuple((i, stage.distill) for i, stage in enumerate(self.stages) if stage.distill)
+
+    def read_by(self, spec: Distill) -> Calibration:
+        """The text that a stage `distill` reads."""
+        return spec.text or self.calibration
 
     @property
     def allocate(self) -> Allocate | None:
@@ -315,6 +348,43 @@ def _bits_used(stages: tuple[Stage, ...]) -> dict[str, set[int]]:
         elif stage.prune and stage.prune.quantize:
             found[f"stages[{index}].prune.quantize"] = {stage.prune.quantize.bits}
     return found
+
+
+def _can_learn(where: str, spec: Distill, before: tuple[Stage, ...]) -> None:
+    """Check that the stages before one that trains leave what it is to train."""
+    changing = [s for s in before if s.restructure or s.prune or s.quantize or s.distill]
+    rounding = [s for s in before if s.quantize or (s.prune and s.prune.quantize)]
+    if not changing:
+        raise ValueError(
+            f"{where}: no stage before it changes the teacher, so there is nothing to learn from "
+            "it. Put it behind restructure, prune or quantize."
+        )
+    if spec.train == "all" and rounding:
+        raise ValueError(
+            f"{where}.train: all, but a stage before it has rounded weights to integers, which "
+            "stay. Put it in front of that stage, or choose train: scales_and_norms."
+        )
+    if spec.train == "scales_and_norms" and not rounding:
+        raise ValueError(
+            f"{where}.train: scales_and_norms, but no stage before it rounds anything. Put it "
+            "behind quantize, or choose train: all."
+        )
+    for stage in rounding:
+        if stage.quantize and stage.quantize.method not in ("gptq", "rtn"):
+            raise ValueError(
+                f"{where}.train: scales_and_norms learns scales of gptq and rtn, not of "
+                f"{stage.quantize.method}. Leave out the stage."
+            )
+
+
+def _has_text(where: str, spec: Distill, calibration: Calibration | None) -> None:
+    """Check the recipe's calibration where a stage trains on it."""
+    if spec.text or calibration is None:
+        return
+    if spec.held_out >= calibration.samples:
+        raise ValueError(f"{where}.held_out: {left_none(spec.held_out, calibration.samples)}")
+    if spec.batch_tokens < calibration.seq_len:
+        raise ValueError(f"{where}.batch_tokens: {shorter(spec.batch_tokens, calibration.seq_len)}")
 
 
 def json_schema() -> dict[str, Any]:

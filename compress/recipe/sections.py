@@ -147,6 +147,9 @@ class Resolved(BaseModel):
     calibration_fingerprint: str | None = Field(
         default=None, description="sha256 of the calibration's token ids."
     )
+    text_fingerprints: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(), description="The same of the text of each stage `distill`, in order."
+    )
     threads: int | None = Field(
         default=None,
         ge=1,

@@ -5,6 +5,7 @@ memory, which never are, live in ``measured.json`` as a `Measured`. Field names 
 ``--json`` output.
 """
 
+from compress.results.distilled import Distilled, HeldOut
 from compress.results.records import (
     SCHEMA_VERSION,
     Allocation,
@@ -42,8 +43,10 @@ __all__ = [
     "Check",
     "CheckOutcome",
     "Consumer",
+    "Distilled",
     "Divergence",
     "GateResult",
+    "HeldOut",
     "KVBlock",
     "Limits",
     "LinearResult",

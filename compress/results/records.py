@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from compress.results.distilled import Distilled
 from compress.results.restructured import Restructured
 
 SCHEMA_VERSION = 1
@@ -157,6 +158,7 @@ class StageResult:
     allocation: Allocation | None = None  # of `allocate`, which changes no weight
     kv: tuple[KVBlock, ...] = ()
     shape: Restructured | None = None  # of `restructure`
+    distilled: Distilled | None = None  # of `distill`
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from compress import storage
 from compress.anatomy import Linear
+from compress.calibrate.tokens import Windows
 from compress.recipe.gates import LinearGate
 from compress.recipe.quantize import Quantize
 from compress.results import Limits, Progress, SizePart
@@ -67,6 +68,8 @@ class Context:
     ahead: Quantize | None = None  # the stage behind this one
     sizes: Sizes | None = None
     ledger: Ledger | None = None  # where units are noted that change no weight
+    text: Windows | None = None  # what a stage trains on
+    said: Callable[[Tensor], Tensor] | None = None  # ids [B, T] → the teacher's states [B, T, D]
 
     def room(
         self,
@@ -95,11 +98,13 @@ class Context:
         return self.ledger.get(unit) if self.ledger else None
 
     def note(self, unit: str, record: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
-        """Make the record of a unit final, with the files that it made."""
+        """Make the record of a unit final, with files in `scratch`; a later one replaces it."""
         if self.ledger:
             self.ledger.add(unit, record, files)
 
-    def tell(self, step: str, done: int, total: int, detail: str = "") -> None:
+    def tell(
+        self, step: str, done: int, total: int, detail: str = "", *, unit: str = "block"
+    ) -> None:
         """Report progress to whoever watches."""
         if self.watch:
-            self.watch(Progress(step, done, total, detail=detail))
+            self.watch(Progress(step, done, total, unit, detail))

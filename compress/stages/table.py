@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from compress.results import StageResult
-from compress.stages import allocate, kv_cache, prune, quantize, restructure, rotate
+from compress.stages import allocate, distill, kv_cache, prune, quantize, restructure, rotate
 from compress.stages.context import Context
 from compress.student import Student
 
@@ -14,6 +14,7 @@ STAGES: dict[str, Callable[[Student, Any, Context], StageResult]] = {
     "rotate": rotate.run,
     "restructure": restructure.run,
     "prune": prune.run,
+    "distill": distill.run,
     "quantize": quantize.run,
     "allocate": allocate.run,
     "kv_cache": kv_cache.run,

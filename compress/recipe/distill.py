@@ -1,0 +1,195 @@
+"""The fields of the stage `distill`: what is asked of a student, on which text, how it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
+
+from compress.recipe.quantize import STRICT
+from compress.recipe.sections import Calibration
+
+Train = Literal["all", "scales_and_norms"]
+_RATES: dict[str, float] = {"all": 1e-4, "scales_and_norms": 1e-3}  # scales learn as factors
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Loss(BaseModel):
+    """How far a student is from its teacher, in nats per token over the whole vocabulary."""
+
+    model_config = STRICT
+
+    kind: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = Field(
+        default="forward_kl",
+        description="`forward_kl` asks the student to expect all that the teacher expects, "
+        "`reverse_kl` to expect nothing else, `jensen_shannon` is between them.",
+    )
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="Divides the logits of both; the loss is multiplied by its square.",
+    )
+    beta: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Of `jensen_shannon`: the teacher's share of the mixture that both are held "
+        "against, 0.5 by default. Towards 0 it is forward KL, towards 1 reverse KL.",
+    )
+    cross_entropy: Share = Field(
+        default=0.0,
+        description="Share of the loss that is cross-entropy with the text itself; the rest is the "
+        "divergence.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dependent_defaults(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("kind") == "jensen_shannon":
+            return {"beta": 0.5, **data}
+        return data
+
+    @field_validator("beta")
+    @classmethod
+    def _is_used(cls, value: float | None, info: ValidationInfo) -> float | None:
+        kind = info.data.get("kind")
+        if value is not None and kind not in (None, "jensen_shannon"):
+            raise ValueError(
+                f"{kind} does not use this field. Leave it out, or choose kind: jensen_shannon."
+            )
+        return value
+
+
+class Distill(BaseModel):
+    """Train the student on what its teacher says: masks, shapes and integers stay as they are."""
+
+    model_config = STRICT
+
+    # Fields that others are checked against come first: a validator sees only what stands above.
+    train: Train = Field(
+        default="all",
+        description="`all`: every weight, in float32; in front of `quantize`. `scales_and_norms`: "
+        "scales of integers and weights of norms, behind it; the integers and the layout stay.",
+    )
+    loss: Loss = Field(default=Loss(), description="What is asked of the student.")
+    text: Calibration | None = Field(
+        default=None,
+        description="The text that both read, with the fields of `calibration`; the recipe's "
+        "calibration where it is left out.",
+        examples=["{set: wikitext2, samples: 2048, seq_len: 512}"],
+    )
+    held_out: int = Field(
+        default=8,
+        ge=1,
+        le=10_000,
+        description="Last windows of the text, which are not trained on: the KL there decides "
+        "which state is kept.",
+    )
+    steps: int | None = Field(
+        default=None, ge=1, le=10_000_000, description="Optimizer steps. This or `epochs`."
+    )
+    epochs: float | None = Field(
+        default=None,
+        gt=0,
+        le=10_000,
+        description="How often the text is read, 1 where neither is given.",
+    )
+    batch_tokens: int = Field(
+        default=4096,
+        ge=8,
+        le=2**31,
+        description="Tokens of one optimizer step, in whole windows; as many pieces as memory asks "
+        "for, their gradients added up.",
+    )
+    learning_rate: float = Field(
+        default=_RATES["all"],
+        gt=0,
+        le=10,
+        description="Of AdamW, at its peak. The default of `scales_and_norms` is 0.001: scales "
+        "learn the factor by which they change.",
+    )
+    warmup: Share = Field(
+        default=0.05, description="Share of the steps in which the learning rate rises to its peak."
+    )
+    final_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.1, description="Share of the peak to which it then falls, by a cosine."
+    )
+    weight_decay: float = Field(
+        default=0.0, ge=0, le=10, description="Of matrices; norms, biases and scales have none."
+    )
+    clip_norm: float = Field(
+        default=1.0, gt=0, description="Largest norm of the gradient of all weights together."
+    )
+    check_every: int = Field(
+        default=20,
+        ge=1,
+        le=1_000_000,
+        description="Steps between two looks at the held-out windows. The state is saved then, for "
+        "a run that is cut short.",
+    )
+    patience: int | None = Field(
+        default=5,
+        ge=1,
+        description="Looks without a lower KL after which training ends; null: never.",
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="Decides in which order windows are read."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dependent_defaults(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("train") in _RATES:
+            return {"learning_rate": _RATES[data["train"]], **data}
+        return data
+
+    @field_validator("held_out")
+    @classmethod
+    def _leaves_some(cls, value: int, info: ValidationInfo) -> int:
+        text = info.data.get("text")
+        if text and value >= text.samples:
+            raise ValueError(left_none(value, text.samples))
+        return value
+
+    @field_validator("epochs")
+    @classmethod
+    def _excludes(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("steps") is not None:
+            raise ValueError(f"{value:g}, but steps is given too. Leave out one of them.")
+        return value
+
+    @field_validator("batch_tokens")
+    @classmethod
+    def _holds_a_window(cls, value: int, info: ValidationInfo) -> int:
+        text = info.data.get("text")
+        if text and value < text.seq_len:
+            raise ValueError(shorter(value, text.seq_len))
+        return value
+
+    def steps_on(self, windows: int, seq_len: int) -> int:
+        """Optimizer steps, given how many windows are trained on."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((self.epochs or 1.0) * windows / self.windows_a_step(seq_len)))
+
+    def windows_a_step(self, seq_len: int) -> int:
+        """Windows that one optimizer step reads."""
+        return max(1, self.batch_tokens // seq_len)
+
+
+def left_none(held_out: int, samples: int) -> str:
+    """What is wrong where all of the text is held out."""
+    return (
+        f"{held_out} of {samples} windows are held out, and none is left to train on. Ask for more "
+        "samples, or hold out fewer."
+    )
+
+
+def shorter(batch_tokens: int, seq_len: int) -> str:
+    """What is wrong where a step holds no window."""
+    return (
+        f"{batch_tokens} tokens a step are less than one window of {seq_len}. Ask for {seq_len} or "
+        "more."
+    )

@@ -1,0 +1,152 @@
+"""Train the student, as earlier stages left it, on what its teacher says.
+
+What was taken away stays away: the model keeps its shape, pruned weights stay zero, integers stay
+the integers they are. The state that is kept is the one of the lowest held-out KL.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import torch
+from torch import Tensor
+
+from compress.calibrate.tokens import Windows
+from compress.kernels.distillation import Head, Objective, States, distillation
+from compress.kernels.grid import Rounded
+from compress.kernels.masks import pruned
+from compress.recipe.distill import Distill
+from compress.results import Distilled, StageResult, from_json
+from compress.stages.context import Context
+from compress.stages.lessons import Said
+from compress.stages.training import Course, Training, forget
+from compress.student import HEAD, Student
+from compress.surgery.learning import Learner
+from compress.surgery.walk import Weights, head_of, hidden_states
+
+
+def run(student: Student, spec: Distill, context: Context) -> StageResult:
+    """Teach a student.
+
+    Raises:
+        TrainingError: the loss is no number, or the held-out KL grows out of hand.
+        RunError: several processes were launched.
+    """
+    unit = student.unit("distilled")
+    told = context.noted(unit)
+    if told is None:
+        told = dataclasses.asdict(_taught(student, spec, context))
+        context.note(unit, told)
+        forget(context, student.unit("training"))
+    for index in _units(student):
+        student.finished(index)
+    found = from_json(Distilled, json.dumps(told))
+    return StageResult("distill", found.asked, (), distilled=found)
+
+
+def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
+    """Train, commit every unit that changed, and measure what is stored."""
+    if context.text is None or context.said is None:
+        raise TypeError("a stage that trains is given a text, and what its teacher says of it")
+    text = context.text
+    lessons = Said(text.ids[: -spec.held_out], context.said)
+    exam = Said(text.ids[-spec.held_out :], context.said)
+    before = _held_out(student, exam, context)
+    learner = _learner(student, spec, context)
+    learned_weights = sum(p.numel() for p in learner.learning().values())
+    training = Training(
+        learner, spec, context, unit=student.unit("training"), pruned=frozenset(student.kept),
+        lessons=lessons, exam=exam,
+    )  # fmt: skip
+    course = training.run()
+    if course.kept_step:
+        _commit(student, learner)
+    after = _held_out(student, exam, context) if course.kept_step else before
+    found = _told(spec, text, course, training.steps, learned_weights)
+    return dataclasses.replace(found, kl_before=before, kl_after=after)
+
+
+def _learner(student: Student, spec: Distill, context: Context) -> Learner:
+    loss = spec.loss
+    codes = {
+        name: matrix
+        for unit in _units(student)
+        for name in student.coded(unit)
+        if (matrix := student.rounded(name)) is not None
+    }
+    return Learner(
+        student, codes, student.teacher, learns=spec.train, dtype=context.dtype,
+        objective=Objective(loss.kind, loss.temperature, loss.beta or 0.5, loss.cross_entropy),
+    )  # fmt: skip
+
+
+def _commit(student: Student, learner: Learner) -> None:
+    """Make what was learned final, unit by unit; a unit that a cut run committed is taken up."""
+    found = dict(learner.learned())
+    for unit in _units(student):
+        coded, kept = student.coded(unit), student.kept
+        stored = student.outside() if unit == HEAD else student.block(unit)
+        plain = {
+            name: _as_stored(found[name], was, masked=name.removesuffix(".weight") in kept)
+            for name, was in stored.items()
+            if name in found
+        }
+        scales = {name: found[name] for name in coded if name in found}
+        rounded = {name: _moved(student.rounded(name), scale) for name, scale in scales.items()}
+        if student.finished(unit) is None and (plain or rounded):
+            student.commit(unit, rounded, (), plain)
+
+
+def _as_stored(learned: Tensor, was: Tensor, *, masked: bool) -> Tensor:
+    """In the dtype that it had; of a pruned weight exactly those places stay that did."""
+    return pruned(learned, was != 0, was.dtype) if masked else learned.to(was.dtype)
+
+
+def _moved(matrix: Rounded | None, scale: Tensor) -> Rounded:
+    if matrix is None:
+        raise TypeError("scales were learned of a linear that has no codes")
+    return dataclasses.replace(matrix, scale=scale)
+
+
+def _units(student: Student) -> list[int]:
+    return [HEAD, *(block.index for block in student.anatomy.blocks)]
+
+
+def _held_out(student: Student, exam: Said, context: Context) -> float:
+    """KL(teacher || student) of the held-out windows as the student is stored, nats per token."""
+    ids, said = exam.of(list(range(len(exam.ids))))
+    hidden = hidden_states(student, ids, device=context.device, dtype=context.dtype)
+    own, theirs = (
+        States(states.flatten(0, 1), _head(weights))
+        for states, weights in ((hidden, student), (said, student.teacher))
+    )
+    with torch.no_grad():
+        return float(distillation(own, theirs, Objective(), dtype=torch.float32))
+
+
+def _head(weights: Weights) -> Head:
+    return Head(*head_of(weights), weights.config.get("final_logit_softcapping"))
+
+
+def _told(
+    spec: Distill, text: Windows, course: Course, steps: int, learned_weights: int
+) -> Distilled:
+    windows, seq_len = text.ids.shape
+    taken = course.checks[-1].step
+    return Distilled(
+        _asked(spec), spec.train, text.source, text.fingerprint,
+        (windows - spec.held_out) * seq_len, taken * spec.windows_a_step(seq_len) * seq_len,
+        spec.held_out * seq_len, learned_weights, steps, course.kept_step, course.stopped,
+        0.0, 0.0, course.checks,
+    )  # fmt: skip
+
+
+def _asked(spec: Distill) -> str:
+    """The loss in a few words."""
+    loss = spec.loss
+    words = loss.kind.replace("_", " ")
+    words += f" (beta {loss.beta:g})" if loss.beta is not None else ""
+    words += f" at temperature {loss.temperature:g}" if loss.temperature != 1 else ""
+    mixed = f", {100 * loss.cross_entropy:g} % cross-entropy" if loss.cross_entropy else ""
+    return words + mixed

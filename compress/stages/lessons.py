@@ -1,0 +1,59 @@
+"""Which windows each optimizer step reads, and what the teacher said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_SHARD_TOKENS = 32_768  # whose hidden states are one file of the cache
+
+
+@dataclass(frozen=True)
+class Said:
+    """Windows and the teacher's final hidden states of them, mapped from files of some thousands.
+
+    The teacher runs when it is made, once for any text: later runs find the files.
+    """
+
+    ids: Tensor  # [B, T]
+    get: Callable[[Tensor], Tensor]  # ids [b, T] → [b, T, D]
+    _shards: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._shards.extend(self.get(part) for part in self.ids.split(self._size))
+
+    @property
+    def _size(self) -> int:
+        return max(1, _SHARD_TOKENS // self.ids.shape[1])
+
+    def of(self, windows: list[int]) -> tuple[Tensor, Tensor]:
+        """Token ids [b, T] and hidden states [b, T, D] of some windows, by their numbers."""
+        states = [self._shards[one // self._size][one % self._size] for one in windows]
+        return self.ids[windows], torch.stack(states)
+
+
+@dataclass(frozen=True)
+class Order:
+    """All windows once an epoch, each time in another order: told by seed and step alone."""
+
+    windows: int
+    a_step: int
+    seed: int
+
+    def of(self, step: int) -> list[int]:
+        """The windows that an optimizer step reads; it may begin the next epoch."""
+        places = range(step * self.a_step, (step + 1) * self.a_step)
+        return [self._epoch(place // self.windows)[place % self.windows] for place in places]
+
+    def _epoch(self, epoch: int) -> list[int]:
+        return _shuffled(self.windows, self.seed, epoch)
+
+
+@lru_cache(maxsize=2)
+def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator).tolist()

@@ -1,0 +1,238 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from students import IDS, cut, run, states
+
+from compress.calibrate import tokens
+from compress.errors import TrainingError
+from compress.journal import Journal
+from compress.kernels.distillation import Head, Objective, States, distillation
+from compress.kernels.grid import storable
+from compress.recipe.distill import Distill
+from compress.recipe.prune import Prune
+from compress.results import Limits
+from compress.stages import distill, prune, training
+from compress.stages.context import Context
+from compress.stages.lessons import Order
+from compress.student import HEAD, Student
+from compress.surgery.walk import head_of, hidden_states
+from compress.teacher.folder import open_folder
+
+GENERATOR = torch.Generator().manual_seed(1)
+ROWS = torch.randint(0, 256, (16, 16), generator=GENERATOR)  # no teacher of these is a rule
+TEXT = tokens.whole(torch.cat([ROWS, ROWS[:8]]), source="dice")  # so what is held out was read
+FIELDS = {"held_out": 8, "batch_tokens": 64, "check_every": 4, "steps": 12, "patience": None}
+
+
+class Crash(BaseException):
+    """The machine went away: nothing that follows is executed."""
+
+
+def context_of(teacher, scratch, ledger, **fields):
+    def said(ids):
+        return hidden_states(teacher, ids, device="cpu", dtype=torch.float32)
+
+    limits = fields.pop("limits", Limits(64, 1 << 30))
+    return Context(
+        IDS, "cpu", torch.float32, scratch, limits=limits, ledger=ledger, said=said,
+        **{"text": TEXT, **fields},
+    )  # fmt: skip
+
+
+def teach(student, scratch, **fields):
+    """Enter the next stage and run it; the journal is that of the student."""
+    student.enter(1)
+    context = context_of(student.teacher, scratch, student._ledger, **fields.pop("context", {}))
+    return distill.run(student, Distill(**{**FIELDS, **fields}), context)
+
+
+def kl(student):
+    """Of the held-out windows, from the student as it is stored."""
+    ids = TEXT.ids[-FIELDS["held_out"] :]
+    found = []
+    for weights in (student, student.teacher):
+        hidden = hidden_states(weights, ids, device="cpu", dtype=torch.float32)
+        found.append(States(hidden.flatten(0, 1), Head(*head_of(weights))))
+    return float(distillation(*found, Objective()))
+
+
+def pruned_student(folder, scratch, **fields):
+    scratch.mkdir(exist_ok=True)
+    journal = Journal(scratch / "journal.jsonl", {})
+    student = Student(open_folder(folder), scratch, journal)
+    spec = Prune(**{"method": "magnitude", "sparsity": 0.5, **fields})
+    prune.run(student, spec, context_of(student.teacher, scratch, journal))
+    return student
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_a_cut_student_comes_nearer_to_its_teacher_in_its_own_shape(tiny_model, tmp_path, kind):
+    teacher = open_folder(tiny_model("llama", tied=True))
+    student, _ = cut(teacher, tmp_path, ffn=0.5, repair=False)
+    shapes = dict(student.anatomy.tensors)
+    found = teach(student, tmp_path, learning_rate=3e-3, loss={"kind": kind}).distilled
+    assert student.anatomy.tensors == shapes
+    assert found.kl_after < 0.9 * found.kl_before
+    assert found.kl_after == pytest.approx(kl(student), rel=1e-4)
+    assert [check.step for check in found.checks] == [0, 4, 8, 12]
+    assert found.checks[0].kl == pytest.approx(found.kl_before, rel=1e-3)
+    assert found.kept_step == min(found.checks, key=lambda check: check.kl).step
+    assert (found.tokens, found.read_tokens, found.held_out_tokens) == (256, 768, 128)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_pruned_weights_stay_zero_and_all_others_stay(tiny_model, tmp_path, family):
+    student = pruned_student(tiny_model(family, tied=True), tmp_path)
+    before = [student.block(index) for index in range(2)]
+    counts = dict(student.kept)
+    found = teach(student, tmp_path, learning_rate=3e-3, weight_decay=0.1).distilled
+    assert found.kl_after < found.kl_before
+    for index, was in enumerate(before):
+        now = student.block(index)
+        for linear in student.anatomy.blocks[index].linears:
+            name = f"{linear.name}.weight"
+            assert torch.equal(now[name] != 0, was[name] != 0)
+            assert not torch.equal(now[name], was[name])
+    assert student.kept == counts
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [("llama", {"head": 8}), ("gpt2", {}), ("opt", {"sym": False}), ("qwen2", {"bits": 3})],
+)
+def test_scales_and_norms_learn_and_integers_stay(tiny_model, tmp_path, family, fields):
+    teacher = tiny_model(family, tied=True)
+    student, _ = run(teacher, tmp_path, **{"method": "rtn", "bits": 4, **fields})
+    units = [HEAD, 0, 1]
+    names = [name for unit in units for name in student.coded(unit)]
+    before = {name: student.rounded(name) for name in names}
+    stored = [student.block(index) for index in range(2)]
+    found = teach(student, tmp_path, train="scales_and_norms", learning_rate=1e-2).distilled
+    assert found.kl_after < found.kl_before
+    assert found.kl_after == pytest.approx(kl(student), rel=1e-4)
+    moved = 0
+    for name, was in before.items():
+        now = student.rounded(name)
+        assert torch.equal(now.codes, was.codes)
+        assert torch.equal(now.zero, was.zero)
+        assert torch.equal(storable(now.scale), now.scale)
+        moved += int((now.scale != was.scale).sum())
+    assert moved > 0
+    for index, was in enumerate(stored):
+        for name, tensor in student.block(index).items():
+            frozen = name.endswith(".bias") and "norm" not in name and "ln_" not in name
+            if frozen:
+                assert torch.equal(tensor, was[name])
+
+
+def test_a_step_is_the_same_however_it_is_cut_into_passes(tiny_llama, tmp_path):
+    found = []
+    for room in (1 << 30, 40_000, 1):  # whole, a window at a time, blocks computed again
+        student = pruned_student(tiny_llama, tmp_path / str(room))
+        context = {"limits": Limits(64, room)}
+        teach(student, tmp_path / str(room), context=context, steps=2, learning_rate=1e-3)
+        found.append(states(student))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[0], found[2], rtol=1e-4, atol=1e-4)
+
+
+def test_every_window_is_read_once_an_epoch():
+    order = Order(10, 4, seed=3)
+    read = [window for step in range(5) for window in order.of(step)]
+    assert sorted(read[:10]) == sorted(read[10:]) == list(range(10))
+    assert read[:10] != read[10:]
+    assert read == [window for step in range(5) for window in Order(10, 4, seed=3).of(step)]
+
+
+@pytest.mark.parametrize("at", [1, 5, 8, 11])
+def test_a_run_that_is_cut_at_any_step_ends_in_the_same_bits(tiny_llama, tmp_path, monkeypatch, at):
+    whole = pruned_student(tiny_llama, tmp_path / "whole")
+    expected = teach(whole, tmp_path / "whole")
+    pruned_student(tiny_llama, tmp_path / "cut")
+    real = training.Training._step
+
+    def step(self, number):
+        if number == at:
+            raise Crash
+        return real(self, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Training, "_step", step)
+        with pytest.raises(Crash):
+            teach(again(tiny_llama, tmp_path / "cut"), tmp_path / "cut")
+    torch.manual_seed(7)  # the process that goes on has drawn other numbers
+    student = again(tiny_llama, tmp_path / "cut")
+    assert teach(student, tmp_path / "cut") == expected
+    for index in range(2):
+        for name, tensor in whole.block(index).items():
+            assert torch.equal(student.block(index)[name], tensor), name
+    assert all(torch.equal(student.outside()[n], t) for n, t in whole.outside().items())
+    assert not list((tmp_path / "cut").glob("*moments*"))
+
+
+def again(folder, scratch):
+    """The student of another process, its first stage taken up."""
+    student = Student(open_folder(folder), scratch, Journal(scratch / "journal.jsonl", {}))
+    for index in range(2):
+        student.finished(index)
+    return student
+
+
+def test_a_finished_stage_is_taken_up_as_it_is(tiny_llama, tmp_path, monkeypatch):
+    student = pruned_student(tiny_llama, tmp_path)
+    expected = teach(student, tmp_path)
+    monkeypatch.setattr(distill, "_taught", None)  # nothing is trained again
+    later = again(tiny_llama, tmp_path)
+    assert teach(later, tmp_path) == expected
+    assert torch.equal(states(later), states(student))
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_the_best_state_kept(
+    tiny_llama, tmp_path, monkeypatch
+):
+    student, real = pruned_student(tiny_llama, tmp_path), training.Training._backward
+    before = states(student)
+
+    def backward(self, ids, said, share):
+        return real(self, ids, said * (float("nan") if self.checks[-1].step == 4 else 1), share)
+
+    monkeypatch.setattr(training.Training, "_backward", backward)
+    with pytest.raises(TrainingError, match=r"step 5: the loss is nan.*of step 4 \(held-out KL"):
+        teach(student, tmp_path, learning_rate=3e-3)
+    assert list(tmp_path.glob("stage-1-training-weights-4.safetensors"))
+    assert torch.equal(states(student), before)
+    assert TrainingError.exit_code == 1
+
+
+def test_a_training_that_diverges_is_stopped(tiny_llama, tmp_path):
+    student = pruned_student(tiny_llama, tmp_path)
+    with pytest.raises(TrainingError, match=r"held-out KL went from .* Lower learning_rate"):
+        teach(student, tmp_path, learning_rate=3.0, warmup=0.0)
+
+
+def test_a_student_that_gains_nothing_stays_as_it_was(tiny_llama, tmp_path):
+    student = pruned_student(tiny_llama, tmp_path)
+    before = states(student)
+    # a teacher that is noise says nothing of one text that helps with another
+    dice = tokens.whole(torch.randint(0, 256, (24, 16), generator=GENERATOR), source="dice")
+    fields = {"learning_rate": 0.02, "patience": 1, "warmup": 0.0}
+    found = teach(student, tmp_path, context={"text": dice}, **fields).distilled
+    assert (found.kept_step, found.stopped, len(found.checks)) == (0, "patience", 2)
+    assert found.kl_after == found.kl_before
+    assert torch.equal(states(student), before)
+
+
+def test_steps_are_told_with_loss_and_held_out_kl(tiny_llama, tmp_path):
+    student, told = pruned_student(tiny_llama, tmp_path), []
+    teach(student, tmp_path, context={"watch": told.append}, steps=2)
+    steps = [record for record in told if record.unit == "step"]
+    assert [(record.done, record.total) for record in steps] == [(1, 2), (2, 2), (2, 2)]
+    assert "loss " in steps[0].detail
+    assert "held-out KL " in steps[0].detail
+
+
+def test_what_is_told_can_be_written_and_read(tiny_llama, tmp_path):
+    found = teach(pruned_student(tiny_llama, tmp_path), tmp_path, steps=1).distilled
+    assert json.loads(json.dumps(dataclasses.asdict(found)))["asked"] == "forward kl"

@@ -1,0 +1,95 @@
+"""A student that was taught, from the recipe to those who open it."""
+
+import json
+
+import pytest
+import torch
+
+from compress import pipeline
+from compress.artifact.layout import open_artifact
+from compress.recipe.load import load
+from compress.runtime.engine import Engine
+
+TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps. " * 60
+LEARN = "text: {set: %s, samples: 24, seq_len: 16}, steps: 8, check_every: 4, batch_tokens: 64"
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch, tiny_model):
+    """`recipe(stages, *sets)`; `TEXT` in stages is what to train on."""
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text(TEXT)
+    suite = "{set: ./text.txt, seq_len: 32, windows: 4}"
+    (tmp_path / "suite.yaml").write_text(f"version: 1\nperplexity: {suite}\ndivergence: {suite}\n")
+    folder = tiny_model("llama", tied=True)
+    path = tmp_path / "mine.yaml"
+
+    def make(stages, *sets):
+        stages = stages.replace("LEARN", LEARN % (tmp_path / "text.txt"))
+        path.write_text(
+            "version: 1\n"
+            f"teacher: {{model: {folder}, dtype: float32}}\n"
+            f"calibration: {{set: {tmp_path}/text.txt, samples: 8, seq_len: 32}}\n"
+            f"stages: {stages}\n"
+            f"evaluate: {{suite: {tmp_path}/suite.yaml}}\n"
+        )
+        return load(str(path), sets)
+
+    return make
+
+
+def test_cut_healed_and_rounded_in_one_recipe(recipe, tmp_path):
+    stages = (
+        "[{restructure: {ffn: 0.5, repair: false}}, {distill: {LEARN, learning_rate: 0.003}}, "
+        "{quantize: {method: gptq, bits: 4, group_size: 32}}]"
+    )
+    outcome = pipeline.apply(
+        recipe(stages, "artifact.format=compressed-tensors"), out=tmp_path / "a"
+    )
+    assert outcome.verification.passed
+    cut, healed, rounded = outcome.results.stages
+    assert healed.distilled.kl_after < healed.distilled.kl_before
+    assert (cut.stage, rounded.stage) == ("restructure", "quantize")
+    page = (tmp_path / "a" / "report.md").read_text()
+    assert "## What the teacher taught" in page
+    assert "<svg" in (tmp_path / "a" / "report.html").read_text()
+    lock = load(str(tmp_path / "a" / "recipe.lock.yaml"))
+    assert lock.resolved.text_fingerprints == (healed.distilled.text_fingerprint,)
+    again = pipeline.apply(lock, out=tmp_path / "b")
+    manifests = [json.loads((tmp_path / n / "manifest.json").read_text()) for n in "ab"]
+    assert manifests[0]["tensors"] == manifests[1]["tensors"]
+    assert again.results == outcome.results
+    assert Engine.open(tmp_path / "a").generate("The") is not None
+
+
+@pytest.mark.parametrize("format", ["packed", "compressed-tensors", "gptq", "gguf"])
+def test_learned_scales_lie_in_the_plain_layout_of_every_format(recipe, tmp_path, format):
+    rounding = "{quantize: {method: rtn, bits: 4, group_size: 32}}"
+    teaching = "{distill: {train: scales_and_norms, LEARN, learning_rate: 0.01}}"
+    plain = pipeline.apply(recipe(f"[{rounding}]", f"artifact.format={format}"), out=tmp_path / "p")
+    asked = recipe(f"[{rounding}, {teaching}]", f"artifact.format={format}")
+    taught = pipeline.apply(asked, out=tmp_path / "t")
+    assert plain.verification.passed
+    assert taught.verification.passed
+    assert taught.results.after.size_bytes == plain.results.after.size_bytes
+    assert taught.results.divergence.kl_mean < plain.results.divergence.kl_mean
+    before, after = open_artifact(tmp_path / "p"), open_artifact(tmp_path / "t")
+    moved = 0
+    for linear in before.anatomy.linears:
+        was, now = before.rounded(linear.name), after.rounded(linear.name)
+        assert torch.equal(was.codes, now.codes)
+        moved += int((was.scale != now.scale).sum())
+    assert moved > 0
+
+
+def test_pruned_healed_and_rounded_keeps_every_zero(recipe, tmp_path):
+    stages = (
+        '[{prune: {method: magnitude, pattern: "2:4"}}, {distill: {LEARN, learning_rate: 0.003}}, '
+        "{quantize: {method: gptq, bits: 4, group_size: 32}}]"
+    )
+    outcome = pipeline.apply(recipe(stages), out=tmp_path / "a")
+    assert outcome.verification.passed
+    artifact = open_artifact(tmp_path / "a")
+    for linear in artifact.anatomy.linears:
+        weight = artifact.block(linear.block)[linear.name + ".weight"]
+        assert int(weight.view(len(weight), -1, 4).count_nonzero(-1).max()) <= 2
