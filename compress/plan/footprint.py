@@ -14,7 +14,7 @@ from compress.anatomy import Anatomy, Block
 from compress.artifact.formats.matrix import Matrix
 from compress.plan import sizes
 from compress.plan.rotation import turned
-from compress.recipe.schema import Recipe
+from compress.recipe.schema import Calibration, Recipe
 from compress.recipe.suite import Suite
 from compress.teacher.headers import DTYPES, Headers
 
@@ -70,8 +70,16 @@ class Job:
 
     @property
     def writes(self) -> bool:
-        """Whether the teacher writes the calibration itself."""
-        return bool(self.tokens) and self.recipe.calibration.set == "self"
+        """Whether the teacher writes some of the text itself."""
+        return bool(self.written)
+
+    @property
+    def written(self) -> tuple[Calibration, ...]:
+        """The texts that it writes, each once."""
+        recipe = self.recipe
+        texts = [recipe.read_by(spec) for _, spec in recipe.distillations]
+        texts += [recipe.calibration] if recipe.needs_calibration else []
+        return tuple(dict.fromkeys(text for text in texts if text.set == "self"))
 
     @property
     def tokens(self) -> int:
@@ -98,14 +106,16 @@ def convert(job: Job) -> int:
 
 def write_text(job: Job) -> int:
     """The teacher writes its own text: keys and values of a batch of windows."""
-    calibration = job.recipe.calibration
-    if not job.writes:
+    if not job.written:
         return LIBRARIES if job.tokens else 0
-    batch = min(_WRITER_BATCH, calibration.samples)
     copied = 0 if job.recipe.teacher.dtype == "bfloat16" else 2
     weights = copied * (job.anatomy.weights + job.ends)
-    scores = 4 * batch * job.anatomy.vocab_size * 4
-    return LIBRARIES + HEAP + weights + _cache(job, batch, calibration.seq_len) + scores
+    batches = [(min(_WRITER_BATCH, text.samples), text.seq_len) for text in job.written]
+    caches = [
+        _cache(job, batch, seq_len) + 4 * batch * job.anatomy.vocab_size * 4
+        for batch, seq_len in batches
+    ]
+    return LIBRARIES + HEAP + weights + max(caches)
 
 
 def _cache(job: Job, batch: int, tokens: int) -> int:

@@ -13,7 +13,7 @@ from compress.anatomy import Anatomy, Linear, longest_window
 from compress.artifact.formats import FORMATS
 from compress.artifact.gguf_header import flaws
 from compress.errors import RecipeError
-from compress.plan import caching, pruning, reshaping, rotation, sizes
+from compress.plan import caching, pruning, reshaping, rotation, sizes, teaching
 from compress.plan.naming import Found, by_inputs, matching_nothing, named
 from compress.plan.sizes import stage_schemes
 from compress.recipe.methods import FLOATS, INT8
@@ -58,6 +58,7 @@ def check(
         *_mistakes(recipe, left),
         *pruning.mistakes(recipe, left),
         *caching.mistakes(recipe, anatomy, config or {}),
+        *teaching.mistakes(recipe, config or {}),
         *_too_long(recipe, config or {}, suite),
         *_computed_otherwise(recipe, config or {}),
     ]

@@ -7,7 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.plan import budget, caching, memory, pace, pruning, reshaping, rotation, sizes
+from compress.plan import (
+    budget,
+    caching,
+    memory,
+    pace,
+    pruning,
+    reshaping,
+    rotation,
+    sizes,
+    teaching,
+)
 from compress.plan.consumers import Consumer, consumers
 from compress.plan.footprint import Job
 from compress.plan.mistakes import GROUP_SIZES, check
@@ -103,7 +113,7 @@ def make(
         steps,
         bounded.limits,
         bounded.left_out,
-        sizes.disk(recipe, headers, memory.spilled_bytes(job, bounded.limits)),
+        _disk(job, bounded.limits),
         time.seconds,
         time.steps,
         time.note,
@@ -111,6 +121,16 @@ def make(
         tuple(_notes(recipe, headers)),
         caching.per_token(recipe, headers),
     )
+
+
+def _disk(job: Job, limits: Limits) -> dict[str, int]:
+    """Bytes on disk by what takes them; those of training only where there is any."""
+    recipe, headers = job.recipe, job.headers
+    found = sizes.disk(recipe, headers, memory.spilled_bytes(job, limits))
+    if recipe.distillations:
+        found["what the teacher says"] = teaching.said_bytes(recipe, headers, job.item_bytes)
+        found["state of training"] = teaching.state_bytes(recipe, headers)
+    return found
 
 
 def _rows(recipe: Recipe, headers: Headers) -> Iterator[Row]:
@@ -156,5 +176,6 @@ def _notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
         yield headers.note
     yield from rotation.note(recipe, headers)
     yield from reshaping.notes(recipe, headers)
+    yield from teaching.notes(recipe, headers)
     if rotation.turned(recipe, headers.anatomy).tied:
         yield "head and embedding are one matrix: a quantized head is a quantized embedding too"

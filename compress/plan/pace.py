@@ -21,7 +21,7 @@ from typing import Any
 
 from compress import storage
 from compress.errors import StorageError
-from compress.plan import caching, rotation
+from compress.plan import caching, rotation, teaching
 from compress.plan.footprint import Job
 from compress.plan.pruning import pruned
 from compress.plan.reshaping import (
@@ -151,11 +151,13 @@ def newest(runs: list[Run]) -> list[Run]:
 def work(job: Job) -> dict[str, float]:
     """Operations of each step that has many, in bfloat16 products; slower ones count for more."""
     anatomy, recipe = job.anatomy, job.recipe
-    tokens, weights = float(job.tokens), float(anatomy.weights)
+    weights = float(anatomy.weights)
     texts = (job.suite.perplexity, job.suite.divergence) if job.suite else ()
     read = sum(text.windows * text.seq_len for text in texts)
     return {
-        "calibrate": 2 * tokens * (weights + anatomy.head.weights) if job.writes else 0.0,
+        "calibrate": 2.0
+        * sum(text.samples * text.seq_len for text in job.written)
+        * (weights + anatomy.head.weights),
         "compress": sum(_stage_work(job, index) for index in range(len(recipe.stages))),
         "evaluate": 2 * 2 * _SLOW * read * (weights + anatomy.head.weights),
     }
@@ -170,6 +172,8 @@ def _stage_work(job: Job, index: int) -> float:
         return _prune_work(job, prune)
     if (restructure := job.recipe.stages[index].restructure) is not None:
         return _restructure_work(job, restructure)
+    if job.recipe.stages[index].distill:
+        return teaching.work(job, index)
     if spec is None:
         return caching.work(job) if job.recipe.stages[index].kv_cache else _allocate_work(job)
     operations = 0.0

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from compress.anatomy import Block, Linear, parallel_residual
 from compress.families import Role
-from compress.plan import caching, rotation, sizes
+from compress.plan import caching, rotation, sizes, teaching
 from compress.plan.footprint import HEAP, Job
 from compress.plan.pace import CURVATURE_WINDOWS, DRAWS
 from compress.plan.pruning import pruned
@@ -51,7 +51,8 @@ def compress(job: Job, limits: Limits) -> int:
         before |= schemes.keys()
     peak = max(peak, _allocate(job, limits), _prune(job, limits), rotation.memory(job))
     peak = max(peak, _restructure(job, limits))
-    return max(job.base_bytes + HEAP + peak, caching.memory(job, limits))
+    others = caching.memory(job, limits), teaching.memory(job, limits)
+    return max(job.base_bytes + HEAP + peak, *others)
 
 
 def _prune(job: Job, limits: Limits) -> int:

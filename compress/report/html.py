@@ -5,7 +5,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from compress.report import numbers, outliers, plots, rows, shapes, shares, summary, verdict
+from compress.report import (
+    numbers,
+    outliers,
+    plots,
+    rows,
+    shapes,
+    shares,
+    summary,
+    taught,
+    verdict,
+)
 from compress.results import Measured, Results
 
 if TYPE_CHECKING:
@@ -36,6 +46,7 @@ def render(results: Results, measured: Measured | None) -> str:
         verdict=re.sub(r"(?<=\d) (?=[%kMGT])", "\N{NO-BREAK SPACE}", rows.verdict(results)),
         summary=[*shapes.summary(results), *summary.summary(results, measured)],
         shapes=shapes,
+        taught=taught,
         headline=headline(results),
         figures=figures,
         parts=plots.PARTS,
@@ -72,6 +83,8 @@ def _figures(results: Results) -> dict[str, tuple[str, str]]:
         figures["heat"] = (plots.heat_map(linears), plots.heat_map(linears, tall=True))
     if results.allocation:
         figures["bits"] = (plots.bits_map(linears), plots.bits_map(linears, tall=True))
+    for place, found in enumerate(taught.stages(results), 1):
+        figures[f"curve-{place}"] = (taught.curve(found), taught.curve(found, narrow=True))
     if results.divergence:
         kl = results.divergence
         figures["divergence"] = (plots.divergence(kl), plots.divergence(kl, narrow=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from compress.report import numbers, outliers, rows, shapes, shares, summary, verdict
+from compress.report import numbers, outliers, rows, shapes, shares, summary, taught, verdict
 from compress.report.rows import Table
 from compress.results import Measured, Results, Sample
 
@@ -29,6 +29,7 @@ def render(results: Results, measured: Measured | None) -> str:
         "## Before and after",
         _summary(results, measured),
         *_shapes(results),
+        *_taught(results),
         *_shares(results),
         "## Where the error is",
         *_errors(results),
@@ -121,6 +122,13 @@ def _shapes(results: Results) -> Iterator[str]:
         if found.candidates:
             yield "Shapes that were tried on a few windows, each repaired; KL on others:"
             yield _table(shapes.candidate_table(found))
+
+
+def _taught(results: Results) -> Iterator[str]:
+    for found in taught.stages(results):
+        yield "## What the teacher taught"
+        yield _plain(taught.text(found))
+        yield _table(taught.table(found))
 
 
 def _summary(results: Results, measured: Measured | None) -> str:

@@ -22,7 +22,7 @@ class Distilled:
 
     asked: str  # of the student, in words
     train: Literal["all", "scales_and_norms"]
-    text: str  # where it came from
+    text: str  # its set, as the recipe names it
     text_fingerprint: str  # sha256 of its token ids
     tokens: int  # of it that were trained on, each once
     read_tokens: int  # of all steps together

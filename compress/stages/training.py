@@ -36,7 +36,7 @@ class Course:
     """How a training went."""
 
     checks: tuple[HeldOut, ...]
-    kept_step: int  # the learner's weights are those after it
+    kept_step: int  # the learner's weights are those after it, unless it is 0
     stopped: Literal["finished", "patience"]
 
 
@@ -98,13 +98,12 @@ class Training:
         return torch.device(self.accelerator.device)
 
     def run(self) -> Course:
-        """Train to the end, or as long as it helps; the learner is left at its best.
+        """Train to the end, or as long as it helps; the learner is left at its best step, if any.
 
         Raises:
             TrainingError: the loss is no number, or the held-out KL grows out of hand.
             StorageError: the disk refuses a state.
         """
-        beginning = {n: p.detach().clone() for n, p in self._learning().items()}
         if not self._resumed():
             self.checks.append(HeldOut(0, self._held_out(), None, self._rate()))
         losses: list[float] = []
@@ -116,8 +115,8 @@ class Training:
             if (step + 1) % self.spec.check_every == 0 or step + 1 == self.steps:
                 self._check(step + 1, losses)
                 losses = []
-        best = beginning if self.best is None else self._read(self.best)
-        self.accelerator.unwrap_model(self.learner).load(best)
+        if self.best is not None:
+            self.accelerator.unwrap_model(self.learner).load(self._read(self.best))
         finished = self.checks[-1].step == self.steps
         return Course(tuple(self.checks), self._best().step, "finished" if finished else "patience")
 

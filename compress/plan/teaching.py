@@ -1,0 +1,129 @@
+"""The stage `distill` before a run: what cannot be read, what training holds and how long it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from compress.anatomy import Anatomy, longest_window
+from compress.plan import sizes
+from compress.plan.footprint import HEAP, Job
+from compress.plan.naming import Found
+from compress.plan.reshaping import made_headers
+from compress.recipe.distill import Distill
+from compress.recipe.schema import Recipe
+from compress.results import Limits
+from compress.shape import training_bytes, training_pass
+from compress.teacher.headers import Headers
+
+_PIECE_TOKENS, _PIECE_COPIES = 128, 7  # of logits: kernels.distillation
+_REREAD = 4.0  # times; beyond it a text teaches less each time (Muennighoff et al. 2023)
+_BACK = 3  # forwards in whose time a step goes there and back
+_MOVED = 40  # operations in whose time AdamW moves a weight
+_STATE_BYTES = 12  # of a learning weight: itself and two moments, float32
+
+
+def mistakes(recipe: Recipe, config: Mapping[str, Any]) -> Found:
+    """Texts with longer windows than the teacher has positions."""
+    longest = longest_window(config)
+    for index, spec in recipe.distillations:
+        asked = spec.text.seq_len if spec.text else 0  # the calibration's own are held elsewhere
+        if longest is not None and asked > longest:
+            yield (
+                ("stages", index, "distill", "text", "seq_len"),
+                f"{asked} tokens, and the teacher has {longest} positions. Ask for fewer.",
+            )
+
+
+def learned(recipe: Recipe, spec: Distill, anatomy: Anatomy) -> int:
+    """Numbers that a stage trains, given the anatomy of what will be made."""
+    if spec.train == "all":
+        return sum(map(math.prod, anatomy.tensors.values()))
+    matrices = sizes.matrices(anatomy, sizes.schemes(recipe, anatomy)).values()
+    norms = sum(math.prod(s) for n, s in anatomy.tensors.items() if len(s) == 1 and "bias" not in n)
+    return sum(matrix.rows * matrix.groups for matrix in matrices) + norms
+
+
+def memory(job: Job, limits: Limits) -> int:
+    """The student whole in float32, gradients and moments of what learns, and one pass.
+
+    Products in bfloat16 keep narrow copies of weights; learned scales keep what they make, too.
+    """
+    anatomy, peak = made_headers(job.recipe, job.headers).anatomy, 0
+    for _, spec in job.recipe.distillations:
+        seq_len, count = job.recipe.read_by(spec).seq_len, learned(job.recipe, spec, anatomy)
+        whole = anatomy.weights + job.made_ends
+        narrow = 2 * whole if job.item_bytes == 2 else 0
+        made = 0 if spec.train == "all" else 5 * whole
+        at_once, recompute = training_pass(
+            anatomy, spec.windows_a_step(seq_len), seq_len, job.item_bytes, limits.resident_bytes
+        )
+        tokens = at_once * seq_len
+        kept = training_bytes(anatomy, tokens, job.item_bytes, recompute=recompute)
+        pieces = 4 * _PIECE_TOKENS * anatomy.vocab_size * _PIECE_COPIES
+        head = 8 * anatomy.head.weights + 4 * job.item_bytes * anatomy.head.weights
+        held = 4 * whole + narrow + made + _STATE_BYTES * count
+        peak = max(peak, held + kept + pieces + head)
+    return job.base_bytes + HEAP + peak if peak else 0
+
+
+def work(job: Job, index: int) -> float:
+    """Operations: the teacher once, every step there and back, every look, and AdamW."""
+    spec = job.recipe.stages[index].distill
+    if spec is None:
+        return 0.0
+    text, anatomy = job.recipe.read_by(spec), made_headers(job.recipe, job.headers).anatomy
+    steps = spec.steps_on(text.samples - spec.held_out, text.seq_len)
+    tokens = float(steps * spec.windows_a_step(text.seq_len) * text.seq_len)
+    _, recompute = training_pass(
+        anatomy, spec.windows_a_step(text.seq_len), text.seq_len, job.item_bytes,
+        Limits().resident_bytes,
+    )  # fmt: skip
+    forwards = _BACK + (1 if recompute else 0)
+    a_step = forwards * anatomy.weights + (_BACK + 1) * anatomy.head.weights
+    looks = (steps // spec.check_every + 3) * spec.held_out * text.seq_len
+    said = text.samples * text.seq_len * job.anatomy.weights
+    moved = _MOVED * steps * learned(job.recipe, spec, anatomy)
+    looked = looks * (anatomy.weights + 2 * anatomy.head.weights)
+    return 2.0 * (tokens * a_step + looked + said) + moved
+
+
+def said_bytes(recipe: Recipe, headers: Headers, item_bytes: int = 2) -> int:
+    """Of the teacher's final hidden states, in the cache."""
+    texts = {recipe.read_by(spec) for _, spec in recipe.distillations}
+    return sum(t.samples * t.seq_len * headers.anatomy.hidden_size * item_bytes for t in texts)
+
+
+def state_bytes(recipe: Recipe, headers: Headers) -> int:
+    """Of a training as it is saved (the state before, the one that replaces it, the best).
+
+    And of what it then commits: the weights, or the codes with other scales.
+    """
+    anatomy, total = made_headers(recipe, headers).anatomy, 0
+    for _, spec in recipe.distillations:
+        count = learned(recipe, spec, anatomy)
+        committed = 4 * count if spec.train == "all" else anatomy.weights + 4 * count
+        total += (2 * _STATE_BYTES + 4) * count + committed
+    return total
+
+
+def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
+    """How much is read, and where that is too little for what learns from it."""
+    anatomy = made_headers(recipe, headers).anatomy
+    for index, spec in recipe.distillations:
+        text = recipe.read_by(spec)
+        windows = text.samples - spec.held_out
+        steps, a_step = spec.steps_on(windows, text.seq_len), spec.windows_a_step(text.seq_len)
+        there, read = windows * text.seq_len, steps * a_step * text.seq_len
+        count = learned(recipe, spec, anatomy)
+        yield (
+            f"stages[{index}].distill: {steps:,} steps of {a_step * text.seq_len:,} tokens, "
+            f"{count:,} numbers learned; {2 * headers.anatomy.hidden_size:,} bytes a token cached"
+        )
+        if read > _REREAD * there:
+            yield (
+                f"stages[{index}].distill: {there:,} tokens are read {read / there:.1f} times: a "
+                f"text read more than {_REREAD:g} times is learned by heart. Give more samples, or "
+                "fewer steps"
+            )

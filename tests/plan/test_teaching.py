@@ -1,0 +1,89 @@
+"""What training takes is told before it begins; what cannot be read is refused."""
+
+import pytest
+
+from compress import pipeline, plan
+from compress.errors import RecipeError
+from compress.plan import overview, pace, teaching
+from compress.plan.footprint import Job
+from compress.results import Limits
+from compress.shape import training_pass
+from compress.surgery.learning import Learner
+from compress.teacher import headers
+
+ROUND = "{quantize: {method: rtn, bits: 4, group_size: 32}}"
+FIELDS = "held_out: 2, steps: 3, batch_tokens: 64, check_every: 2"
+HEALED = f"[{{prune: {{method: magnitude, sparsity: 0.5}}}}, {{distill: {{{FIELDS}}}}}]"
+SCALES = f"[{ROUND}, {{distill: {{train: scales_and_norms, {FIELDS}}}}}]"
+
+
+@pytest.mark.parametrize("stages", [HEALED, SCALES])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_learns_is_counted(tiny_model, recipe_for, tmp_path, monkeypatch, stages, family):
+    folder, seen = tiny_model(family, tied=True), []
+    real = Learner.learning
+
+    def learning(self):
+        found = real(self)
+        seen.append(sum(parameter.numel() for parameter in found.values()))
+        return found
+
+    monkeypatch.setattr(Learner, "learning", learning)
+    recipe = recipe_for(folder, f"stages={stages}")
+    pipeline.compress_only(recipe, out=tmp_path / "out")
+    ((_, spec),) = recipe.distillations
+    expected = teaching.learned(recipe, spec, headers.read(str(folder)).anatomy)
+    biases = 0 if spec.train == "all" else expected // 10  # of norms, which are not told apart
+    assert max(seen) == pytest.approx(expected, abs=biases)
+
+
+def test_a_plan_tells_steps_bytes_and_rereading(tiny_llama, recipe_for, tmp_path):
+    found = overview.make(
+        recipe_for(tiny_llama, f"stages={HEALED}"), headers.read(str(tiny_llama)), cache=tmp_path
+    )
+    told = " ".join(found.notes)
+    assert "stages[1].distill: 3 steps of 64 tokens" in told
+    assert "128 bytes a token cached" in told
+    assert "learned by heart" not in told
+    assert found.disk_bytes["what the teacher says"] == 8 * 32 * 64 * 4
+    assert found.disk_bytes["state of training"] > 0
+    many = recipe_for(tiny_llama, f"stages={HEALED.replace('steps: 3', 'steps: 30')}")
+    notes = overview.make(many, headers.read(str(tiny_llama)), cache=tmp_path).notes
+    assert "192 tokens are read 10.0 times" in " ".join(notes)
+
+
+def test_training_counts_in_memory_and_time(tiny_llama, recipe_for):
+    found = headers.read(str(tiny_llama))
+    without = Job(recipe_for(tiny_llama), found, None, 4)
+    taught = Job(recipe_for(tiny_llama, f"stages={SCALES}"), found, None, 4)
+    assert teaching.memory(without, Limits()) == 0
+    assert teaching.memory(taught, Limits()) > taught.base_bytes
+    steps = 3 * 3 * 64 * 2 * found.anatomy.weights  # there and back
+    assert pace.work(taught)["compress"] > pace.work(without)["compress"] + steps
+    assert teaching.work(taught, 0) == 0
+
+
+def test_less_memory_means_fewer_windows_at_once_then_blocks_again(tiny_llama):
+    anatomy = headers.read(str(tiny_llama)).anatomy
+    roomy, tight, none = (training_pass(anatomy, 4, 32, 4, room) for room in (1 << 30, 500_000, 1))
+    assert roomy == (4, False)
+    assert 1 <= tight[0] < 4
+    assert none == (1, True)
+
+
+def test_a_window_longer_than_the_model_is_refused(tiny_llama, recipe_for):
+    text = "text: {set: smoke, seq_len: 512, samples: 16}"
+    stages = f"[{ROUND}, {{distill: {{train: scales_and_norms, {text}, batch_tokens: 512}}}}]"
+    recipe = recipe_for(tiny_llama, f"stages={stages}")
+    with pytest.raises(RecipeError, match=r"stages\[1\]\.distill\.text\.seq_len: 512 tokens"):
+        plan.check(
+            recipe, headers.read(str(tiny_llama)).anatomy,
+            config=headers.read(str(tiny_llama)).config,
+        )  # fmt: skip
+
+
+def test_a_text_that_the_teacher_writes_takes_its_memory(tiny_llama, recipe_for):
+    own = SCALES.replace(FIELDS, f"text: {{set: self, samples: 16, seq_len: 32}}, {FIELDS}")
+    job = Job(recipe_for(tiny_llama, f"stages={own}"), headers.read(str(tiny_llama)), None, 4)
+    assert job.writes
+    assert pace.work(job)["calibrate"] > 0

@@ -1,0 +1,58 @@
+import dataclasses
+
+import pytest
+
+from compress.report import html, markdown, taught
+from compress.results import Distilled, HeldOut, Results, StageResult
+from compress.results.text import from_json, to_json
+
+CHECKS = (
+    HeldOut(0, 0.52, None, 1e-5),
+    HeldOut(20, 0.31, 0.4, 1e-4),
+    HeldOut(40, 0.33, 0.25, 9e-5),
+)
+FOUND = Distilled(
+    "forward kl", "all", "wikitext (train)", "f" * 64, 10_000, 25_000, 4096, 106_000_000, 60, 20,
+    "patience", 0.52, 0.311, CHECKS,
+)  # fmt: skip
+
+
+@pytest.fixture
+def healed(results):
+    stage = StageResult("distill", "forward kl", (), distilled=FOUND)
+    return dataclasses.replace(results, stages=(stage, *results.stages))
+
+
+def test_what_was_gained_is_told_with_its_protocol():
+    told = taught.text(FOUND)
+    assert "25,000 tokens (2.5 times 10,000) of wikitext (train)" in told
+    assert "On 4,096 held-out tokens the mean KL went from 0.520 to 0.311 nats" in told
+    assert "step 20 of 60. It ended early" in told
+
+
+def test_a_student_that_gained_nothing_says_so():
+    stayed = dataclasses.replace(FOUND, kept_step=0, kl_after=FOUND.kl_before)
+    assert "Nothing lowered the held-out KL, so the student stays as it was." in taught.text(stayed)
+
+
+def test_every_look_has_a_row_and_the_kept_one_is_marked():
+    rows = taught.table(FOUND).rows
+    assert [row[:2] for row in rows] == [("0", ""), ("20", "kept"), ("40", "")]
+    assert rows[0][3] == "–"
+
+
+def test_the_curve_is_drawn_for_both_widths_and_named():
+    for narrow in (False, True):
+        figure = taught.curve(FOUND, narrow=narrow)
+        assert (
+            'aria-label="Held-out KL by step: from 0.52 to 0.31 nats per token at best"' in figure
+        )
+        assert ">held-out KL<" in figure
+        assert ">loss<" in figure
+
+
+def test_pages_hold_it_and_json_gives_it_back(healed, measured):
+    page = markdown.render(healed, measured)
+    assert "## What the teacher taught" in page
+    assert "What the teacher taught" in html.render(healed, measured)
+    assert from_json(Results, to_json(healed)) == healed
