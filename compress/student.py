@@ -224,8 +224,9 @@ class Student:
     @property
     def kept(self) -> dict[str, int]:
         """How many weights stay of every linear that was pruned, by name."""
+        before = self._base.kept if isinstance(self._base, Student) else {}
         found = (record.get("kept", {}) for record in self._records.values())
-        return {name: count for linears in found for name, count in linears.items()}
+        return before | {name: count for linears in found for name, count in linears.items()}
 
     def coded(self, unit: int) -> frozenset[str]:
         """Names of what has become codes in a block."""

@@ -96,6 +96,7 @@ def test_pruned_weights_stay_zero_and_all_others_stay(tiny_model, tmp_path, fami
             assert torch.equal(now[name] != 0, was[name] != 0)
             assert not torch.equal(now[name], was[name])
     assert student.kept == counts
+    assert torch.equal(states(student.base), states(student))  # what later stages hold to
 
 
 @pytest.mark.parametrize(
