@@ -92,8 +92,8 @@ def canonical_json(recipe: Recipe) -> str:
 
 def _fields(stage: Stage) -> dict[str, Any]:
     data = stage.spec.model_dump(mode="json")
-    if stage.prune:
-        unused = stage.prune.unused()
+    if spec := stage.prune or stage.restructure:
+        unused = spec.unused()
         return {name: value for name, value in data.items() if name not in unused}
     return _used(stage.quantize, data) if stage.quantize else data
 

@@ -194,6 +194,10 @@ class Restructure(BaseModel):
         """Whether shapes are tried, and the best is made."""
         return any(getattr(self, name) is not None for name in TARGETS)
 
+    def unused(self) -> set[str]:
+        """The fields that it does not use as it stands."""
+        return set() if self.repair else set(_REPAIRING)
+
     @property
     def needs_calibration(self) -> bool:
         """Whether it walks the model on text: always."""

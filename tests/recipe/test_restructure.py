@@ -1,6 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
+from compress.recipe import resolve
 from compress.recipe.restructure import Restructure
 from compress.recipe.schema import Recipe
 
@@ -72,6 +73,12 @@ def test_fields_of_repair_need_repair():
 
 def recipe(*stages):
     return Recipe.model_validate({"version": 1, "teacher": {"model": "a/b"}, "stages": stages})
+
+
+def test_a_cut_without_repair_is_locked_without_what_repairs():
+    cut = {"ffn": 0.5, "repair": False}
+    again = resolve.pin(recipe({"restructure": cut}), {})
+    assert again.stages[0].restructure == Restructure(**cut)
 
 
 def test_a_cut_comes_before_what_it_would_undo():
