@@ -240,10 +240,8 @@ def _stages(run: Run, student: Student, attempt: Attempt) -> tuple[StageResult, 
         student.enter(index, again=not (stage.restructure or stage.prune or stage.distill))
         ahead = stages[index + 1].quantize if index + 1 < len(stages) else None
         given = results[-1].allocation if results else None
-        here = replace(
-            context, ahead=ahead, allocated=given.bits if given else {}, sizes=counter,
-            text=run.texts.get(index),
-        )  # fmt: skip
+        bits, text = given.bits if given else {}, run.texts.get(index)
+        here = replace(context, ahead=ahead, allocated=bits, sizes=counter, text=text)
         results.append(STAGES[stage.name](student, stage.spec, here))
         if stage.restructure:
             counter = counter.cut(_like(counter.headers, student))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from compress.recipe.quantize import STRICT
 from compress.recipe.sections import Calibration
+
+if TYPE_CHECKING:
+    from compress.recipe.schema import Stage
 
 Train = Literal["all", "scales_and_norms"]
 _RATES: dict[str, float] = {"all": 1e-4, "scales_and_norms": 1e-3}  # scales learn as factors
@@ -150,7 +153,7 @@ class Distill(BaseModel):
     def _leaves_some(cls, value: int, info: ValidationInfo) -> int:
         text = info.data.get("text")
         if text and value >= text.samples:
-            raise ValueError(left_none(value, text.samples))
+            raise ValueError(_left_none(value, text.samples))
         return value
 
     @field_validator("epochs")
@@ -165,7 +168,7 @@ class Distill(BaseModel):
     def _holds_a_window(cls, value: int, info: ValidationInfo) -> int:
         text = info.data.get("text")
         if text and value < text.seq_len:
-            raise ValueError(shorter(value, text.seq_len))
+            raise ValueError(_shorter(value, text.seq_len))
         return value
 
     def steps_on(self, windows: int, seq_len: int) -> int:
@@ -179,7 +182,7 @@ class Distill(BaseModel):
         return max(1, self.batch_tokens // seq_len)
 
 
-def left_none(held_out: int, samples: int) -> str:
+def _left_none(held_out: int, samples: int) -> str:
     """What is wrong where all of the text is held out."""
     return (
         f"{held_out} of {samples} windows are held out, and none is left to train on. Ask for more "
@@ -187,9 +190,56 @@ def left_none(held_out: int, samples: int) -> str:
     )
 
 
-def shorter(batch_tokens: int, seq_len: int) -> str:
+def _shorter(batch_tokens: int, seq_len: int) -> str:
     """What is wrong where a step holds no window."""
     return (
         f"{batch_tokens} tokens a step are less than one window of {seq_len}. Ask for {seq_len} or "
         "more."
     )
+
+
+def can_learn(where: str, spec: Distill, before: Sequence[Stage]) -> None:
+    """Check that the stages before one that trains leave what it is to train.
+
+    Raises:
+        ValueError: they do not.
+    """
+    changing = [s for s in before if s.restructure or s.prune or s.quantize or s.distill]
+    rounding = [s for s in before if s.quantize or (s.prune and s.prune.quantize)]
+    if not changing:
+        raise ValueError(
+            f"{where}: no stage before it changes the teacher, so there is nothing to learn from "
+            "it. Put it behind restructure, prune or quantize."
+        )
+    if spec.train == "all" and rounding:
+        raise ValueError(
+            f"{where}.train: all, but a stage before it has rounded weights to integers, which "
+            "stay. Put it in front of that stage, or choose train: scales_and_norms."
+        )
+    if spec.train == "scales_and_norms" and not rounding:
+        raise ValueError(
+            f"{where}.train: scales_and_norms, but no stage before it rounds anything. Put it "
+            "behind quantize, or choose train: all."
+        )
+    for stage in rounding:
+        if stage.quantize and stage.quantize.method not in ("gptq", "rtn"):
+            raise ValueError(
+                f"{where}.train: scales_and_norms learns scales of gptq and rtn, not of "
+                f"{stage.quantize.method}. Leave out the stage."
+            )
+
+
+def has_text(where: str, spec: Distill, calibration: Calibration | None) -> None:
+    """Check the recipe's calibration where a stage trains on it.
+
+    Raises:
+        ValueError: it is too short.
+    """
+    if spec.text or calibration is None:
+        return
+    if spec.held_out >= calibration.samples:
+        raise ValueError(f"{where}.held_out: {_left_none(spec.held_out, calibration.samples)}")
+    if spec.batch_tokens < calibration.seq_len:
+        raise ValueError(
+            f"{where}.batch_tokens: {_shorter(spec.batch_tokens, calibration.seq_len)}"
+        )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from compress.recipe.allocate import Allocate, bits_used
-from compress.recipe.distill import Distill, left_none, shorter
+from compress.recipe.distill import Distill, can_learn, has_text
 from compress.recipe.gates import WIDTHS, Gates, LinearGate
 from compress.recipe.kv_cache import HELD_BY, KVCache
 from compress.recipe.methods import FLOATS
@@ -190,8 +190,8 @@ class Recipe(BaseModel):
         for index, stage in enumerate(value):
             if stage.distill:
                 where = f"stages[{index}].distill"
-                _can_learn(where, stage.distill, value[:index])
-                _has_text(where, stage.distill, info.data.get("calibration"))
+                can_learn(where, stage.distill, value[:index])
+                has_text(where, stage.distill, info.data.get("calibration"))
         return value
 
     @field_validator("evaluate")
@@ -348,43 +348,6 @@ def _bits_used(stages: tuple[Stage, ...]) -> dict[str, set[int]]:
         elif stage.prune and stage.prune.quantize:
             found[f"stages[{index}].prune.quantize"] = {stage.prune.quantize.bits}
     return found
-
-
-def _can_learn(where: str, spec: Distill, before: tuple[Stage, ...]) -> None:
-    """Check that the stages before one that trains leave what it is to train."""
-    changing = [s for s in before if s.restructure or s.prune or s.quantize or s.distill]
-    rounding = [s for s in before if s.quantize or (s.prune and s.prune.quantize)]
-    if not changing:
-        raise ValueError(
-            f"{where}: no stage before it changes the teacher, so there is nothing to learn from "
-            "it. Put it behind restructure, prune or quantize."
-        )
-    if spec.train == "all" and rounding:
-        raise ValueError(
-            f"{where}.train: all, but a stage before it has rounded weights to integers, which "
-            "stay. Put it in front of that stage, or choose train: scales_and_norms."
-        )
-    if spec.train == "scales_and_norms" and not rounding:
-        raise ValueError(
-            f"{where}.train: scales_and_norms, but no stage before it rounds anything. Put it "
-            "behind quantize, or choose train: all."
-        )
-    for stage in rounding:
-        if stage.quantize and stage.quantize.method not in ("gptq", "rtn"):
-            raise ValueError(
-                f"{where}.train: scales_and_norms learns scales of gptq and rtn, not of "
-                f"{stage.quantize.method}. Leave out the stage."
-            )
-
-
-def _has_text(where: str, spec: Distill, calibration: Calibration | None) -> None:
-    """Check the recipe's calibration where a stage trains on it."""
-    if spec.text or calibration is None:
-        return
-    if spec.held_out >= calibration.samples:
-        raise ValueError(f"{where}.held_out: {left_none(spec.held_out, calibration.samples)}")
-    if spec.batch_tokens < calibration.seq_len:
-        raise ValueError(f"{where}.batch_tokens: {shorter(spec.batch_tokens, calibration.seq_len)}")
 
 
 def json_schema() -> dict[str, Any]:

@@ -61,8 +61,6 @@ class Training:
         Raises:
             RunError: several processes were launched.
         """
-        from accelerate import Accelerator
-
         self.spec, self.context, self.unit = spec, context, unit
         self.lessons, self.exam = lessons, exam
         windows, seq_len = lessons.ids.shape
@@ -74,20 +72,12 @@ class Training:
         )
         if recompute:
             learner.recompute_blocks()
-        self.accelerator = Accelerator(
-            cpu=context.device == "cpu", mixed_precision="no", step_scheduler_with_optimizer=False
-        )
-        if self.accelerator.num_processes > 1:
-            raise RunError(
-                f"distill: launched as {self.accelerator.num_processes} processes, and trains in "
-                "one. Run the command without accelerate launch."
-            )
+        self.accelerator = _accelerator(context.device)
         optimizer = _adamw(learner, spec)
         schedule = _schedule(optimizer, spec, self.steps)
         self.learner, self.optimizer, self.schedule = self.accelerator.prepare(
             learner, optimizer, schedule
         )
-        self.names = list(learner.learning())
         self.pruned = learner.pruned(pruned)
         self.checks: list[HeldOut] = []
         self.best: str | None = None  # the file of the best weights; None: those of the beginning
@@ -266,6 +256,23 @@ def _remove_others(context: Context, unit: str, named: Collection[str]) -> None:
 
 def _file(unit: str, what: str) -> str:
     return f"{unit.replace('/', '-')}-{what}.safetensors"
+
+
+def _accelerator(device: str) -> Any:
+    """What moves tensors to a device and gradients between processes; here of one process."""
+    from accelerate import Accelerator
+
+    found = Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="no",  # the learner casts: a recipe's dtype is not a launcher's to change
+        step_scheduler_with_optimizer=False,
+    )
+    if found.num_processes > 1:
+        raise RunError(
+            f"distill: launched as {found.num_processes} processes, and trains in one. Run the "
+            "command without accelerate launch."
+        )
+    return found
 
 
 def _adamw(learner: Learner, spec: Distill) -> torch.optim.Optimizer:

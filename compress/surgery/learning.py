@@ -21,6 +21,7 @@ from compress.surgery.load import materialize
 from compress.surgery.walk import Weights, head_of
 
 Learns = Literal["all", "scales_and_norms"]
+_HEAD = "lm_head"
 _FACTOR = ".parametrizations.weight.original"  # what torch calls what a weight is made of
 
 
@@ -52,7 +53,9 @@ class Learner(nn.Module):
         self.register_buffer("teacher_weight", weight.to(dtype), persistent=False)
         self.register_buffer("teacher_bias", bias, persistent=False)
         if learns == "scales_and_norms":
-            _learn_scales(self.model, rounded, {x.name: x.transposed for x in self.anatomy.linears})
+            head = self.anatomy.head.name  # transformers calls every head lm_head
+            here = {_HEAD if name == head else name: matrix for name, matrix in rounded.items()}
+            _learn_scales(self.model, here, {x.name: x.transposed for x in self.anatomy.linears})
         _let_learn(self.model, None if learns == "all" else frozenset(rounded))
 
     def forward(self, ids: Tensor, said: Tensor) -> Tensor:
@@ -125,15 +128,16 @@ class Learner(nn.Module):
             Full stored names with float32 tensors; and names of linears with the scales [O, G] of
             their codes, storable.
         """
-        head = self.anatomy.head.name + "."
+        head = self.anatomy.head.name
         for name, parameter in self.learning().items():
             value = parameter.detach().cpu()
             if name.endswith(_FACTOR):
                 linear = name.removesuffix(_FACTOR)
                 (made,) = self.model.get_submodule(linear).parametrizations.weight
-                yield linear, made.scales(parameter).detach().cpu()
+                yield head if linear == _HEAD else linear, made.scales(parameter).detach().cpu()
             else:
-                yield name.replace("lm_head.", head) if name.startswith("lm_head.") else name, value
+                module, _, part = name.rpartition(".")
+                yield f"{head if module == _HEAD else module}.{part}", value
 
 
 class _Scaled(nn.Module):
