@@ -245,6 +245,8 @@ def _stages(run: Run, student: Student, attempt: Attempt) -> tuple[StageResult, 
         results.append(STAGES[stage.name](student, stage.spec, here))
         if stage.restructure:
             counter = counter.cut(_like(counter.headers, student))
+        if stage.prune:
+            counter = replace(counter, kept=student.kept)
     student.settle()
     return tuple(results)
 

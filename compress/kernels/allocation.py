@@ -73,6 +73,25 @@ def total(values: Sequence[Sequence[float]], choice: Sequence[int]) -> float:
     return math.fsum(row[place] for row, place in zip(values, choice, strict=True))
 
 
+def whole(wanted: Sequence[float], units: Sequence[int], sum_to: int) -> list[int]:
+    """Whole multiples of units, each near what is wanted, that together are as many as they must.
+
+    What rounding leaves over goes to the next. The sum is exact where the last unit is 1, else
+    less than that unit more.
+
+    Args:
+        wanted: amounts, at least zero; they add up to `sum_to`, nearly.
+        units: of which each is to be a multiple.
+        sum_to: how many they have to be.
+    """
+    found: list[int] = []
+    reached = 0.0
+    for amount, unit in zip(wanted[:-1], units[:-1], strict=True):
+        reached += amount
+        found.append(unit * max(0, round((reached - sum(found)) / unit)))
+    return [*found, units[-1] * -((sum(found) - sum_to) // units[-1])]
+
+
 def _solve(
     costs: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], room: int
 ) -> tuple[int, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Mapping
+
+from torch import Tensor, float64
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -20,3 +22,19 @@ def wanda(weight: Tensor, energies: Tensor) -> Tensor:
     Source: Sun et al. 2023, arXiv:2306.11695, equation 1; compared within rows, as there.
     """
     return weight.float().abs() * energies.sqrt()
+
+
+def outliers(weights: Mapping[str, Tensor], energies: Mapping[str, Tensor], times: float) -> float:
+    """The share of scores, by `wanda`, that are more than so many times their mean.
+
+    Args:
+        weights: of the linears of one block, [O, I] each by name, any float.
+        energies: as for `wanda`, [I] each by the same names.
+        times: M of the paper; 5 is what it recommends.
+
+    Source: Yin et al. 2024 (OWL), arXiv:2310.05175, equation 2.
+    """
+    count = sum(weight.numel() for weight in weights.values())
+    total = sum(float(wanda(w, energies[n]).sum(dtype=float64)) for n, w in weights.items())
+    limit = times * total / count
+    return sum(int((wanda(w, energies[n]) > limit).sum()) for n, w in weights.items()) / count

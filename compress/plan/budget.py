@@ -1,4 +1,4 @@
-"""A budget of bits before it is shared out: whether it can be kept, and what it allows at most."""
+"""Bits or zeros before they are shared out: whether a budget can be kept, what it is at most."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from compress.anatomy import Anatomy
 from compress.errors import RecipeError
+from compress.plan import pruning
 from compress.plan.reshaping import made_headers
 from compress.plan.sizes import Size, free_linears, size
 from compress.recipe.allocate import too_tight
@@ -17,6 +18,8 @@ from compress.teacher.headers import Headers
 
 _BLOCKS = "block linears"
 _NAMED = 64  # bytes that config.json takes at most to say the bits of one linear, beside its name
+_FILLED = 4  # bytes: kept codes of a linear whose zeros are shared out fill up another word
+_LONGER = 28  # and headers may need longer numbers to say where all of it lies
 
 
 def check(recipe: Recipe, headers: Headers, places: Places | None = None) -> None:
@@ -29,7 +32,7 @@ def check(recipe: Recipe, headers: Headers, places: Places | None = None) -> Non
     if allocate is None or allocate.parsed.kl_mean is not None:
         return
     made = made_headers(recipe, headers).anatomy
-    narrow = size(recipe, headers, dict.fromkeys(free(recipe, made), min(allocate.bits)))
+    narrow = _narrowest(recipe, headers, made)
     reason = too_tight(allocate, narrow.bits_per_weight, narrow.size_bytes)
     if reason is None:
         return
@@ -40,14 +43,13 @@ def check(recipe: Recipe, headers: Headers, places: Places | None = None) -> Non
 
 
 def at_most(recipe: Recipe, headers: Headers) -> Size:
-    """What the artifact takes, to the byte; where bits are still to be shared out, at most."""
-    allocate = recipe.allocate
-    if allocate is None:
-        return size(recipe, headers)
+    """What the artifact takes, to the byte; where bits or zeros are to be shared out, at most."""
     made = made_headers(recipe, headers).anatomy
+    wide = _uneven(size(recipe, headers), recipe, made)
+    if (allocate := recipe.allocate) is None:
+        return wide
     chosen = free(recipe, made)
-    wide = size(recipe, headers)
-    narrow = size(recipe, headers, dict.fromkeys(chosen, min(allocate.bits)))
+    narrow = _narrowest(recipe, headers, made)
     least: dict[str, int] = {part.part: part.after_bytes for part in narrow.parts}
     most: dict[str, int] = {part.part: part.after_bytes for part in wide.parts}
     most["other files"] += sum(len(name) + _NAMED for name in chosen)
@@ -66,6 +68,34 @@ def at_most(recipe: Recipe, headers: Headers) -> Size:
         bits_per_weight=8 * most[_BLOCKS] / weights,
         bits_per_weight_with_head=8 * together / (weights + head),
         parts=tuple(replace(part, after_bytes=most[part.part]) for part in wide.parts),
+        at_most=True,
+    )
+
+
+def _narrowest(recipe: Recipe, headers: Headers, made: Anatomy) -> Size:
+    """The least that may come of what is yet to be shared out."""
+    bits = min(recipe.allocate.bits) if recipe.allocate else 0
+    given = dict.fromkeys(free(recipe, made), bits)
+    return size(recipe, headers, given, pruning.fewest(recipe, made))
+
+
+def _uneven(found: Size, recipe: Recipe, made: Anatomy) -> Size:
+    """The size of an artifact whose zeros are shared out, from that of the largest; at most."""
+    masks = recipe.artifact.format == "packed"
+    count = len(pruning.shared(recipe, made)) if masks else 0
+    if not count:
+        return found
+    more = {_BLOCKS: _FILLED * count, "other files": _LONGER * count}
+    return replace(
+        found,
+        size_bytes=found.size_bytes + sum(more.values()),
+        bits_per_weight=found.bits_per_weight + 8 * more[_BLOCKS] / made.weights,
+        bits_per_weight_with_head=found.bits_per_weight_with_head
+        + 8 * more[_BLOCKS] / (made.weights + made.head.weights),
+        parts=tuple(
+            replace(part, after_bytes=part.after_bytes + more.get(part.part, 0))
+            for part in found.parts
+        ),
         at_most=True,
     )
 

@@ -40,6 +40,7 @@ from compress.plan.reshaping import (
 from compress.plan.sizes import stage_schemes
 from compress.recipe.methods import INT8
 from compress.recipe.prune import Prune
+from compress.recipe.pruning import MEASURED
 from compress.recipe.restructure import Restructure
 
 log = logging.getLogger("compress")
@@ -258,7 +259,7 @@ def _prune_work(job: Job, prune: Prune) -> float:
     for linear, pruning in found.items():
         rows, columns = linear.out_features, linear.in_features
         operations += _MOVED * linear.weights
-        if not prune.needs_calibration:
+        if not prune.by_inputs:
             continue
         solving = {"sparsegpt": 1, "admm": 2 + pruning.rounds}.get(pruning.method, 0)
         products = solving + pruning.refine
@@ -274,7 +275,29 @@ def _prune_work(job: Job, prune: Prune) -> float:
     last = max((block + 1 for block, _ in seen if block is not None), default=0)
     walked = sum(linear.weights for block in job.anatomy.blocks[:last] for linear in block.linears)
     forwards = 2 if prune.error_correction or not prune.true_sequential else 1
-    return operations + 2 * forwards * tokens * walked
+    return operations + 2 * forwards * tokens * walked + _zeros_work(job, prune)
+
+
+def _zeros_work(job: Job, prune: Prune) -> float:
+    """A walk there, and by sensitivity back: each sparsity solved once, and multiplied."""
+    found, tokens = pruned(prune, job.anatomy), _measured_tokens(job, *MEASURED)
+    free = {x: pruning for x, pruning in found.items() if pruning.allocation != "uniform"}
+    walked = 2 * tokens * float(job.anatomy.weights) if free else 0.0
+    if not free or prune.allocation == "owl":
+        return walked
+    tried = len(next(iter(free.values())).choices)
+    solved = 0.0
+    if prune.by_inputs:
+        widths = {(x.block, x.fused or x.name): float(x.in_features) for x in free}.values()
+        inverted = sum(3 * columns**3 for columns in widths)
+        solved = inverted + sum(2.0 * x.weights * x.in_features for x in free)
+    return (2 + 2 * DRAWS + tried) * walked + tried * _SLOW * solved
+
+
+def _measured_tokens(job: Job, windows: int, seq_len: int) -> int:
+    """Of the first windows, and the first of each, that something is measured on."""
+    calibration = job.recipe.calibration
+    return min(windows, calibration.samples) * min(seq_len, calibration.seq_len)
 
 
 def _allocate_work(job: Job) -> float:
@@ -282,8 +305,7 @@ def _allocate_work(job: Job) -> float:
     spec, weights = job.recipe.allocate, float(job.anatomy.weights)
     if spec is None:
         return 0.0
-    calibration = job.recipe.calibration
-    tokens = min(spec.samples, calibration.samples) * min(spec.seq_len, calibration.seq_len)
+    tokens = _measured_tokens(job, spec.samples, spec.seq_len)
     walks = 2 + 2 * DRAWS + len(spec.bits)
     return 2 * walks * tokens * weights + len(spec.bits) * (_MOVED + _TRIED) * weights
 

@@ -18,6 +18,7 @@ from compress.storage import ITEM_BITS
 
 _QUANTIZED_ONLY = ("gptq", "bnb-int8", "gguf")  # formats that hold no model of floats
 _BOTH = "pruned and quantized"
+_MASK_COLUMNS = 32  # masks are stored in whole words
 
 
 def pruned(prune: Prune, anatomy: Anatomy) -> dict[Linear, Pruning]:
@@ -33,7 +34,10 @@ def grids(prune: Prune, anatomy: Anatomy) -> dict[Linear, Scheme]:
 
 
 def kept(recipe: Recipe, anatomy: Anatomy) -> dict[str, int]:
-    """How many weights stay, by linear; none where nothing is pruned."""
+    """How many weights stay, by linear; none where nothing is pruned.
+
+    Where zeros are shared out, as if all linears had the same sparsity; see `most`.
+    """
     return {
         linear.name: pruning.kept(linear.out_features, linear.in_features)
         for _, prune in recipe.prunings
@@ -41,12 +45,51 @@ def kept(recipe: Recipe, anatomy: Anatomy) -> dict[str, int]:
     }
 
 
+def shared(recipe: Recipe, anatomy: Anatomy) -> dict[Linear, Pruning]:
+    """The linears whose zeros are shared out by what is measured."""
+    found = {x: p for _, prune in recipe.prunings for x, p in pruned(prune, anatomy).items()}
+    return {linear: p for linear, p in found.items() if p.allocation != "uniform"}
+
+
+def fewest(recipe: Recipe, anatomy: Anatomy) -> dict[str, int]:
+    """The fewest weights that may stay of each linear whose zeros are shared out."""
+    return {x.name: _kept_at(p.choices[-1], x, p) for x, p in shared(recipe, anatomy).items()}
+
+
+def most(
+    recipe: Recipe, anatomy: Anatomy, dtypes: Mapping[str, str], quantized: Mapping[str, Matrix]
+) -> dict[str, int]:
+    """How many weights stay of each such linear in the largest artifact that there may be.
+
+    Bytes of a matrix grow ever less with what stays of it, so where all matrices store a weight
+    alike none is larger than that of one sparsity. Elsewhere each is taken to keep its most.
+    """
+
+    def form(linear: Linear) -> tuple[object, ...]:
+        matrix, masks = quantized.get(linear.name), linear.in_features % _MASK_COLUMNS == 0
+        if matrix is None:
+            return masks, dtypes[f"{linear.name}.weight"]
+        return masks, matrix.scheme.bits, matrix.scheme.numbers, matrix.scheme.inputs is None
+
+    found = shared(recipe, anatomy)
+    if len({form(linear) for linear in found}) < 2:
+        return {}
+    return {x.name: _kept_at(p.choices[0], x, p) for x, p in found.items()}
+
+
+def _kept_at(sparsity: float, linear: Linear, pruning: Pruning) -> int:
+    return replace(pruning, sparsity=sparsity).kept(linear.out_features, linear.in_features)
+
+
 def masked_codes(
-    recipe: Recipe, anatomy: Anatomy, found: Mapping[str, Matrix]
+    recipe: Recipe, counts: Mapping[str, int], found: Mapping[str, Matrix]
 ) -> dict[str, Matrix]:
-    """Quantized matrices as they will be stored: some with a mask, where `packed` holds them."""
-    counts = kept(recipe, anatomy) if recipe.artifact.format == "packed" else {}
-    return {name: _masked(matrix, counts.get(name)) for name, matrix in found.items()}
+    """Quantized matrices as they will be stored: some with a mask, where `packed` holds them.
+
+    `counts` says how many weights stay, by linear.
+    """
+    held = counts if recipe.artifact.format == "packed" else {}
+    return {name: _masked(matrix, held.get(name)) for name, matrix in found.items()}
 
 
 def _masked(matrix: Matrix, count: int | None) -> Matrix:
@@ -58,12 +101,12 @@ def _masked(matrix: Matrix, count: int | None) -> Matrix:
 
 
 def masked_weights(
-    recipe: Recipe, anatomy: Anatomy, dtypes: Mapping[str, str], quantized: Mapping[str, Matrix]
+    anatomy: Anatomy,
+    counts: Mapping[str, int],
+    dtypes: Mapping[str, str],
+    quantized: Mapping[str, Matrix],
 ) -> dict[str, Sparse]:
-    """The linears whose weights stay floats and are stored with a mask, by name."""
-    if recipe.artifact.format != "packed":
-        return {}
-    counts = kept(recipe, anatomy)
+    """The linears whose weights stay floats and are stored with a mask in `packed`, by name."""
     found = {
         linear.name: Sparse(
             linear.out_features, linear.in_features, counts[linear.name],
@@ -170,4 +213,5 @@ def _undivided(loc: Loc, prune: Prune, found: Mapping[Linear, Pruning]) -> Found
 def said(pruning: Pruning) -> str:
     """How much is pruned, and how, in words."""
     much = pruning.pattern or f"{100 * (pruning.sparsity or 0):.4g} % zeros"
-    return f"{pruning.method}, {much}"
+    shared = "" if pruning.allocation == "uniform" else f" by {pruning.allocation}"
+    return f"{pruning.method}, {much}{shared}"

@@ -112,20 +112,31 @@ def _scheme(linear: Linear, scheme: Scheme) -> Stored:
     return Stored(scheme.bits, size, scheme.sym, inputs, scheme.numbers, scheme.scale_rows)
 
 
-def size(recipe: Recipe, headers: Headers, allocated: Mapping[str, int] | None = None) -> Size:
+def size(
+    recipe: Recipe,
+    headers: Headers,
+    allocated: Mapping[str, int] | None = None,
+    kept: Mapping[str, int] | None = None,
+) -> Size:
     """The artifact that a recipe makes of a teacher; group sizes divide, see `mistakes.check`.
 
     Args:
         recipe: as loaded.
         headers: of its teacher.
         allocated: bits by linear, as the stage `allocate` said; None for the most that it may say.
+        kept: how many weights stay, of linears where `prune` shares zeros out; None for what
+            makes the artifact largest.
     """
     before, headers = headers, made_headers(recipe, headers.cast(recipe.teacher.dtype))
     anatomy = headers.anatomy
     found = matrices(anatomy, schemes(recipe, anatomy, allocated))
-    found = pruning.masked_codes(recipe, anatomy, found)
-    masked = pruning.masked_weights(recipe, anatomy, headers.dtypes, found)
+    if kept is None:
+        kept = pruning.most(recipe, anatomy, headers.dtypes, found)
+    counts = pruning.kept(recipe, anatomy) | dict(kept)
+    found = pruning.masked_codes(recipe, counts, found)
     cached, format = caches(recipe), recipe.artifact.format
+    held = counts if format == "packed" else {}
+    masked = pruning.masked_weights(anatomy, held, headers.dtypes, found)
     scales = kv.stored(format, anatomy, headers.config, cached)
     specs = {name: FORMATS[format].stored(name, matrix) for name, matrix in found.items()}
     specs |= {name: sparse.stored(name, weights) for name, weights in masked.items()}
@@ -173,10 +184,11 @@ class Counter:
 
     recipe: Recipe
     headers: Headers
+    kept: Mapping[str, int] | None = None  # as for `size`: what a stage `prune` found
 
     def artifact(self, allocated: Mapping[str, int]) -> Size:
         """The artifact with these bits by linear."""
-        return size(self.recipe, self.headers, allocated)
+        return size(self.recipe, self.headers, allocated, self.kept)
 
     def shaped(self, sizes: Shape) -> int:
         """Bytes of all files when the model has another shape, behind all other stages."""
@@ -192,7 +204,8 @@ class Counter:
         headers = made_headers(self.recipe, self.headers)
         anatomy, form = headers.anatomy, self.recipe.artifact.format
         scheme = schemes(self.recipe, anatomy, allocated)[linear]
-        found = pruning.masked_codes(self.recipe, anatomy, matrices(anatomy, {linear: scheme}))
+        counts = pruning.kept(self.recipe, anatomy) | dict(self.kept or {})
+        found = pruning.masked_codes(self.recipe, counts, matrices(anatomy, {linear: scheme}))
         ((module, matrix),) = found.items()
         stored = _placed(headers, FORMATS[form].stored(module, matrix))
         return sum(nbytes(*tensor[1:]) for tensor in stored)

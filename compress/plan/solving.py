@@ -23,13 +23,15 @@ from compress.plan.reshaping import (
     fitted_roles,
 )
 from compress.recipe.methods import INT8
+from compress.recipe.pruning import MEASURED
 from compress.recipe.restructure import Restructure
-from compress.recipe.schema import Quantize
+from compress.recipe.schema import Prune, Quantize
 from compress.recipe.scheme import Scheme, scheme_for
 from compress.results import Limits
 
 _CHOOSING = 3  # float32 copies of the inverse and of the weight (kernels.structure)
 _PROBABILITIES = 128  # kernels.fisher: tokens whose probabilities are held at once
+_HESSIANS = 6  # of a block, and one being inverted
 _PRUNED = 4  # more float32 copies of a matrix that is pruned and refined (kernels.admm)
 _CUT = 4  # float32 copies of a curvature (kernels.two_sided)
 _SLICE = 3.4  # float32 copies of the rows being solved (kernels.gptq), and their codes
@@ -66,7 +68,7 @@ def _prune(job: Job, limits: Limits) -> int:
             "true_sequential": prune.true_sequential,
             "error_correction": prune.error_correction,
         }
-        method = {"method": "gptq", **walk} if prune.needs_calibration else {"method": "rtn"}
+        method = {"method": "gptq", **walk} if prune.by_inputs else {"method": "rtn"}
         spec = Quantize.model_validate({**method, "bits": 8, "group_size": -1})
         names = [linear.name for linear in pruned(prune, job.anatomy)]
         schemes = {n: scheme for n in names if (scheme := scheme_for(spec, n)) is not None}
@@ -75,7 +77,30 @@ def _prune(job: Job, limits: Limits) -> int:
             matrices = [linear.weights for linear, _ in solver.solved()]
             waiting = job.item_bytes * sum(matrices)
             peak = max(peak, solver.peak() + waiting + 4 * _PRUNED * max(matrices, default=0))
+        peak = max(peak, _zeros(job, limits, prune))
     return peak
+
+
+def _zeros(job: Job, limits: Limits, prune: Prune) -> int:
+    """What is measured to share zeros out: scores of a linear, or a walk there and back.
+
+    On that, each linear of a block is held as every sparsity leaves it.
+    """
+    windows, seq_len = MEASURED
+    free = [x for x, one in pruned(prune, job.anatomy).items() if one.allocation != "uniform"]
+    if not free:
+        return 0
+    largest = max(linear.weights for linear in free)
+    if prune.allocation == "owl":
+        states = min(job.tokens, windows * seq_len) * job.anatomy.hidden_size * job.item_bytes
+        entering = 0 if states > limits.resident_bytes else states
+        return entering + 8 * largest + job.worked_bytes * largest
+    widest = max(linear.in_features for linear in free)
+    tried = len(pruned(prune, job.anatomy)[free[0]].choices)
+    linears = job.anatomy.blocks[0].linears
+    held = (tried + 1) * job.item_bytes * sum(linear.weights for linear in linears)
+    solving = 4 * (_HESSIANS * widest**2 + _PRUNED * largest)
+    return _there_and_back(job, limits, windows, seq_len, DRAWS, beside=held, or_else=solving)
 
 
 def _restructure(job: Job, limits: Limits) -> int:

@@ -19,6 +19,7 @@ from compress.recipe.walking import (
 )
 
 PruneMethod = Literal["admm", "sparsegpt", "wanda", "magnitude"]
+ZerosBy = Literal["uniform", "owl", "sensitivity"]
 _SOLVED = ("admm", "sparsegpt")
 _CALIBRATED = (*_SOLVED, "wanda")
 PRUNE_USED_BY: dict[str, tuple[str, ...]] = {  # by which methods; all others are used by all
@@ -96,6 +97,14 @@ class Prune(BaseModel):
         "linear's inputs. Quote it: YAML 1.1 readers take 2:4 for a time.",
         examples=['"2:4"'],
     )
+    allocation: ZerosBy = Field(
+        default="uniform",
+        description="Who gets the zeros that `sparsity` asks for in all. `uniform`: every linear "
+        "its part. `owl`: fewer for blocks with more outliers of |w| times the norm of its input, "
+        "at most 8 points off. `sensitivity`: as many for each of what engines fuse (q, k, v; "
+        "gate, up) as makes the least KL together, at most 20 points off, the choice exact. "
+        "Overrides that give a sparsity stand. Measured on 64 windows of 128 tokens.",
+    )
     rounds: int = Field(
         default=10, ge=1, le=1000, description="Of `admm`; the first three quarters prune more."
     )
@@ -146,6 +155,16 @@ class Prune(BaseModel):
     def _excludes(cls, value: str | None, info: ValidationInfo) -> str | None:
         return _one_way(value, info)
 
+    @field_validator("allocation")
+    @classmethod
+    def _shares_zeros(cls, value: ZerosBy, info: ValidationInfo) -> ZerosBy:
+        if value != "uniform" and (pattern := info.data.get("pattern")):
+            raise ValueError(
+                f"{value}, but a pattern leaves nothing to share out: {pattern} is the same "
+                "everywhere. Leave out one of them, or give sparsity."
+            )
+        return value
+
     @field_validator(*PRUNE_USED_BY)
     @classmethod
     def _used_by_method(cls, value: Any, info: ValidationInfo) -> Any:  # not called for defaults
@@ -164,9 +183,14 @@ class Prune(BaseModel):
         return self
 
     @property
-    def needs_calibration(self) -> bool:
-        """Whether anything here is solved from inputs of the linears."""
+    def by_inputs(self) -> bool:
+        """Whether linears are pruned by what they are given, not by their weights alone."""
         return self.method in _CALIBRATED
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether anything here looks at inputs of the linears."""
+        return self.by_inputs or self.allocation != "uniform"
 
     def unused(self) -> set[str]:
         """The fields that its method does not use."""

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compress.recipe.patterns import any_matches, matches
-from compress.recipe.prune import Prune, PruneMethod
+from compress.recipe.prune import Prune, PruneMethod, ZerosBy
 from compress.recipe.scheme import Scheme
+
+MEASURED = (64, 128)  # windows, and tokens of each, by which `allocation` shares zeros out
+_OWL = 0.08  # how far a block's sparsity may be from what is asked for
+_OFFSETS = (-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2)  # sparsities that `sensitivity` tries
+_MOST = 0.99  # that it tries, unless more is asked for
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,8 @@ class Pruning:
     refine: int
     damp_percent: float
     grid: Scheme | None = None  # what the weights that stay are rounded to in the same loop
+    allocation: ZerosBy = "uniform"  # who says how many zeros: `sparsity`, or what is measured
+    zeros: int | None = None  # how many, where they were shared out
 
     @property
     def bits(self) -> int | None:
@@ -30,6 +37,11 @@ class Pruning:
     def floating(self) -> bool:
         """Whether more bits cannot be given: a gate makes no pruned linear wider."""
         return True
+
+    @property
+    def needs_hessian(self) -> bool:
+        """Whether it looks at inputs."""
+        return self.method != "magnitude"
 
     @property
     def neighbours(self) -> int | None:
@@ -46,9 +58,23 @@ class Pruning:
         if self.pattern is not None:
             count, of = map(int, self.pattern.split(":"))
             return rows * (columns // of) * count
+        if self.zeros is not None:
+            return rows * columns - self.zeros
         if self.by_rows:
             return rows * _staying(columns, self.sparsity)
         return _staying(rows * columns, self.sparsity)
+
+    @property
+    def choices(self) -> tuple[float, ...]:
+        """Sparsities that it may get, ascending: what is asked for among them."""
+        asked = self.sparsity or 0.0
+        if self.allocation == "owl":
+            apart = min(_OWL, asked / 2, (1 - asked) / 2)
+            return asked - apart, asked, asked + apart
+        if self.allocation == "sensitivity":
+            tried = (round(asked + off, 9) if off else asked for off in _OFFSETS)
+            return tuple(sparsity for sparsity in tried if 0 < sparsity <= max(asked, _MOST))
+        return (asked,)
 
 
 def _staying(weights: int, sparsity: float | None) -> int:
@@ -63,8 +89,8 @@ def pruning_for(prune: Prune, linear_name: str) -> Pruning | None:
     how_much = prune.overrides[pattern] if pattern else prune
     return Pruning(
         prune.method, how_much.sparsity, how_much.pattern, prune.rounds,
-        prune.refine, prune.damp_percent,
-        _grid(prune),
+        prune.refine, prune.damp_percent, _grid(prune),
+        "uniform" if pattern else prune.allocation,
     )  # fmt: skip
 
 

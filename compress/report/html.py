@@ -15,6 +15,7 @@ from compress.report import (
     summary,
     taught,
     verdict,
+    zeros,
 )
 from compress.results import Measured, Results
 
@@ -43,6 +44,7 @@ def render(results: Results, measured: Measured | None) -> str:
         outliers=outliers,
         gates=verdict,
         shares=shares,
+        zeros=zeros,
         verdict=re.sub(r"(?<=\d) (?=[%kMGT])", "\N{NO-BREAK SPACE}", rows.verdict(results)),
         summary=[*shapes.summary(results), *summary.summary(results, measured)],
         shapes=shapes,

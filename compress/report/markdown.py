@@ -5,7 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from compress.report import numbers, outliers, rows, shapes, shares, summary, taught, verdict
+from compress.report import (
+    numbers,
+    outliers,
+    rows,
+    shapes,
+    shares,
+    summary,
+    taught,
+    verdict,
+    zeros,
+)
 from compress.report.rows import Table
 from compress.results import Measured, Results, Sample
 
@@ -31,6 +41,7 @@ def render(results: Results, measured: Measured | None) -> str:
         *_shapes(results),
         *_taught(results),
         *_shares(results),
+        *_zeros(results),
         "## Where the error is",
         *_errors(results),
         *_outliers(results),
@@ -112,6 +123,13 @@ def _shares(results: Results) -> Iterator[str]:
     yield _plain(shares.sentence(results, results.allocation))
     yield _table(shares.kinds(results.allocation))
     yield _table(shares.groups(results.allocation))
+
+
+def _zeros(results: Results) -> Iterator[str]:
+    for found in zeros.stages(results):
+        yield "## Where the zeros went"
+        yield _plain(zeros.sentence(found))
+        yield _table(zeros.table(found))
 
 
 def _shapes(results: Results) -> Iterator[str]:

@@ -74,15 +74,19 @@ def worst_table(results: Results) -> Table:
 
 
 def error_text(results: Results) -> str:
-    """One sentence on what a relative error is: without calibration, no output was ever seen."""
-    if results.provenance.calibration_tokens:
+    """One sentence on what a relative error is: without calibration, no output was ever seen.
+
+    `magnitude` sees none either, though what is pruned by it may be measured.
+    """
+    seen = {linear.method for linear in linears(results)} != {"magnitude"}
+    if results.provenance.calibration_tokens and seen:
         return (
             "The squared error that compression adds to the output of each linear, as a share of "
             "its squared output."
         )
     return (
         "The squared error of the rounded weights of each linear, as a share of their squares: "
-        "this run looked at no inputs, so what its outputs lose is not known."
+        "they were found without a look at inputs, so what outputs lose is not known."
     )
 
 

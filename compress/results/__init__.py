@@ -34,6 +34,7 @@ from compress.results.records import (
 from compress.results.restructured import BlockCut, Candidate, ModelShape, Restructured
 from compress.results.text import from_json, to_json
 from compress.results.verification import Check, CheckOutcome, Consumer, Verification
+from compress.results.zeros import ZeroAllocation, ZeroCost, ZeroShare
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -68,6 +69,9 @@ __all__ = [
     "Verdict",
     "Verification",
     "Width",
+    "ZeroAllocation",
+    "ZeroCost",
+    "ZeroShare",
     "fell_back",
     "from_json",
     "to_json",

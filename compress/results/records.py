@@ -7,6 +7,7 @@ from typing import Literal
 
 from compress.results.distilled import Distilled
 from compress.results.restructured import Restructured
+from compress.results.zeros import ZeroAllocation
 
 SCHEMA_VERSION = 1
 
@@ -159,6 +160,7 @@ class StageResult:
     kv: tuple[KVBlock, ...] = ()
     shape: Restructured | None = None  # of `restructure`
     distilled: Distilled | None = None  # of `distill`
+    zeros: ZeroAllocation | None = None  # of `prune`, where they are not the same everywhere
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from functools import cached_property
 from compress.errors import RecipeError
 from compress.kernels.allocation import best, smallest, total
 from compress.recipe.allocate import Allocate, too_tight
+from compress.recipe.scheme import Scheme
 from compress.results import Allocation, Share, StageResult, Width
 from compress.stages.context import Context, Sizes
-from compress.stages.sensitivity import Group, groups, measure
+from compress.stages.sensitivity import Group, groups, measure, rounding
 from compress.student import Student
 
 
@@ -28,7 +29,7 @@ def run(student: Student, spec: Allocate, context: Context) -> StageResult:
     if context.ahead is None or context.sizes is None:
         raise RecipeError(["stages: allocate hands bits to a stage quantize behind it. Add one."])
     found = groups(student.anatomy, spec, context.ahead)
-    costs = measure(student, found, spec, context)
+    costs = measure(student, found, rounding(spec, context), context)
     market = Market(found, costs, context.sizes, student.anatomy.weights)
     choice = market.choose(spec)
     return StageResult("allocate", "allocate", (), market.allocation(spec, choice))
@@ -38,7 +39,7 @@ def run(student: Student, spec: Allocate, context: Context) -> StageResult:
 class Market:
     """Groups, what each of their choices costs in KL, and what it takes in bytes."""
 
-    groups: Sequence[Group]
+    groups: Sequence[Group[Scheme]]
     costs: Sequence[Sequence[float]]
     sizes: Sizes
     weights: int  # of all block linears
@@ -133,7 +134,7 @@ class Market:
         return tuple(min(range(len(row)), key=row.__getitem__) for row in self.nbytes)
 
     def _share(
-        self, group: Group, place: int, costs: Sequence[float], nbytes: Sequence[int]
+        self, group: Group[Scheme], place: int, costs: Sequence[float], nbytes: Sequence[int]
     ) -> Share:
         bits = [max(scheme.bits for scheme in one.values()) for one in group.schemes]
         widths = tuple(Width(*row) for row in zip(bits, costs, nbytes, strict=True))

@@ -10,7 +10,6 @@ from torch import Tensor
 from compress.anatomy import Anatomy
 from compress.kernels.grid import Rounded
 from compress.recipe.prune import Prune
-from compress.recipe.pruning import pruning_for
 from compress.results import StageResult
 from compress.stages.blockwise import solve_blocks
 from compress.stages.by_weights import solve_weights
@@ -18,6 +17,7 @@ from compress.stages.context import Context
 from compress.stages.drift import Sinks
 from compress.stages.gate import Gated
 from compress.stages.pruning import Part, Pruner
+from compress.stages.zeros import shared_out
 from compress.student import Student
 
 
@@ -26,18 +26,19 @@ def run(student: Student, spec: Prune, context: Context) -> StageResult:
 
     `magnitude` needs no activations: its `relative_error` is that of the weights themselves.
 
+    Where linears do not all get the same sparsity, what each gets is measured first: see `zeros`.
+
     Raises:
         SolveError: a linear cannot be solved and the recipe does not say to keep it dense.
         GateMissed: a linear shows a larger error than it may.
     """
-    found = {linear.name: pruning_for(spec, linear.name) for linear in student.anatomy.linears}
-    schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
+    schemes, zeros = shared_out(student, spec, context)
     pruner = Pruner(schemes, spec.on_unsolvable, context.limits.solve_rows)
     solve = Gated(pruner, schemes, context.gate)  # type: ignore[arg-type]  # held alike
     finish = partial(_apart, student.anatomy)
-    if not spec.needs_calibration:
+    if not spec.by_inputs:
         results = solve_weights(student, context, solve, step="prune", finish=finish)
-        return StageResult("prune", spec.method, tuple(results))
+        return StageResult("prune", spec.method, tuple(results), zeros=zeros)
     results, _ = solve_blocks(
         student,
         context,
@@ -49,7 +50,7 @@ def run(student: Student, spec: Prune, context: Context) -> StageResult:
         step="prune",
         finish=finish,
     )
-    return StageResult("prune", spec.method, tuple(results))
+    return StageResult("prune", spec.method, tuple(results), zeros=zeros)
 
 
 def _apart(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -63,12 +63,12 @@ class Pruner:
         """
         parts: dict[str, Part] = {}
         results: list[LinearResult] = []
-        for scheme, same in groupby(linears, key=lambda linear: self.schemes[linear.name]):
-            members = list(same)
+        for same, group in groupby(linears, key=lambda linear: self._alike(linear.name)):
+            members = list(group)
             try:
-                with _damped(hessian, scheme) as tools:
+                with _damped(hessian, same) as tools:
                     for linear in members:
-                        lack = lacks[linear.name] if lacks else None
+                        scheme, lack = self.schemes[linear.name], (lacks or {}).get(linear.name)
                         found = _prune(weights[linear.name], lack, scheme, tools, self.rows)
                         parts[linear.name] = found.part
                         results.append(found.record(linear, scheme, tools))
@@ -77,10 +77,14 @@ class Pruner:
                     parts.pop(linear.name, None)
                 results = [r for r in results if r.name in parts]
                 results += [
-                    unsolved(linear, scheme.method, error, on_unsolvable=self.on_unsolvable)
+                    unsolved(linear, same.method, error, on_unsolvable=self.on_unsolvable)
                     for linear in members
                 ]
         return parts, results
+
+    def _alike(self, name: str) -> Pruning:
+        """How a linear is pruned, however many zeros it gets: such linears share one inverse."""
+        return replace(self.schemes[name], zeros=None)
 
 
 @dataclass(frozen=True)

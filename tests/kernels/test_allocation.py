@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.kernels.allocation import best, smallest, total
+from compress.kernels.allocation import best, smallest, total, whole
 
 ROW = st.lists(st.tuples(st.floats(0, 10), st.integers(1, 9)), min_size=1, max_size=3)
 PROBLEM = st.lists(ROW, min_size=1, max_size=4)
@@ -72,3 +72,21 @@ def test_hundreds_of_groups_fill_the_budget_nearly():
     budget = int(3.7 * sum(64 + g % 5 for g in range(240)))
     found = best(costs, sizes, budget)
     assert budget - 64 < total(sizes, found) <= budget
+
+
+@given(
+    parts=st.lists(st.tuples(st.floats(0, 1e6), st.sampled_from([1, 7, 576])), min_size=1),
+    last=st.sampled_from([1, 64]),
+)
+def test_whole_numbers_are_near_what_is_wanted_and_add_up(parts, last):
+    wanted, units = [amount for amount, _ in parts], [*(unit for _, unit in parts[:-1]), last]
+    sum_to = math.ceil(math.fsum(wanted))
+    found = whole(wanted, units, sum_to)
+    assert 0 <= sum(found) - sum_to < last
+    assert all(count % unit == 0 for count, unit in zip(found, units, strict=True))
+    if set(units) == {1}:
+        assert all(abs(n - amount) <= 2 for n, amount in zip(found, wanted, strict=True))
+
+
+def test_what_is_whole_already_stays():
+    assert whole([3.0, 8.0, 2.0], [1, 4, 1], 13) == [3, 8, 2]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.kernels.masks import best, pruned, share
-from compress.kernels.wanda import magnitude, wanda
+from compress.kernels.wanda import magnitude, outliers, wanda
 
 
 @pytest.mark.parametrize(("count", "of"), [(2, 4), (4, 8), (1, 4), (24, 48), (0, 4), (4, 4)])
@@ -64,3 +64,14 @@ def test_wanda_weighs_by_the_norms_of_inputs():
     expected = weight.abs() * inputs.double().square().mean(0).sqrt()
     found = wanda(weight, inputs.square().mean(0))
     assert torch.allclose(found.double(), expected, rtol=1e-5)
+
+
+def test_outliers_are_counted_over_all_linears_of_a_block():
+    weights = {"one": torch.ones(10, 8), "other": torch.ones(10, 4)}
+    energies = {"one": torch.ones(8), "other": torch.tensor([1.0, 1.0, 1.0, 3600.0])}
+    # scores are 1 but for ten of 60, and their mean is 5.9
+    assert outliers(weights, energies, 5.0) == pytest.approx(10 / 120)
+    assert outliers(weights, energies, 11.0) == 0
+    scores = torch.cat([wanda(w, energies[n]).flatten() for n, w in weights.items()])
+    share = float((scores > 0.5 * scores.mean()).float().mean())
+    assert outliers(weights, energies, 0.5) == pytest.approx(share)

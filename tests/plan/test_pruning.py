@@ -7,7 +7,7 @@ from anatomies import headers, job, llama
 
 from compress import plan
 from compress.errors import RecipeError
-from compress.plan import memory, overview, pace
+from compress.plan import budget, memory, overview, pace
 from compress.plan.consumers import consumers
 from compress.recipe.load import load
 from compress.results import Limits
@@ -109,3 +109,32 @@ def test_memory_and_work_are_told():
     assert steps[0] < steps[-1]
     works = [pace.work(one)["compress"] for one in (whole, half, corrected)]
     assert works == sorted(works)
+
+
+def test_what_is_measured_to_share_zeros_out_is_told():
+    def told(allocation, **shape):
+        stage = f"{{prune: {{method: magnitude, sparsity: 0.5, allocation: {allocation}}}}}"
+        one = job(f"stages=[{stage}]", **shape)
+        return memory.predict(one, Limits(), ())["compress"], pace.work(one)["compress"]
+
+    for shape in ({}, {"width": 576, "hidden": 1536, "blocks": 30}):
+        found = [told(allocation, **shape) for allocation in ("uniform", "owl", "sensitivity")]
+        assert found == sorted(found)
+        assert len({work for _, work in found}) == 3
+    assert found[2][0] > found[0][0]
+
+
+def test_a_plan_says_who_decides_how_many_are_zero():
+    shared = "{prune: {sparsity: 0.5, allocation: owl, overrides: {'*.up_proj': {sparsity: 0.2}}}}"
+    found = {row.linears: row.scheme for row in overview._rows(recipe(shared), headers(llama()))}
+    assert found["down_proj"] == "sparsegpt, 50 % zeros by owl"
+    assert found["up_proj"] == "sparsegpt, 20 % zeros"
+
+
+def test_sizes_are_exact_where_they_do_not_depend_on_who_is_pruned():
+    spec = recipe("{prune: {sparsity: 0.5, allocation: owl}}", format="compressed-tensors")
+    assert not budget.at_most(spec, headers(llama())).at_most
+    packed = recipe("{prune: {sparsity: 0.5, allocation: owl}}")
+    most, uniform = (budget.at_most(r, headers(llama())) for r in (packed, recipe(HALF)))
+    assert most.at_most
+    assert uniform.size_bytes < most.size_bytes < 1.001 * uniform.size_bytes

@@ -56,6 +56,10 @@ MISTAKES = {
     "sparsity: 0.5, error_correction: 0.2, true_sequential: false": "prune.error_correction: 0.2, "
     "but true_sequential is false.",
     "sparsity: 0.5, quantize: {bits: 5}": "prune.quantize.bits: 5 is not one of 2, 3, 4, 8",
+    'pattern: "2:4", allocation: owl': "prune.allocation: owl, but a pattern leaves nothing to "
+    "share out: 2:4 is the same everywhere. Leave out one of them, or give sparsity.",
+    "sparsity: 0.5, allocation: layerwise": 'prune.allocation: "layerwise" is not one of uniform, '
+    "owl, sensitivity",
     "sparsity: 0.5, overrides: {'*': {sparsity: 0.1, pattern: '1:2'}}": "1:2, but sparsity",
 }
 
@@ -84,6 +88,7 @@ def test_a_format_must_hold_the_bits_of_a_grid(write):
         "method: magnitude, pattern: '2:4'",
         "method: wanda, sparsity: 0.5",
         "method: wanda, sparsity: 0.5, refine: 5",
+        "method: magnitude, sparsity: 0.5, allocation: owl",
         "sparsity: 0.5, quantize: {bits: 4}, overrides: {'*.up_proj': {pattern: '1:4'}}",
     ],
 )
@@ -100,7 +105,38 @@ def test_a_lock_says_every_default_that_is_used_and_runs_again(write, tmp_path, 
 
 def test_what_needs_calibration():
     for method, needed in (("sparsegpt", True), ("admm", True), ("magnitude", False)):
-        assert Prune(method=method, sparsity=0.5).needs_calibration is needed
+        found = Prune(method=method, sparsity=0.5)
+        assert found.needs_calibration is found.by_inputs is needed
+    for allocation in ("owl", "sensitivity"):
+        found = Prune(method="magnitude", sparsity=0.5, allocation=allocation)
+        assert found.needs_calibration
+        assert not found.by_inputs
+
+
+@pytest.mark.parametrize(
+    ("allocation", "sparsity", "choices"),
+    [
+        ("uniform", 0.5, (0.5,)),
+        ("owl", 0.5, (0.42, 0.5, 0.58)),
+        ("owl", 0.9, (0.85, 0.9, 0.95)),
+        ("sensitivity", 0.5, (0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7)),
+        ("sensitivity", 0.9, (0.7, 0.8, 0.85, 0.9, 0.95)),
+        ("sensitivity", 0.999, (0.799, 0.899, 0.949, 0.999)),
+        ("sensitivity", 1 / 3, (0.133333333, 0.233333333, 0.283333333, 1 / 3, 0.383333333,
+                                0.433333333, 0.533333333)),
+    ],
+)  # fmt: skip
+def test_which_sparsities_a_linear_may_get(allocation, sparsity, choices):
+    spec = Prune(sparsity=sparsity, allocation=allocation)
+    found = pruning_for(spec, "model.layers.0.mlp.up_proj").choices
+    assert found == pytest.approx(choices, abs=1e-12)
+    assert sparsity in found
+
+
+def test_an_override_leaves_nothing_to_share_out():
+    spec = Prune(sparsity=0.5, allocation="owl", overrides={"*.up_proj": {"sparsity": 0.2}})
+    assert pruning_for(spec, "model.layers.0.mlp.up_proj").allocation == "uniform"
+    assert pruning_for(spec, "model.layers.0.mlp.down_proj").allocation == "owl"
 
 
 def test_fields_that_some_methods_use_exist():

@@ -7,7 +7,7 @@ from compress.recipe.schema import Allocate, Quantize
 from compress.stages import sensitivity
 from compress.stages.context import Context
 from compress.stages.rounding import Rounder
-from compress.stages.sensitivity import groups, measure
+from compress.stages.sensitivity import groups, measure, rounding
 from compress.student import HEAD, Student
 from compress.surgery.walk import hidden_states, logits
 from compress.teacher.folder import open_folder
@@ -19,6 +19,10 @@ NEAREST = Quantize(method="rtn", group_size=32)  # looks at no activations
 
 def context(scratch, **given):
     return Context(IDS, "cpu", torch.float32, scratch, **given)
+
+
+def measured(student, found, here):
+    return measure(student, found, rounding(SPEC, here), here)
 
 
 def student_of(folder, scratch):
@@ -53,7 +57,7 @@ def test_what_is_predicted_is_what_rounding_one_group_does(tiny_model, tmp_path,
     folder = tiny_model(family, tied=tied)
     student = student_of(folder, tmp_path / "measured")
     found = groups(student.anatomy, SPEC, NEAREST)
-    costs = measure(student, found, SPEC, context(tmp_path))
+    costs = measured(student, found, context(tmp_path))
     for number in (0, 1, len(found) - 2, len(found) - 1):
         for place in (2, 3):  # 4 and 8 bits: small enough for second order
             true = true_kl(folder, tmp_path / f"{number}-{place}", found[number], place)
@@ -100,7 +104,7 @@ def test_a_run_that_goes_on_measures_no_block_twice_and_finds_the_same(
 ):
     student = student_of(tiny_tied, tmp_path / "student")
     found = groups(student.anatomy, SPEC, Quantize(group_size=32))
-    whole = measure(student, found, SPEC, context(tmp_path))
+    whole = measured(student, found, context(tmp_path))
     journal = Journal(tmp_path / "journal.jsonl", {})
     noted, real = [], Journal.add
 
@@ -112,11 +116,11 @@ def test_a_run_that_goes_on_measures_no_block_twice_and_finds_the_same(
     monkeypatch.setattr(Journal, "add", add)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
-            measure(student, found, SPEC, context(tmp_path, ledger=journal))
+            measured(student, found, context(tmp_path, ledger=journal))
         journal = Journal(tmp_path / "journal.jsonl", {})
     assert noted == ["allocate/block-00001", "allocate/block-00000", "allocate/head"]
     monkeypatch.setattr(sensitivity, "Backward", None)  # nothing is left to be walked
-    assert measure(student, found, SPEC, context(tmp_path, ledger=journal)) == whole
+    assert measured(student, found, context(tmp_path, ledger=journal)) == whole
 
 
 def test_batches_change_what_is_measured_by_rounding_alone(tiny_llama, tmp_path):
@@ -124,8 +128,8 @@ def test_batches_change_what_is_measured_by_rounding_alone(tiny_llama, tmp_path)
 
     student = student_of(tiny_llama, tmp_path / "student")
     found = groups(student.anatomy, SPEC, Quantize(group_size=32))
-    whole = measure(student, found, SPEC, context(tmp_path))
-    pieces = measure(student, found, SPEC, context(tmp_path, limits=Limits(48, 0)))
+    whole = measured(student, found, context(tmp_path))
+    pieces = measured(student, found, context(tmp_path, limits=Limits(48, 0)))
     for row, other in zip(whole, pieces, strict=True):
         assert row == pytest.approx(other, rel=0.1)  # a few codes fall otherwise
 
