@@ -62,6 +62,14 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(autouse=True)
+def products_as_before() -> Iterator[None]:
+    """A run chooses who multiplies float32 for its whole process; the next test chooses anew."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
     """Import a module of benchmarks/ the way its scripts see each other."""
