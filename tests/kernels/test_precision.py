@@ -6,13 +6,7 @@ import torch
 from compress.kernels import precision
 
 
-@pytest.fixture
-def as_before():
-    """Whatever a test lets this process do, the next one finds it as it was."""
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
-    yield matmul
-    matmul.fp32_precision = before
+MATMUL = torch.backends.mkldnn.matmul
 
 
 def product_error(rows: int, inner: int, columns: int) -> float:
@@ -22,27 +16,27 @@ def product_error(rows: int, inner: int, columns: int) -> float:
 
 
 @pytest.mark.parametrize("shape", [(1, 576, 1536), (7, 33, 5), (512, 1536, 576), (300, 4096, 300)])
-def test_products_stay_float32_whoever_makes_them(as_before, shape) -> None:
+def test_products_stay_float32_whoever_makes_them(shape) -> None:
     torch.manual_seed(1)
     precision.prefer_onednn()
     assert product_error(*shape) < 2**-17
 
 
-def test_leave_that_was_made_use_of_is_taken_back(as_before, monkeypatch) -> None:
+def test_leave_that_was_made_use_of_is_taken_back(monkeypatch) -> None:
     monkeypatch.setattr(precision, "_error", lambda *shape: 2**-10)
-    before = as_before.fp32_precision
+    before = MATMUL.fp32_precision
     assert not precision.prefer_onednn()
-    assert as_before.fp32_precision == before
+    assert MATMUL.fp32_precision == before
 
 
-def test_processors_with_units_for_bfloat16_are_not_asked(as_before, monkeypatch) -> None:
+def test_processors_with_units_for_bfloat16_are_not_asked(monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    before = as_before.fp32_precision
+    before = MATMUL.fp32_precision
     assert not precision.prefer_onednn()
-    assert as_before.fp32_precision == before
+    assert MATMUL.fp32_precision == before
 
 
-def test_inputs_rounded_to_bfloat16_would_be_noticed(as_before, monkeypatch) -> None:
+def test_inputs_rounded_to_bfloat16_would_be_noticed(monkeypatch) -> None:
     real = torch.Tensor.__matmul__
 
     def rounding(left, right):
@@ -54,7 +48,7 @@ def test_inputs_rounded_to_bfloat16_would_be_noticed(as_before, monkeypatch) -> 
     assert not precision.prefer_onednn()
 
 
-def test_the_run_s_random_numbers_are_left_alone(as_before) -> None:
+def test_the_run_s_random_numbers_are_left_alone() -> None:
     torch.manual_seed(5)
     wanted = torch.rand(1)
     torch.manual_seed(5)

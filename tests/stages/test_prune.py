@@ -170,7 +170,7 @@ def test_slices_of_rows_keep_as_much_and_change_no_pattern(tiny_llama, tmp_path)
     )
     prune.run(student, Prune(pattern="2:4"), context)
     for (_, one), (_, other) in zip(weights(whole), weights(student), strict=True):
-        assert ((one != 0) == (other != 0)).float().mean() > 0.95  # products are rounded otherwise
+        assert ((one != 0) == (other != 0)).float().mean() > 0.98  # products are rounded otherwise
     student.enter(1)
     prune.run(student, Prune(sparsity=0.75), context)
     assert all(int((w != 0).sum()) == x.weights // 4 for x, w in weights(student))
