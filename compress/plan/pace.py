@@ -205,8 +205,7 @@ def _stage_work(job: Job, index: int) -> float:
 
 def _curvature_work(job: Job) -> float:
     """A walk there and back, and the products of all gradients."""
-    calibration = job.recipe.calibration
-    tokens = min(CURVATURE_WINDOWS, calibration.samples) * calibration.seq_len
+    tokens = _measured_tokens(job, CURVATURE_WINDOWS)
     products = sum(float(linear.out_features) ** 2 for linear in job.anatomy.linears)
     return tokens * (2 * 4 * float(job.anatomy.weights) + products)
 
@@ -223,26 +222,23 @@ def _restructure_work(job: Job, spec: Restructure) -> float:
             products = tokens * columns * (columns + rounds * (columns + rows))
             operations += products + _SLOW * (6 * columns + 2 * rows) * columns**2
     if spec.searches:
-        windows = job.recipe.calibration.samples
-        operations *= 1 + CANDIDATES * min(1.0, FITTED_WINDOWS / windows)
+        operations *= 1 + CANDIDATES * min(1.0, FITTED_WINDOWS / job.recipe.calibration.samples)
     if spec.searches or spec.depth is not None:
         blocks = len(anatomy.blocks)
         read = anatomy.weights / blocks * blocks**2 + blocks * anatomy.head.weights / 4
         operations += 2 * DEPTH_TOKENS * 2 * read
     if spec.hidden is not None:
-        read = min(NARROWED_WINDOWS, job.recipe.calibration.samples) * anatomy.weights
-        operations += 2 * job.recipe.calibration.seq_len * read + _SLOW * rotation.work(job)
+        read = _measured_tokens(job, NARROWED_WINDOWS) * anatomy.weights
+        operations += 2 * read + _SLOW * rotation.work(job)
     if spec.importance == "first_order":
-        calibration = job.recipe.calibration
-        scored = min(SCORED_WINDOWS, calibration.samples) * min(SCORED_TOKENS, calibration.seq_len)
+        scored = _measured_tokens(job, SCORED_WINDOWS, SCORED_TOKENS)
         operations += 2 * (2 + 2 * SCORED_DRAWS) * scored * anatomy.weights
     return operations + (0 if spec.uniform else _sharing_work(job))
 
 
 def _sharing_work(job: Job) -> float:
     """Windows that down is fitted to, and models side by side, each from its block to the end."""
-    calibration, anatomy = job.recipe.calibration, job.anatomy
-    fit = float(min(SHARED_WINDOWS, calibration.samples) * calibration.seq_len)
+    anatomy, fit = job.anatomy, float(_measured_tokens(job, SHARED_WINDOWS))
     models = SHARED_ASKED * SHARED_TRIED * len(anatomy.blocks)
     operations = 2 * (fit + models / 2) * anatomy.weights + models * float(anatomy.head.weights)
     for linear in anatomy.linears:
@@ -294,10 +290,11 @@ def _zeros_work(job: Job, prune: Prune) -> float:
     return (2 + 2 * DRAWS + tried) * walked + tried * _SLOW * solved
 
 
-def _measured_tokens(job: Job, windows: int, seq_len: int) -> int:
-    """Of the first windows, and the first of each, that something is measured on."""
+def _measured_tokens(job: Job, windows: int, seq_len: int | None = None) -> int:
+    """Of the first windows, and the first of each or all, that something is measured on."""
     calibration = job.recipe.calibration
-    return min(windows, calibration.samples) * min(seq_len, calibration.seq_len)
+    tokens = min(seq_len or calibration.seq_len, calibration.seq_len)
+    return min(windows, calibration.samples) * tokens
 
 
 def _allocate_work(job: Job) -> float:
