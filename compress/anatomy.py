@@ -10,10 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.errors import ModelError
 from compress.families import FAMILIES, FUSED, SHARED_INPUT, Family, Role
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shape = tuple[int, ...]
 
@@ -54,6 +57,10 @@ class Linear:
     def fused(self) -> str | None:
         """Linears of a block with equal values are fused when served and must share one scheme."""
         return FUSED.get(self.role)
+
+    def turned(self, weight: Tensor) -> Tensor:
+        """Its weight as [O, I], given as it is stored; or as it is stored, given as [O, I]."""
+        return weight.T if self.transposed else weight
 
 
 @dataclass(frozen=True)

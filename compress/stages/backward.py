@@ -17,7 +17,7 @@ from compress.kernels import fisher
 from compress.stages.blockwise import give_back_memory
 from compress.stages.context import Context
 from compress.surgery import gradients
-from compress.surgery.inputs import module_of
+from compress.surgery.inputs import weight_of
 from compress.surgery.walk import Walk, Weights, head_of
 
 
@@ -113,8 +113,7 @@ class Here:
 
     def weight(self, linear: Linear) -> Tensor:
         """Of one of its linears, [O, I], in the dtype of the walk."""
-        weight = module_of(self.module, self.block, linear).get_parameter("weight")
-        return weight.T if linear.transposed else weight
+        return weight_of(self.module, self.block, linear)
 
     def carry(self, seen: Callable[[gradients.Slopes], None] = lambda _: None) -> Tensor:
         """Carry gradients through the block, a few windows at a time; `seen` looks at each part."""

@@ -175,7 +175,7 @@ class _Block:
     def _weight(self, linear: Linear) -> Tensor:
         """What is to be rounded: [O, I], in the dtype in which it is stored."""
         stored = self.stored[linear.name + ".weight"].to(self.parts[0].device)
-        return stored.T if linear.transposed else stored
+        return linear.turned(stored)
 
     def total(self, group: Sequence[Linear]) -> _Seen:
         """A Hessian to be summed."""

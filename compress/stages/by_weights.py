@@ -50,8 +50,7 @@ def _solved(
     parts: dict[str, Rounded] = {}
     records: list[LinearResult] = []
     for group in fused(linear for linear in block.linears if linear.name in solve.asked):
-        weights = {x.name: stored[x.name + ".weight"].to(device) for x in group}
-        weights |= {x.name: weights[x.name].T for x in group if x.transposed}
+        weights = {x.name: x.turned(stored[x.name + ".weight"].to(device)) for x in group}
         made, found = solve(group, weights, None)
         parts |= made
         records += found

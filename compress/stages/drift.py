@@ -121,7 +121,7 @@ class Drift:
 
     def _weight(self, linear: Linear) -> Tensor:
         stored = self.stored[linear.name + ".weight"].to(self._given[0].device).float()
-        return stored.T if linear.transposed else stored
+        return linear.turned(stored)
 
     def _mean(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
         return mean_of_pairs(left, right, self.seq_len, self.sinks)

@@ -90,8 +90,7 @@ def _rounded(
     records: list[LinearResult] = []
     for group in sharing(block, lambda linear: linear.name in solve.asked):
         fed = seen[group[0].shares]
-        weights = {x.name: tensors[x.name + ".weight"].to(fed.rows.device) for x in group}
-        weights |= {x.name: weights[x.name].T for x in group if x.transposed}
+        weights = {x.name: x.turned(tensors[x.name + ".weight"].to(fed.rows.device)) for x in group}
         probing = replace(solve, rounder=replace(solve.rounder, probe=fed.rows))
         codes, found = probing(group, weights, fed.hessian, fed.largest)
         rounded |= codes

@@ -238,7 +238,7 @@ class Cutting:
         if biased:
             self._assign(f"{linear.name}.bias", dense[:, -1])
         weight = dense[:, : linear.in_features]
-        self._assign(f"{linear.name}.weight", weight.T if linear.transposed else weight)
+        self._assign(f"{linear.name}.weight", linear.turned(weight))
 
     def _assign(self, name: str, tensor: Tensor) -> None:
         stored = tensor.to(self.stored[name].dtype).contiguous()
@@ -252,8 +252,7 @@ class Cutting:
         """[O, I], or [O, I + 1] with the bias as what a one is multiplied by."""
         device, found = next(self.module.parameters()).device, []
         for linear in reader.linears:
-            weight = stored[f"{linear.name}.weight"].to(device)
-            weight = weight.T if linear.transposed else weight
+            weight = linear.turned(stored[f"{linear.name}.weight"].to(device))
             if biased:
                 bias = stored[f"{linear.name}.bias"].to(weight)
                 weight = torch.cat([weight, bias[:, None]], 1)

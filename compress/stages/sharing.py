@@ -198,8 +198,7 @@ class _Asking:
     ) -> Iterator[Tensor]:
         """Weights [O, I] float32 that make up for the channels that go, for each number of them."""
         block = self._student.anatomy.blocks[index]
-        weight: Tensor = inputs.module_of(module, block, down).get_parameter("weight")
-        weight = weight.T if down.transposed else weight
+        weight = inputs.weight_of(module, block, down)
         hessian, tokens = self._hessian(index, module, down)
         if keeps:
             inverse = damped_inverse(hessian, min(len(hessian) / tokens, 1.0))

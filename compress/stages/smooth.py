@@ -124,7 +124,7 @@ def _factors(
 ) -> Tensor:
     """By what to divide what is made, [C]."""
     stored = [(x, tensors[f"{x.name}.weight"]) for x in fold.readers]
-    read = [weight.T if x.transposed else weight for x, weight in stored]  # [O, I]
+    read = [x.turned(weight) for x, weight in stored]
     columns = torch.stack([weight.abs().amax(0).float() for weight in read]).amax(0)
     largest = fold.gathered(seen.largest), fold.gathered(columns)
     if strength != "search":

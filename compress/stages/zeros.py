@@ -174,8 +174,7 @@ def _energies(stream: Stream, block: Block, linears: Sequence[Linear]) -> dict[s
 
 
 def _weight(stored: Mapping[str, Tensor], linear: Linear, device: str) -> Tensor:
-    weight = stored[linear.name + ".weight"].to(device)
-    return weight.T if linear.transposed else weight
+    return linear.turned(stored[linear.name + ".weight"].to(device))
 
 
 def _by_cost(student: Student, free: _Free, spec: Prune, context: Context) -> tuple[ZeroShare, ...]:

@@ -21,6 +21,11 @@ def module_of(module: nn.Module, block: Block, linear: Linear) -> nn.Module:
     return module.get_submodule(linear.name.removeprefix(block.prefix + "."))
 
 
+def weight_of(module: nn.Module, block: Block, linear: Linear) -> Tensor:
+    """The weight of one linear, [O, I]."""
+    return linear.turned(module_of(module, block, linear).get_parameter("weight"))
+
+
 def replace(
     module: nn.Module, block: Block, linear: Linear, dense: Tensor, rounds: Rounds | None = None
 ) -> None:
@@ -33,7 +38,7 @@ def replace(
     if rounds is not None:
         attach(target, rounds, transposed=linear.transposed)
     old = target.get_parameter("weight")
-    stored = (dense.T if linear.transposed else dense).to(old.device, old.dtype).contiguous()
+    stored = linear.turned(dense).to(old.device, old.dtype).contiguous()
     target.weight = nn.Parameter(stored, requires_grad=False)
 
 

@@ -33,7 +33,7 @@ def encode(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the weight these codes stand for, lying as its family stores it."""
     weight = rounded.dequantize().to(dtype)
-    yield f"{name}.weight", weight.T if linear is not None and linear.transposed else weight
+    yield f"{name}.weight", weight if linear is None else linear.turned(weight)
 
 
 def config(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> dict[str, Any] | None:

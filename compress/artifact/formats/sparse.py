@@ -97,7 +97,7 @@ def encode_where_it_pays(linear: Linear, weight: Tensor, kept: int) -> Iterator[
     if not weights_pay(rows, columns, kept, 8 * weight.itemsize):
         yield f"{linear.name}.weight", weight
         return
-    yield from encode(linear.name, weight.T if linear.transposed else weight, kept)
+    yield from encode(linear.name, linear.turned(weight), kept)
 
 
 def encode(name: str, weight: Tensor, kept: int) -> Iterator[tuple[str, Tensor]]:
