@@ -111,6 +111,32 @@ def tiny_tied(tiny_model: Callable[..., Path]) -> Path:
     return tiny_model("llama", tied=True)
 
 
+@pytest.fixture
+def recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Path]
+) -> Callable[..., Any]:
+    """`recipe(stages, *sets, **sizes)` of a tied Llama; it reads and is judged on text.txt."""
+    from compress.recipe.load import load
+
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
+    text, suite, path = (tmp_path / name for name in ("text.txt", "suite.yaml", "mine.yaml"))
+    text.write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 60)
+    windows = "{set: ./text.txt, seq_len: 32, windows: 4}"
+    suite.write_text(f"version: 1\nperplexity: {windows}\ndivergence: {windows}\n")
+
+    def make(stages: str, *sets: str, **sizes: Any) -> Any:
+        path.write_text(
+            "version: 1\n"
+            f"teacher: {{model: {tiny_model('llama', tied=True, **sizes)}, dtype: float32}}\n"
+            f"calibration: {{set: {text}, samples: 8, seq_len: 32}}\n"
+            f"stages: {stages}\n"
+            f"evaluate: {{suite: {suite}}}\n"
+        )
+        return load(str(path), sets)
+
+    return make
+
+
 def _save(folder: Path, family: str, **overrides: Any) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

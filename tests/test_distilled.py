@@ -8,32 +8,14 @@ from compress.artifact.layout import open_artifact
 from compress.recipe.load import load
 from compress.runtime.engine import Engine
 
-TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps. " * 60
 LEARN = "text: {set: %s, samples: 24, seq_len: 16}, steps: 8, check_every: 4, batch_tokens: 64"
 
 
 @pytest.fixture
-def recipe(tmp_path, monkeypatch, tiny_model):
-    """`recipe(stages, *sets)`; `TEXT` in stages is what to train on."""
-    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "text.txt").write_text(TEXT)
-    suite = "{set: ./text.txt, seq_len: 32, windows: 4}"
-    (tmp_path / "suite.yaml").write_text(f"version: 1\nperplexity: {suite}\ndivergence: {suite}\n")
-    folder = tiny_model("llama", tied=True)
-    path = tmp_path / "mine.yaml"
-
-    def make(stages, *sets):
-        stages = stages.replace("LEARN", LEARN % (tmp_path / "text.txt"))
-        path.write_text(
-            "version: 1\n"
-            f"teacher: {{model: {folder}, dtype: float32}}\n"
-            f"calibration: {{set: {tmp_path}/text.txt, samples: 8, seq_len: 32}}\n"
-            f"stages: {stages}\n"
-            f"evaluate: {{suite: {tmp_path}/suite.yaml}}\n"
-        )
-        return load(str(path), sets)
-
-    return make
+def recipe(recipe, tmp_path):
+    """`recipe(stages, *sets)`; LEARN in stages is how to train on its text."""
+    learn = LEARN % (tmp_path / "text.txt")
+    return lambda stages, *sets: recipe(stages.replace("LEARN", learn), *sets)
 
 
 def test_cut_healed_and_rounded_in_one_recipe(recipe, tmp_path):

@@ -1,46 +1,57 @@
 """A model that was cut, from the recipe to those who open it."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
 from compress import pipeline
 from compress.artifact.layout import open_artifact
-from compress.recipe.load import load
 from compress.runtime.engine import Engine
 from compress.surgery import load as loaders
 from compress.surgery.walk import hidden_states, logits
 
-TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps. " * 60
-
 
 @pytest.fixture
-def recipe(tmp_path, monkeypatch, tiny_model):
-    """`recipe("tied llama", stages, *sets)`; four blocks, four heads, two of keys and values."""
-    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "text.txt").write_text(TEXT)
-    suite = "{set: ./text.txt, seq_len: 32, windows: 4}"
-    (tmp_path / "suite.yaml").write_text(f"version: 1\nperplexity: {suite}\ndivergence: {suite}\n")
-    path = tmp_path / "mine.yaml"
+def recipe(recipe):
+    """`recipe(stages, *sets)`; four blocks, four heads, two of keys and values."""
+    return partial(recipe, num_hidden_layers=4)
 
-    def make(stages, *sets, **sizes):
-        folder = tiny_model("llama", tied=True, num_hidden_layers=4, **sizes)
-        path.write_text(
-            "version: 1\n"
-            f"teacher: {{model: {folder}, dtype: float32}}\n"
-            f"calibration: {{set: {tmp_path}/text.txt, samples: 8, seq_len: 32}}\n"
-            f"stages: {stages}\n"
-            f"evaluate: {{suite: {tmp_path}/suite.yaml}}\n"
-        )
-        return load(str(path), sets)
 
-    return make
+def opened_alike(out):
+    """The model of a folder says here what it says in transformers."""
+    from transformers import AutoModelForCausalLM
+
+    artifact, ids = open_artifact(out), torch.arange(20)[None]
+    theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)(ids).logits[0].detach()
+    ours = hidden_states(artifact, ids, device="cpu", dtype=torch.float32)[0]
+    torch.testing.assert_close(logits(artifact, ours), theirs, rtol=1e-3, atol=1e-3)
+    assert Engine.open(out).generate("The") is not None
+
+
+def goes_on_to_the_same(asked, folder, *, cut_at):
+    """Cut a run short at (step, done) and start it again: its steps then, and what it leaves."""
+
+    def stop(progress):
+        if (progress.step, progress.done) == cut_at:
+            raise KeyboardInterrupt
+
+    out, steps = folder / "cut", []
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.apply(asked, out=out, watch=stop)
+    pipeline.apply(asked, out=out, watch=lambda progress: steps.append(progress.step))
+    assert left_in(out) == left_in(folder / "whole")
+    return steps
+
+
+def left_in(out):
+    """Hashes of all tensors, and the config."""
+    found = [json.loads((out / name).read_text()) for name in ("manifest.json", "config.json")]
+    return found[0]["tensors"], found[1]
 
 
 def test_a_cut_model_is_judged_verified_and_opened_by_all(recipe, tmp_path):
-    from transformers import AutoModelForCausalLM
-
     out = tmp_path / "out"
     asked = recipe("[{restructure: {depth: 0.75, ffn: 0.5, kv_heads: 1}}]", "artifact.format=dense")
     outcome = pipeline.apply(asked, out=out)
@@ -50,14 +61,8 @@ def test_a_cut_model_is_judged_verified_and_opened_by_all(recipe, tmp_path):
     assert [cut.now for cut in stage.shape.blocks].count(None) == 1
     assert {linear.block for linear in stage.linears} == {0, 1, 2}
     assert outcome.results.divergence.kl_mean > 0
-    artifact = open_artifact(out)
-    ids = torch.arange(20)[None]
-    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
-    theirs = model(ids).logits[0].detach()
-    ours = hidden_states(artifact, ids, device="cpu", dtype=torch.float32)[0]
-    torch.testing.assert_close(logits(artifact, ours), theirs, rtol=1e-3, atol=1e-3)
-    assert Engine.open(out).generate("The") is not None
+    opened_alike(out)
     assert loaders.tokenizer(out)
 
 
@@ -67,19 +72,7 @@ def test_a_run_that_is_cut_short_goes_on_to_the_same_bytes(recipe, tmp_path):
         "evaluate.suite=none",
     )
     pipeline.apply(asked, out=tmp_path / "whole")
-
-    def stop(progress):
-        if progress.step == "quantize" and progress.done == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.apply(asked, out=tmp_path / "cut", watch=stop)
-    pipeline.apply(asked, out=tmp_path / "cut")
-    one, two = (
-        json.loads((tmp_path / name / "manifest.json").read_text())["tensors"]
-        for name in ("whole", "cut")
-    )
-    assert one == two
+    goes_on_to_the_same(asked, tmp_path, cut_at=("quantize", 1))
 
 
 def test_blocks_of_different_widths_are_judged_verified_and_run_here(recipe, tmp_path):
@@ -112,50 +105,18 @@ def test_shares_of_a_run_that_is_cut_short_are_the_same(recipe, tmp_path):
         "evaluate.suite=none", intermediate_size=256,
     )  # fmt: skip
     pipeline.apply(asked, out=tmp_path / "whole")
-
-    def stop(progress):
-        if (progress.step, progress.done) == ("restructure", 2):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.apply(asked, out=tmp_path / "cut", watch=stop)
-    steps = []
-    pipeline.apply(asked, out=tmp_path / "cut", watch=lambda progress: steps.append(progress.step))
+    steps = goes_on_to_the_same(asked, tmp_path, cut_at=("restructure", 2))
     assert "share channels" not in steps
-    one, two = (
-        json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("whole", "cut")
-    )
-    assert one["tensors"] == two["tensors"]
-    config = json.loads((tmp_path / "whole" / "config.json").read_text())
-    assert config == json.loads((tmp_path / "cut" / "config.json").read_text())
 
 
 def test_a_narrower_model_is_opened_by_all_and_goes_on_to_the_same_bytes(recipe, tmp_path):
-    from transformers import AutoModelForCausalLM
-
     asked = recipe("[{restructure: {hidden: 0.5}}]", "artifact.format=dense")
     out = tmp_path / "whole"
     outcome = pipeline.apply(asked, out=out)
     assert outcome.verification.passed
     assert outcome.results.stages[0].shape.after.hidden == 32
-    artifact, ids = open_artifact(out), torch.arange(20)[None]
-    theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)(ids).logits[0].detach()
-    ours = hidden_states(artifact, ids, device="cpu", dtype=torch.float32)[0]
-    torch.testing.assert_close(logits(artifact, ours), theirs, rtol=1e-3, atol=1e-3)
-    assert Engine.open(out).generate("The") is not None
-
-    def stop(progress):
-        if progress.step == "restructure" and progress.done == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.apply(asked, out=tmp_path / "cut", watch=stop)
-    pipeline.apply(asked, out=tmp_path / "cut")
-    one, two = (
-        json.loads((tmp_path / name / "manifest.json").read_text())["tensors"]
-        for name in ("whole", "cut")
-    )
-    assert one == two
+    opened_alike(out)
+    goes_on_to_the_same(asked, tmp_path, cut_at=("restructure", 3))
 
 
 def test_a_gate_that_escalates_cuts_once(recipe, tmp_path):

@@ -5,7 +5,6 @@ import torch
 
 from compress.kernels import precision
 
-
 MATMUL = torch.backends.mkldnn.matmul
 
 
