@@ -17,7 +17,7 @@ from compress.artifact.formats.kv import KVScheme
 from compress.artifact.formats.matrix import Matrix
 from compress.artifact.gguf_header import flaws
 
-# Of `runtime.model` and `runtime.rope`, which need torch; a test holds them equal.
+# Of `runtime.settings` and `runtime.rope`, which need torch; a test holds them equal.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTATIONS = ("default", "linear", "llama3")
 _EXPORT = "compressed-tensors"  # what engines other than ours open

@@ -2,7 +2,7 @@ import pytest
 
 from compress.plan import sizes
 from compress.plan.consumers import FAMILIES, ROTATIONS, consumers
-from compress.runtime import model, rope
+from compress.runtime import rope, settings
 from compress.teacher import headers
 
 CT = "artifact.format=compressed-tensors"
@@ -16,7 +16,7 @@ def asked(recipe, folder, **config):
 
 
 def test_families_and_rotations_are_those_of_the_runtime():
-    assert FAMILIES == model.SUPPORTED
+    assert FAMILIES == settings.SUPPORTED
     assert ROTATIONS == rope.SUPPORTED
 
 

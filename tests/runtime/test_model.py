@@ -11,7 +11,8 @@ import torch
 
 from compress.errors import ModelError, RequestError
 from compress.kernels.kv import KVScales, fit
-from compress.runtime.model import Model, read_settings, visible
+from compress.runtime.model import Model, visible
+from compress.runtime.settings import read_settings
 
 F32, BF16 = torch.float32, torch.bfloat16
 FAMILIES = {
