@@ -34,8 +34,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of the artifacts, the logs and a cache")
     add("--threads", type=int, default=os.cpu_count())
+    add("--only", nargs="+", metavar="NAME", help="recipes by name; default: all of them")
     add("--recipes", type=Path, default=RECIPES, help="folder whose README.md is rewritten")
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    known = measurable(given.recipes)
+    if unknown := sorted({*(given.only or ())} - {*known}):
+        parser.error(f"--only: no {', '.join(unknown)}; known: {', '.join(known)}")
+    return given
 
 
 def measurable(recipes: Path) -> list[str]:
@@ -77,7 +82,8 @@ def table(text: str, measured: Mapping[str, applied.Left], about: Mapping[str, s
         raise ValueError(f"recipes/README.md: lacks {BEGIN} or {END}, between which the table is")
     rows = [line for line in old.splitlines() if line.startswith("|")]
     said = (
-        f"`{about['command']}`, {about['date']}, commit {about['commit']}, on {about['hardware']}."
+        f"`{about['command']}`, {about['date']}, commit {about['commit']}, on {about['hardware']}. "
+        "A row that was filled by another run has its date and commit at the head of its recipe."
     )
     lines = [begin, "", *(_filled(row, measured) for row in rows), "", said, "", end]
     return before + "\n".join(lines) + after
@@ -110,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         measured = {
             name: run(name, out=out, recipes=recipes, threads=given.threads)
-            for name in measurable(recipes)
+            for name in given.only or measurable(recipes)
         }
     except measure.ChildError as error:
         print(error, file=sys.stderr)

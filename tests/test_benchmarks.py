@@ -458,6 +458,18 @@ def test_the_catalogue_is_filled_in_again_to_the_same_table(bench, apply_, tmp_p
     assert len(page.read_text("utf-8").splitlines()) == lines
 
 
+def test_some_of_the_catalogue_is_filled_in_and_the_rest_stays(bench, apply_, tmp_path, capsys):
+    shutil.copytree(library.folder("recipes"), tmp_path / "recipes")
+    words = [f"--out={tmp_path / 'out'}", f"--recipes={tmp_path / 'recipes'}", "--only"]
+    before = (tmp_path / "recipes" / "w4-best.yaml").read_text("utf-8")
+    assert bench("catalogue").main([*words, "fp8"]) == 0
+    assert len(apply_) == 1
+    assert (tmp_path / "recipes" / "w4-best.yaml").read_text("utf-8") == before
+    with pytest.raises(SystemExit):
+        bench("catalogue").main([*words, "w4-bset"])
+    assert "no w4-bset; known: " in capsys.readouterr().err
+
+
 SHAPE = (
     "--blocks",
     "3",
