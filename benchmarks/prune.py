@@ -34,11 +34,12 @@ _HALF = "sparsity: 0.5, error_correction: 0.25"
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to prune: our recipe, what is set in it, and what the peer is told, if it can."""
+    """One way to prune: our recipe, what is set in it, and what a peer is told, if one can."""
 
     recipe: str
     sets: tuple[str, ...] = ()
-    peer: tuple[str, ...] = ()
+    peer: tuple[str, ...] = ()  # llm-compressor
+    cutter: tuple[str, ...] = ()  # Torch-Pruning
 
 
 KINDS = {
@@ -57,13 +58,13 @@ KINDS = {
 }
 
 
-def _cut(fields: str) -> Kind:
-    return Kind("ffn-75", (f"stages=[{{restructure: {{{fields}}}}}]",))
+def _cut(fields: str, cutter: tuple[str, ...] = ()) -> Kind:
+    return Kind("ffn-75", (f"stages=[{{restructure: {{{fields}}}}}]",), cutter=cutter)
 
 
 _DELETED = "repair: false, importance: activation"
-CUTS = {  # what no peer with a row here does; named with --kinds
-    "MLP 75 %": _cut("ffn: 0.75"),
+CUTS = {  # smaller shapes; named with --kinds
+    "MLP 75 %": _cut("ffn: 0.75", ("--keep", "0.75")),
     "MLP 75 %, shared out": _cut("ffn: 0.75, uniform: false"),
     "MLP 75 %, deleted": _cut(f"ffn: 0.75, {_DELETED}"),
     "depth 75 %": _cut("depth: 0.75"),
@@ -88,6 +89,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--test", type=Path, required=True, help="text of the perplexity and of the first KL")
     add("--second-text", help=f"text of the second KL, or {texts.PYDOC_TOPICS}")
     add("--peer-python", type=Path, help="python of the peer's own environment; none: ours alone")
+    add("--torch-pruning-python", type=Path, help="python of Torch-Pruning's own environment")
     add("--kinds", nargs="+", choices=[*KINDS, *CUTS], default=list(KINDS))
     add("--out", type=Path, required=True, help="new folder for artifacts, logs, result.json")
     add("--runs", type=int, default=1, help="runs of each side; medians are shown")
@@ -100,8 +102,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--read-dtype", choices=["float32", "bfloat16"], default="float32")
     add("--results", type=Path, help="Markdown file that gets the rows: docs/results.md")
     given = parser.parse_args(argv)
-    if given.peer_python and not given.peer_python.exists():
-        parser.error(f"--peer-python: {given.peer_python} is missing; see benchmarks/README.md")
+    for option in ("peer_python", "torch_pruning_python"):
+        if (python := getattr(given, option)) and not python.exists():
+            words = option.replace("_", "-")
+            parser.error(f"--{words}: {python} is missing; see benchmarks/README.md")
     if given.out.exists() and any(given.out.iterdir()):
         parser.error(f"--out: {given.out} is not empty; give a new folder")
     return given
@@ -115,6 +119,8 @@ def sides(given: argparse.Namespace, windows: Path) -> list[Contestant]:
         found.append(ours(f"compress, {name}", kind, given, windows))
         if kind.peer and given.peer_python:
             found.append(theirs(f"llm-compressor, {name}", kind, given, windows))
+        if kind.cutter and given.torch_pruning_python:
+            found.append(cutters(f"Torch-Pruning, {name}", kind, given, windows))
     return found
 
 
@@ -129,9 +135,23 @@ def ours(name: str, kind: Kind, given: argparse.Namespace, windows: Path) -> Con
 
 
 def theirs(name: str, kind: Kind, given: argparse.Namespace, windows: Path) -> Contestant:
-    """The peer's side of one kind."""
-    command = [str(given.peer_python.absolute()), str(HERE / "peers" / "llmcompressor_prune.py")]
-    command += [str(given.teacher.resolve()), str(windows), "{out}", *kind.peer]
+    """llm-compressor's side of one kind."""
+    runner = given.peer_python, HERE / "peers" / "llmcompressor_prune.py"
+    return _peer(name, *runner, kind.peer, given, windows)
+
+
+def cutters(name: str, kind: Kind, given: argparse.Namespace, windows: Path) -> Contestant:
+    """Torch-Pruning's side of one kind."""
+    runner = given.torch_pruning_python, HERE / "peers" / "torchpruning_run.py"
+    return _peer(name, *runner, kind.cutter, given, windows)
+
+
+def _peer(
+    name: str, python: Path, script: Path, told: Sequence[str], given: argparse.Namespace,
+    windows: Path,
+) -> Contestant:  # fmt: skip
+    command = [str(python.absolute()), str(script), str(given.teacher.resolve()), str(windows)]
+    command += ["{out}", *told]
     for option in ("samples", "seq_len", "threads"):
         command += [f"--{option.replace('_', '-')}", str(getattr(given, option))]
     return Contestant(name, tuple(command), environment(given))
