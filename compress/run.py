@@ -134,7 +134,7 @@ class Run:
             recipe_text=self.lock,
             teacher=self.teacher.name,
             teacher_fingerprint=self.teacher.fingerprint,
-            calibration=recipe.calibration.set if windows else "none",
+            calibration=recipe.calibration.told if windows else "none",
             calibration_fingerprint=windows.fingerprint if windows else "",
             calibration_tokens=windows.ids.numel() if windows else 0,
             seed=recipe.seed,

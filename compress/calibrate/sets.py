@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from compress import library
@@ -39,15 +40,45 @@ def load(
 ) -> Windows:
     """Read or write the text of a calibration section and cut it into windows.
 
+    Windows of several sets take turns: the first of each, the second of each, and so on.
+
     Args:
-        calibration: set, samples, seq_len, seed, and for hub sets revision, split and field. The
+        calibration: set, samples, seq_len, seed, and for hub sets revision, split and field. A
             set is a shipped name, a .txt or .jsonl file, or a .yaml file that describes one.
         tokenizer: the teacher's.
         generate: writes text in the teacher's hand, for sets of kind "self".
 
     Raises:
-        CalibrationError: the set is missing, unreadable, not what it should be, or too short.
+        CalibrationError: a set is missing, unreadable, not what it should be, or too short.
     """
+    if len(calibration.sets) == 1:
+        return _read(calibration.parts[0], tokenizer, generate)
+    found = []
+    for index, part in enumerate(calibration.parts):
+        try:
+            found.append(_read(part, tokenizer, generate))
+        except CalibrationError as error:
+            share = f"its share is {part.samples} of {calibration.samples} samples"
+            raise CalibrationError(f"calibration.set[{index}], {share}: {error}") from error
+    return _taking_turns(found)
+
+
+def _taking_turns(found: Sequence[Windows]) -> Windows:
+    """Windows of several kinds as those of one text."""
+    ids = torch.empty(sum(len(one.ids) for one in found), found[0].ids.shape[1], dtype=torch.long)
+    for kind, one in enumerate(found):
+        ids[kind :: len(found)] = one.ids
+    revisions = tuple(one.revision if isinstance(one.revision, str) else None for one in found)
+    source = " and ".join(one.source for one in found)
+    return tokens.whole(
+        ids, source=source, revision=revisions if any(revisions) else None, kinds=len(found)
+    )
+
+
+def _read(
+    calibration: Calibration, tokenizer: PreTrainedTokenizerBase, generate: Generate | None
+) -> Windows:
+    """The windows of one set."""
     described = describe(calibration)
     if described["kind"] == "self":
         return _written(calibration, described, generate)
@@ -75,7 +106,7 @@ def of_recipe(
     promised = recipe.resolved.calibration_fingerprint
     if promised not in (None, windows.fingerprint):
         raise CalibrationError(
-            f"calibration.set {recipe.calibration.set}: its fingerprint is {windows.fingerprint}, "
+            f"calibration.set {recipe.calibration.told}: its fingerprint is {windows.fingerprint}, "
             f"the lock says {promised}. The text, the tokenizer or the machine that wrote it has "
             "changed."
         )
@@ -112,12 +143,15 @@ def texts_of(
 def describe(calibration: Calibration) -> dict[str, Any]:
     """What a set is: its kind and that kind's keys, paths made absolute, the recipe's overrides in.
 
+    Args:
+        calibration: of one set.
+
     Raises:
         CalibrationError: no such set, a key that its kind does not have or lacks, or an override
             that it cannot use.
     """
     try:
-        path = library.find("calib", calibration.set)
+        path = library.find("calib", calibration.told)
     except LookupError as error:
         raise CalibrationError(f"calibration.set: {error}") from error
     if path.suffix.lower() in (".yaml", ".yml"):
@@ -133,7 +167,7 @@ def describe(calibration: Calibration) -> dict[str, Any]:
     if unused:
         raise CalibrationError(
             f"calibration.{unused[0]}: a set of kind {described['kind']} does not use it "
-            f"(set: {calibration.set}). Leave it out."
+            f"(set: {calibration.told}). Leave it out."
         )
     return {**described, **overrides}
 
@@ -194,7 +228,7 @@ def _written(
 ) -> Windows:
     if generate is None:
         raise CalibrationError(
-            f"calibration.set: {calibration.set} is written by the teacher, and none is at hand "
+            f"calibration.set: {calibration.told} is written by the teacher, and none is at hand "
             "here. Give a .txt or .jsonl file."
         )
     options = {key: described[key] for key in sorted(_KEYS["self"] & described.keys())}

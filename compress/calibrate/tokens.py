@@ -36,7 +36,8 @@ class Windows:
     ids: Tensor  # [samples, seq_len] int64
     fingerprint: str  # sha256 of the ids and their shape
     source: str  # what the tokens were read from, in words
-    revision: str | None = None  # commit of a hub data set
+    revision: str | tuple[str | None, ...] | None = None  # commits of hub data sets
+    kinds: int = 1  # of text; they take turns, window i being of kind i mod kinds
 
 
 def encode(
@@ -125,9 +126,15 @@ def windows(
     return whole(rows[:samples].clone(), source=source, revision=revision)
 
 
-def whole(ids: Tensor, *, source: str, revision: str | None = None) -> Windows:
+def whole(
+    ids: Tensor,
+    *,
+    source: str,
+    revision: str | tuple[str | None, ...] | None = None,
+    kinds: int = 1,
+) -> Windows:
     """Windows of ids [samples, seq_len] that are windows already."""
-    return Windows(ids, fingerprint(ids), source, revision)
+    return Windows(ids, fingerprint(ids), source, revision, kinds)
 
 
 def fingerprint(ids: Tensor) -> str:

@@ -79,7 +79,8 @@ class Job:
         recipe = self.recipe
         texts = [recipe.read_by(spec) for _, spec in recipe.distillations]
         texts += [recipe.calibration] if recipe.needs_calibration else []
-        return tuple(dict.fromkeys(text for text in texts if text.set == "self"))
+        parts = (part for text in texts for part in text.parts)
+        return tuple(dict.fromkeys(part for part in parts if part.set == "self"))
 
     @property
     def tokens(self) -> int:

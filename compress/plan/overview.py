@@ -171,9 +171,21 @@ def _stored_bits(scheme: Scheme, columns: int) -> float:
     return scheme.bits + (16 + (0 if scheme.sym else scheme.bits)) / size
 
 
+def _kinds(recipe: Recipe) -> Iterator[str]:
+    """How texts of several kinds share the windows."""
+    texts = {"calibration": recipe.calibration} if recipe.needs_calibration else {}
+    trained = ((i, spec.text) for i, spec in recipe.distillations if spec.text)
+    texts |= {f"stages[{index}].distill.text": text for index, text in trained}
+    for where, text in texts.items():
+        if len(text.sets) > 1:
+            shares = ", ".join(f"{part.samples:,} of {part.told}" for part in text.parts)
+            yield f"{where}: {shares}; windows take turns"
+
+
 def _notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
     if headers.note:
         yield headers.note
+    yield from _kinds(recipe)
     yield from rotation.note(recipe, headers)
     yield from reshaping.notes(recipe, headers)
     yield from teaching.notes(recipe, headers)

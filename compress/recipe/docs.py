@@ -138,8 +138,8 @@ def _section(path: str, section: Schema, schema: Schema) -> str:
 
 def _type(field: Schema) -> str:
     """A field's type and range in words; null is told by its default."""
-    if "anyOf" in field:
-        return _type(next(choice for choice in field["anyOf"] if choice.get("type") != "null"))
+    if choices := field.get("anyOf", field.get("oneOf")):
+        return " or ".join(_type(one) for one in choices if one.get("type") != "null")
     if "enum" in field or "const" in field:
         return " ".join(map(_code, field.get("enum", [field.get("const")])))
     if "$ref" in field:

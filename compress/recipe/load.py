@@ -106,7 +106,8 @@ def _validated(source: Source) -> tuple[Recipe | None, list[Mistake]]:
 
 def _unknown_names(source: Source) -> list[Mistake]:
     found = []
-    for loc, kind in (*_NAMED, *_texts(source)):
+    places = [place for named in (*_NAMED, *_texts(source)) for place in _each(source, *named)]
+    for loc, kind in places:
         value = _at(source.data, loc)
         if not isinstance(value, str) or not value or (kind, value) == ("eval", "none"):
             continue
@@ -123,6 +124,14 @@ def _texts(source: Source) -> list[tuple[Loc, library.Kind]]:
     stages = source.data.get("stages")
     count = len(stages) if isinstance(stages, list) else 0
     return [(("stages", index, "distill", "text", "set"), "calib") for index in range(count)]
+
+
+def _each(source: Source, loc: Loc, kind: library.Kind) -> list[tuple[Loc, library.Kind]]:
+    """Where a place holds a list of names: the place of each."""
+    value = _at(source.data, loc)
+    if not isinstance(value, list):
+        return [(loc, kind)]
+    return [((*loc, number), kind) for number in range(len(value))]
 
 
 def _at(data: Any, loc: Loc) -> Any:

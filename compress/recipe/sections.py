@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from compress.recipe.gates import Gates, in_bytes
 from compress.recipe.quantize import STRICT
+
+
+def _one_or_several(value: Any) -> str:
+    return "several" if isinstance(value, list | tuple) else "one"
+
+
+_Name = Annotated[str, Field(min_length=1)]
+_Names = Annotated[tuple[_Name, ...], Field(strict=False, min_length=1)]
+Sets = Annotated[
+    Annotated[_Name, Tag("one")] | Annotated[_Names, Tag("several")], Discriminator(_one_or_several)
+]
+_Revisions = Annotated[tuple[str | None, ...], Field(strict=False)]
+Revisions = Annotated[
+    Annotated[str | None, Tag("one")] | Annotated[_Revisions, Tag("several")],
+    Discriminator(_one_or_several),
+]
 
 
 class Teacher(BaseModel):
@@ -40,12 +56,19 @@ class Calibration(BaseModel):
 
     model_config = STRICT
 
-    set: str = Field(
+    set: Sets = Field(
         default="self",
-        min_length=1,
-        description="A shipped set, or a path to a .txt, .jsonl or .yaml file.",
+        description="A shipped set, or a path to a .txt, .jsonl or .yaml file; or a list of them, "
+        "texts of several kinds. Then each gives as many windows, the first ones one more where "
+        "that does not come out even, and they take turns.",
     )
-    samples: int = Field(default=128, ge=1, le=1_000_000, description="Windows of tokens.")
+    samples: int = Field(
+        default=128,
+        ge=1,
+        le=1_000_000,
+        validate_default=True,
+        description="Windows of tokens, of all sets together.",
+    )
     seq_len: int = Field(default=512, ge=8, le=131_072, description="Tokens in each window.")
     seed: int = Field(
         default=0,
@@ -53,8 +76,10 @@ class Calibration(BaseModel):
         lt=2**32,
         description="Decides which windows are drawn, and what the teacher writes.",
     )
-    revision: str | None = Field(
-        default=None, description="Hub sets only: a commit in place of the set's own."
+    revision: Revisions = Field(
+        default=None,
+        description="Hub sets only: a commit in place of the set's own. For several sets a list "
+        "of as many, null where a set keeps its own.",
     )
     split: str | None = Field(
         default=None, description="Hub sets only: a split in place of the set's own."
@@ -62,6 +87,79 @@ class Calibration(BaseModel):
     field: str | None = Field(
         default=None, description="Field of each record that holds the text or the messages."
     )
+
+    @field_validator("set")
+    @classmethod
+    def _are_others(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        names = (value,) if isinstance(value, str) else value
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{twice} is named twice. Each kind of text has one place.")
+        return value
+
+    @field_validator("samples")
+    @classmethod
+    def _reaches_all(cls, value: int, info: ValidationInfo) -> int:
+        sets = info.data.get("set", ())
+        if not isinstance(sets, str) and len(sets) > value:
+            raise ValueError(
+                f"{value}, and {len(sets)} sets have a share in it. Ask for at least one of each."
+            )
+        return value
+
+    @field_validator("revision")
+    @classmethod
+    def _is_of_each(
+        cls, value: str | tuple[str | None, ...] | None, info: ValidationInfo
+    ) -> str | tuple[str | None, ...] | None:
+        count = _listed(info)
+        if value is not None and count != (len(value) if isinstance(value, tuple) else 0):
+            asked = f"a list of {count}, null where a set keeps its own" if count else "one"
+            raise ValueError(f"does not fit set. Give {asked}, or leave it out.")
+        return value
+
+    @field_validator("split", "field")
+    @classmethod
+    def _is_of_one(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and _listed(info):
+            raise ValueError(
+                "belongs to one set, and set lists several. Say it in a .yaml of that set."
+            )
+        return value
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Every set that it names."""
+        return (self.set,) if isinstance(self.set, str) else self.set
+
+    @property
+    def told(self) -> str:
+        """The sets in words."""
+        return " and ".join(self.sets)
+
+    @property
+    def parts(self) -> tuple[Calibration, ...]:
+        """One section for each set, with its share of the samples."""
+        if isinstance(self.set, str):
+            return (self,)
+        count, given = len(self.set), self.revision
+        revisions = given if isinstance(given, tuple) else (None,) * count
+        return tuple(
+            self.model_copy(update={"set": name, "revision": revision, "samples": samples})
+            for name, revision, samples in zip(
+                self.set, revisions, self._shares(count), strict=True
+            )
+        )
+
+    def _shares(self, count: int) -> list[int]:
+        """Windows of each of so many sets."""
+        few, more = divmod(self.samples, count)
+        return [few + (place < more) for place in range(count)]
+
+
+def _listed(info: ValidationInfo) -> int:
+    """How many sets are listed; 0 where one stands alone."""
+    found = info.data.get("set", "")
+    return 0 if isinstance(found, str) else len(found)
 
 
 class Evaluate(BaseModel):

@@ -137,7 +137,7 @@ def _told(
     windows, seq_len = text.ids.shape
     taken = course.checks[-1].step
     return Distilled(
-        _asked(spec), spec.train, spec.text.set if spec.text else "the calibration",
+        _asked(spec), spec.train, spec.text.told if spec.text else "the calibration",
         text.fingerprint,
         (windows - spec.held_out) * seq_len, taken * spec.windows_a_step(seq_len) * seq_len,
         spec.held_out * seq_len, learned_weights, steps, course.kept_step, course.stopped,

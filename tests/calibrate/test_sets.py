@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compress import library
-from compress.calibrate import documents, sets
+from compress.calibrate import documents, sets, tokens
 from compress.errors import CalibrationError
 
 WORDS = "the quick brown fox jumps over the lazy dog\n" * 20
@@ -102,3 +102,51 @@ def test_a_set_that_is_not_there_is_named(calibration, tmp_path):
         sets.describe(calibration("slef"))
     with pytest.raises(CalibrationError, match="no such file"):
         sets.describe(calibration(tmp_path / "none.txt"))
+
+
+def test_several_sets_share_the_samples_and_take_turns(calibration, text, tokenizer, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("0123456789" * 40)
+    mixed = calibration("", set=[str(text), str(other), "self"], samples=8)
+
+    def written(samples, seq_len, *_, **__):
+        return torch.full((samples, seq_len), 7)
+
+    found = sets.load(mixed, tokenizer, generate=written)
+    assert (found.kinds, found.ids.shape) == (3, (8, 8))
+    for kind, (name, samples) in enumerate([(text, 3), (other, 3)]):
+        alone = sets.load(calibration(name, samples=samples), tokenizer)
+        assert torch.equal(found.ids[kind::3], alone.ids)
+    assert torch.equal(found.ids[2::3], torch.full((2, 8), 7))
+    assert found.source == f"{text} and {other} and the teacher's own text (seed 0)"
+    assert found.fingerprint == tokens.fingerprint(found.ids)
+
+
+def test_a_list_of_one_set_is_that_set(calibration, text, tokenizer):
+    one = sets.load(calibration(text), tokenizer)
+    listed = sets.load(calibration("", set=[str(text)]), tokenizer)
+    assert (listed.kinds, listed.fingerprint) == (1, one.fingerprint)
+
+
+def test_each_of_several_sets_has_its_own_errors(calibration, text, tokenizer, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    with pytest.raises(CalibrationError) as error:
+        sets.load(calibration("", set=[str(text), str(short)], samples=9), tokenizer)
+    assert str(error.value).startswith(
+        f"calibration.set[1], its share is 4 of 9 samples: {short}: found 9 tokens, enough for 1"
+    )
+    with pytest.raises(CalibrationError, match=r"set\[0\], .*: self is written by the teacher"):
+        sets.load(calibration("", set=["self", str(text)]), tokenizer)
+
+
+def test_commits_of_several_hub_sets_are_kept_one_by_one(calibration, text, tokenizer, monkeypatch):
+    monkeypatch.setattr(
+        documents, "from_hub", lambda *asked: (iter([{"text": WORDS}]), asked[3] or "1234")
+    )
+    mixed = calibration("", set=[str(text), "wikitext2"])
+    found = sets.load(mixed, tokenizer)
+    assert found.revision is not None
+    assert found.revision[0] is None
+    again = mixed.model_copy(update={"revision": (None, "abcd")})
+    assert sets.load(again, tokenizer).revision == (None, "abcd")

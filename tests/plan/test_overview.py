@@ -41,6 +41,12 @@ def test_all_mistakes_come_at_once(tiny_llama, recipe_for):
     assert "4 mistakes; nothing was run" in text
 
 
+def test_a_plan_tells_how_kinds_of_text_share_the_windows(tiny_tied, recipe_for):
+    sets = ["quantize.method=gptq", "calibration={set: [smoke, self], samples: 7, seq_len: 32}"]
+    found = made(recipe_for(tiny_tied, *sets), tiny_tied)
+    assert "calibration: 4 of smoke, 3 of self; windows take turns" in found.notes
+
+
 def test_planning_needs_no_torch(tiny_llama, recipe_for, tmp_path):
     recipe_for(tiny_llama)
     program = (

@@ -292,3 +292,35 @@ def test_a_field_of_several_types_has_one_mistake(value, said):
         load("w8a8", [f"quantize.smooth={value}"])
     assert str(error.value).count("quantize.smooth:") == 1
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ("set: []", "calibration.set: [] is empty. For example set: self"),
+        ("set: [smoke, smoke]", "calibration.set: smoke is named twice."),
+        ("set: [smoke, self], samples: 1", "calibration.samples: 1, and 2 sets have a share in"),
+        ("set: [smoke, selv]", "calibration.set[1]: 'selv': no shipped calibration set of this"),
+        ("set: [smoke, 3]", 'calibration.set: 3 is not text. Quote it: "3".'),
+        ("set: 3", 'calibration.set: 3 is not text. Quote it: "3".'),
+        ("set: [smoke, self], split: test", "calibration.split: belongs to one set, and set lists"),
+        (
+            "set: [smoke, self], revision: abc",
+            "calibration.revision: does not fit set. Give a list of 2, null where a set keeps its",
+        ),
+        ("set: smoke, revision: [abc]", "calibration.revision: does not fit set. Give one, or"),
+    ],
+)
+def test_a_bad_list_of_sets_is_one_mistake(write, fields, said):
+    (mistake,) = mistakes(write(GOOD.replace("samples: 64", fields)))
+    assert mistake.startswith(f"mine.yaml:3  {said}")
+
+
+def test_several_sets_share_the_samples_the_first_ones_have_the_rest(write):
+    recipe = load(write(GOOD.replace("samples: 64", "set: [smoke, self, c4], samples: 8")))
+    parts = recipe.calibration.parts
+    assert [(part.set, part.samples) for part in parts] == [("smoke", 3), ("self", 3), ("c4", 2)]
+    assert recipe.calibration.told == "smoke and self and c4"
+    text = "{train: scales_and_norms, text: {set: [smoke, slf], samples: 9}}"
+    (mistake,) = mistakes(write(GOOD + f"  - distill: {text}\n"))
+    assert mistake.startswith("mine.yaml:6  stages[1].distill.text.set[1]: 'slf': no shipped")

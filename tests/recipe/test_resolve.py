@@ -51,6 +51,15 @@ def test_a_lock_loads_as_the_recipe_with_what_was_found(recipe, tmp_path):
     assert lock(again, {}) == lock(recipe, FACTS)
 
 
+def test_a_lock_pins_each_of_several_sets(tmp_path):
+    recipe = load("quickstart", ["calibration.set=[wikitext2, self]"])
+    path = tmp_path / "recipe.lock.yaml"
+    path.write_text(lock(recipe, {**FACTS, "calibration_revision": ("abc", None)}))
+    again = load(str(path))
+    assert again.calibration.set == ("wikitext2", "self")
+    assert [part.revision for part in again.calibration.parts] == ["abc", None]
+
+
 def test_versions_other_than_the_locks_are_named(recipe):
     made_with = {"torch": "2.13.0", "transformers": "5.23.0", "gone": "1.0"}
     locked = pin(recipe, {"versions": made_with})
