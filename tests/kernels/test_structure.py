@@ -124,3 +124,58 @@ def test_principal_directions_hold_the_nearest_of_few_numbers():
     for best, rest, weight in ((plain, weighed, torch.eye(8)), (weighed, plain, readers)):
         torch.testing.assert_close(best.T @ best, torch.eye(8), rtol=1e-4, atol=1e-4)
         assert all(lost(best, weight) < lost(one, weight) for one in (rest, *others))
+
+
+def test_two_halves_are_fitted_as_they_always_were():
+    """The formula of two halves, written out: a single text goes on giving the same numbers."""
+    weight, x, _ = problem(columns=16, tokens=400)
+    kept, dampings = torch.arange(10), (0.01, 0.1, 1.0)
+    wish = torch.randn(6, 16, generator=torch.Generator().manual_seed(5))
+    one, two = halves = [moments(weight, part, wish=wish / 9) for part in x.split([240, 160])]
+
+    def solved(seen, damp):
+        gone = seen.hessian[10:, :10]
+        scale = seen.hessian.diagonal()[:10].diag()
+        inverse = torch.linalg.inv(seen.hessian[:10, :10] + damp * scale)
+        return weight[:, :10] + weight[:, 10:] @ gone @ inverse, seen.wish[:, :10] @ inverse
+
+    def asked(damp):
+        loss = linear = square = 0.0
+        for seen, other in ((one, two), (two, one)):
+            must, more = solved(seen, damp)
+            H, wanted = other.hessian, (weight @ other.hessian + other.wish)[:, :10]
+            loss += float((must @ H[:10, :10] * must).sum() - 2 * (wanted * must).sum())
+            linear += float((must @ H[:10, :10] * more).sum() - (wanted * more).sum())
+            square += float((more @ H[:10, :10] * more).sum())
+        share = min(max(-linear / square, 0.0), 1.0)
+        return loss + 2 * share * linear + share**2 * square, share, damp
+
+    _, share, damp = min(map(asked, dampings))
+    found = refit(weight, halves, kept, damp_percents=dampings)
+    assert found.damp_percent == damp
+    assert abs(found.share - share) < 1e-3
+    must, more = solved(one + two, damp)
+    torch.testing.assert_close(found.weight, must + found.share * more, rtol=1e-3, atol=1e-3)
+
+
+def test_what_helps_on_its_own_kind_of_text_alone_is_not_done():
+    """Inputs that go are told by those that stay: of one kind as they are, of another reversed."""
+    generator = torch.Generator().manual_seed(0)
+    weight, kept, x = torch.randn(4, 8, generator=generator), torch.arange(4), []
+    for sign in (1, -1):
+        stay = torch.randn(2000, 4, generator=generator)
+        x.append(torch.cat([stay, sign * stay], 1))
+    dampings = (0.01, 1.0, 100.0)
+
+    def fit(shares):
+        seen = [moments(weight, share) for share in shares]
+        return refit(weight, seen, kept, damp_percents=dampings)
+
+    (own,) = (fit([x[0][::2], x[0][1::2]]),)
+    assert own.damp_percent == 0.01
+    torch.testing.assert_close(own.weight, weight[:, :4] + weight[:, 4:], rtol=0.05, atol=0.05)
+    by_kind = fit(x)
+    assert by_kind.damp_percent == 100.0
+    torch.testing.assert_close(by_kind.weight, weight[:, :4], rtol=0.05, atol=0.05)
+    three = fit([*x, x[0]])  # two of three agree, and the third still counts
+    assert three.damp_percent > 0.01
