@@ -13,8 +13,12 @@ from compress.recipe.sections import Calibration
 if TYPE_CHECKING:
     from compress.recipe.schema import Stage
 
-Train = Literal["all", "scales_and_norms"]
-_RATES: dict[str, float] = {"all": 1e-4, "scales_and_norms": 1e-3}  # scales learn as factors
+Train = Literal["all", "scales_and_norms", "codes"]
+_RATES: dict[str, dict[str, float]] = {
+    "scales_and_norms": {"learning_rate": 1e-3},  # scales learn as factors
+    "codes": {"learning_rate": 5e-3, "scale_learning_rate": 1e-3},  # codes in steps of their grid
+}
+_ONLY = {"scale_learning_rate": "codes", "weight_decay": "all"}  # the one `train` that uses a field
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -66,7 +70,7 @@ class Loss(BaseModel):
 
 
 class Distill(BaseModel):
-    """Train the student on what its teacher says: masks, shapes and integers stay as they are."""
+    """Train the student on what its teacher says: masks, shapes and layouts stay as they are."""
 
     model_config = STRICT
 
@@ -74,7 +78,9 @@ class Distill(BaseModel):
     train: Train = Field(
         default="all",
         description="`all`: every weight, in float32; in front of `quantize`. `scales_and_norms`: "
-        "scales of integers and weights of norms, behind it; the integers and the layout stay.",
+        "scales of integers and weights of norms, behind it; the integers stay. `codes`: the "
+        "integers of the blocks, too, rounded in every forward (quantization-aware training); "
+        "sixteen bytes of memory a weight.",
     )
     loss: Loss = Field(default=Loss(), description="What is asked of the student.")
     text: Calibration | None = Field(
@@ -107,11 +113,18 @@ class Distill(BaseModel):
         "for, their gradients added up.",
     )
     learning_rate: float = Field(
-        default=_RATES["all"],
+        default=1e-4,
         gt=0,
         le=10,
         description="Of AdamW, at its peak. The default of `scales_and_norms` is 0.001: scales "
-        "learn the factor by which they change.",
+        "learn the factor by which they change. That of `codes` is 0.005 and in steps of their "
+        "grids: half a step away another code is nearer.",
+    )
+    scale_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=10,
+        description="With `codes`: that of scales and norms, 0.001 by default.",
     )
     warmup: Share = Field(
         default=0.05, description="Share of the steps in which the learning rate rises to its peak."
@@ -144,9 +157,16 @@ class Distill(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _dependent_defaults(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("train") in _RATES:
-            return {"learning_rate": _RATES[data["train"]], **data}
-        return data
+        found = _RATES.get(str(data.get("train"))) if isinstance(data, Mapping) else None
+        return {**found, **data} if found else data
+
+    @field_validator("scale_learning_rate", "weight_decay")
+    @classmethod
+    def _is_used(cls, value: float | None, info: ValidationInfo) -> float | None:
+        train, only = info.data.get("train"), _ONLY[str(info.field_name)]
+        if value and train not in (None, only):
+            raise ValueError(f"{train} does not use this field. Leave it out.")
+        return value
 
     @field_validator("held_out")
     @classmethod
@@ -213,18 +233,18 @@ def can_learn(where: str, spec: Distill, before: Sequence[Stage]) -> None:
         )
     if spec.train == "all" and rounding:
         raise ValueError(
-            f"{where}.train: all, but a stage before it has rounded weights to integers, which "
-            "stay. Put it in front of that stage, or choose train: scales_and_norms."
+            f"{where}.train: all, but a stage before it has rounded weights to integers. Put it in "
+            "front of that stage, or choose train: scales_and_norms or codes."
         )
-    if spec.train == "scales_and_norms" and not rounding:
+    if spec.train != "all" and not rounding:
         raise ValueError(
-            f"{where}.train: scales_and_norms, but no stage before it rounds anything. Put it "
-            "behind quantize, or choose train: all."
+            f"{where}.train: {spec.train}, but no stage before it rounds anything. Put it behind "
+            "quantize, or choose train: all."
         )
     for stage in rounding:
         if stage.quantize and stage.quantize.method not in ("gptq", "rtn"):
             raise ValueError(
-                f"{where}.train: scales_and_norms learns scales of gptq and rtn, not of "
+                f"{where}.train: {spec.train} learns on the grids of gptq and rtn, not on those of "
                 f"{stage.quantize.method}. Leave out the stage."
             )
 

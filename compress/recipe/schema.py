@@ -211,7 +211,7 @@ class Recipe(BaseModel):
                 "gates: escalate gives linears of a stage quantize more bits, and there is no such "
                 "stage. Choose fail or keep_dense."
             )
-        healed = any(s.distill and s.distill.train == "scales_and_norms" for s in stages)
+        healed = any(s.distill and s.distill.train != "all" for s in stages)
         if value.gates and value.gates.on_violation == "escalate" and healed:
             raise ValueError(
                 "gates: escalate rounds some linears again, and scales that were trained are those "

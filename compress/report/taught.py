@@ -15,7 +15,11 @@ from compress.results import Distilled, HeldOut, Results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LEARNED = {"all": "all weights", "scales_and_norms": "scales of integers and norms"}
+_LEARNED = {
+    "all": "all weights",
+    "scales_and_norms": "scales of integers and norms",
+    "codes": "integers, their scales and norms",
+}
 
 
 def stages(results: Results) -> tuple[Distilled, ...]:

@@ -21,7 +21,7 @@ class Distilled:
     """One stage, finished."""
 
     asked: str  # of the student, in words
-    train: Literal["all", "scales_and_norms"]
+    train: Literal["all", "scales_and_norms", "codes"]
     text: str  # its set, as the recipe names it
     text_fingerprint: str  # sha256 of its token ids
     tokens: int  # of it that were trained on, each once
@@ -34,3 +34,4 @@ class Distilled:
     kl_before: float  # mean per held-out token, nats, of the student as it was stored
     kl_after: float
     checks: tuple[HeldOut, ...]
+    changed_codes: int | None = None  # where codes were trained

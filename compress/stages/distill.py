@@ -1,13 +1,14 @@
 """Train the student, as earlier stages left it, on what its teacher says.
 
-What was taken away stays away: the model keeps its shape, pruned weights stay zero, integers stay
-the integers they are. The state that is kept is the one of the lowest held-out KL.
+What was taken away stays away: the model keeps its shape and pruned weights stay zero. Integers
+stay, or move from step to step of their grids. Kept is the state of the lowest held-out KL.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,12 +17,14 @@ from compress.calibrate.tokens import Windows
 from compress.kernels.distillation import Head, Objective, States, distillation
 from compress.kernels.grid import Rounded
 from compress.kernels.masks import pruned
+from compress.kernels.straight_through import start
 from compress.recipe.distill import Distill
 from compress.results import Distilled, StageResult, from_json
 from compress.stages.context import Context
 from compress.stages.lessons import Said
 from compress.stages.training import Course, Training, forget
 from compress.student import HEAD, Student
+from compress.surgery.grids import Grid
 from compress.surgery.learning import Learner
 from compress.surgery.walk import Weights, head_of, hidden_states
 
@@ -62,53 +65,74 @@ def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
         lessons=lessons, exam=exam,
     )  # fmt: skip
     course = training.run()
-    if course.kept_step:
-        _commit(student, learner)
+    changed = _commit(student, learner) if course.kept_step else 0
     after = _held_out(student, exam, context) if course.kept_step else before
     found = _told(spec, text, course, training.steps, learned_weights)
-    return dataclasses.replace(found, kl_before=before, kl_after=after)
+    return dataclasses.replace(
+        found, kl_before=before, kl_after=after,
+        changed_codes=changed if spec.train == "codes" else None,
+    )  # fmt: skip
 
 
 def _learner(student: Student, spec: Distill, context: Context) -> Learner:
     loss = spec.loss
-    codes = {
-        name: matrix
-        for unit in _units(student)
-        for name in student.coded(unit)
-        if (matrix := student.rounded(name)) is not None
-    }
     return Learner(
-        student, codes, student.teacher, learns=spec.train, dtype=context.dtype,
+        student, student.teacher, dtype=context.dtype,
+        learns=None if spec.train == "all" else _grids(student, spec, context),
         objective=Objective(loss.kind, loss.temperature, loss.beta or 0.5, loss.cross_entropy),
     )  # fmt: skip
 
 
-def _commit(student: Student, learner: Learner) -> None:
-    """Make what was learned final, unit by unit; a unit that a cut run committed is taken up."""
-    found = dict(learner.learned())
+def _grids(student: Student, spec: Distill, context: Context) -> Iterator[tuple[str, Grid]]:
+    """What makes the weights of all that has become codes; a head keeps its codes."""
+    transposed = {linear.name for linear in student.anatomy.linears if linear.transposed}
     for unit in _units(student):
-        coded, kept = student.coded(unit), student.kept
+        before = student.base.block(unit) if spec.train == "codes" and unit != HEAD else {}
+        for name, matrix in _rounded(student, unit).items():
+            turned = name in transposed
+            exact = before.get(f"{name}.weight")
+            latent = None if exact is None else start(matrix, exact.T if turned else exact)
+            looked_up = name == student.anatomy.embedding  # which no product makes narrow
+            yield (
+                name,
+                Grid(
+                    matrix, latent=latent, masked=name in student.kept, transposed=turned,
+                    dtype=torch.float32 if looked_up else context.dtype,
+                ),
+            )  # fmt: skip
+
+
+def _rounded(student: Student, unit: int) -> dict[str, Rounded]:
+    """What has become codes in a unit."""
+    found = {name: student.rounded(name) for name in sorted(student.coded(unit))}
+    return {name: matrix for name, matrix in found.items() if matrix is not None}
+
+
+def _commit(student: Student, learner: Learner) -> int:
+    """Make what was learned final, unit by unit; a unit that a cut run committed is taken up.
+
+    Returns:
+        How many codes changed.
+    """
+    found, changed = dict(learner.learned()), 0
+    for unit in _units(student):
+        kept, before = student.kept, _rounded(student, unit)
         stored = student.outside() if unit == HEAD else student.block(unit)
         plain = {
-            name: _as_stored(found[name], was, masked=name.removesuffix(".weight") in kept)
+            name: _as_stored(now, was, masked=name.removesuffix(".weight") in kept)
             for name, was in stored.items()
-            if name in found
+            if isinstance(now := found.get(name), Tensor)
         }
-        scales = {name: found[name] for name in coded if name in found}
-        rounded = {name: _moved(student.rounded(name), scale) for name, scale in scales.items()}
+        rounded = {name: now for name in before if isinstance(now := found.get(name), Rounded)}
+        changed += sum(int((now.codes != before[n].codes).sum()) for n, now in rounded.items())
         if student.finished(unit) is None and (plain or rounded):
             student.commit(unit, rounded, (), plain)
+    return changed
 
 
 def _as_stored(learned: Tensor, was: Tensor, *, masked: bool) -> Tensor:
     """In the dtype that it had; of a pruned weight exactly those places stay that did."""
     return pruned(learned, was != 0, was.dtype) if masked else learned.to(was.dtype)
-
-
-def _moved(matrix: Rounded | None, scale: Tensor) -> Rounded:
-    if matrix is None:
-        raise TypeError("scales were learned of a linear that has no codes")
-    return dataclasses.replace(matrix, scale=scale)
 
 
 def _units(student: Student) -> list[int]:

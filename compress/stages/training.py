@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from compress import storage
 from compress.errors import RunError, TrainingError
@@ -87,6 +87,12 @@ class Training:
         """Where it computes."""
         return torch.device(self.accelerator.device)
 
+    @property
+    def _own(self) -> Learner:
+        """The learner itself, whatever moves gradients around it."""
+        found: Learner = self.accelerator.unwrap_model(self.learner)
+        return found
+
     def run(self) -> Course:
         """Train to the end, or as long as it helps; the learner is left at its best step, if any.
 
@@ -106,7 +112,7 @@ class Training:
                 self._check(step + 1, losses)
                 losses = []
         if self.best is not None:
-            self.accelerator.unwrap_model(self.learner).load(self._read(self.best))
+            self._own.load(self._read(self.best))
         finished = self.checks[-1].step == self.steps
         return Course(tuple(self.checks), self._best().step, "finished" if finished else "patience")
 
@@ -115,14 +121,15 @@ class Training:
         windows = self.order.of(step)
         total = 0.0
         pieces = [windows[i : i + self.at_once] for i in range(0, len(windows), self.at_once)]
-        for number, piece in enumerate(pieces):
-            share = len(piece) / len(windows)  # windows are full: a mean of means over all tokens
-            ids, said = (part.to(self.device) for part in self.lessons.of(piece))
-            if number + 1 < len(pieces):
-                with self.accelerator.no_sync(self.learner):
+        with self._own.made():
+            for number, piece in enumerate(pieces):
+                share = len(piece) / len(windows)  # all are full: a mean of means over all tokens
+                ids, said = (part.to(self.device) for part in self.lessons.of(piece))
+                if number + 1 < len(pieces):
+                    with self.accelerator.no_sync(self.learner):
+                        total += self._backward(ids, said, share)
+                else:
                     total += self._backward(ids, said, share)
-            else:
-                total += self._backward(ids, said, share)
         for weight in self.pruned:
             if weight.grad is not None:
                 weight.grad *= weight != 0
@@ -141,11 +148,12 @@ class Training:
 
     def _held_out(self) -> float:
         """KL of the held-out windows, mean per token, nats."""
-        learner, total = self.accelerator.unwrap_model(self.learner), 0.0
-        for first in range(0, len(self.exam.ids), self.at_once):
-            windows = list(range(first, min(first + self.at_once, len(self.exam.ids))))
-            ids, said = (part.to(self.device) for part in self.exam.of(windows))
-            total += float(learner.divergence(ids, said)) * len(windows)
+        total = 0.0
+        with torch.no_grad(), self._own.made():
+            for first in range(0, len(self.exam.ids), self.at_once):
+                windows = list(range(first, min(first + self.at_once, len(self.exam.ids))))
+                ids, said = (part.to(self.device) for part in self.exam.of(windows))
+                total += float(self._own.divergence(ids, said)) * len(windows)
         return total / len(self.exam.ids)
 
     def _check(self, step: int, losses: Sequence[float]) -> None:
@@ -163,7 +171,8 @@ class Training:
         """Weights and moments in new files; then the journal names them; then old ones go."""
         weights = self._path(f"weights-{step}")
         moments = self._path(f"moments-{step}")
-        storage.write_file(weights, {n: p.detach().cpu() for n, p in self._learning().items()})
+        held = {name: p.detach().cpu() for name, p in self._own.learning().items()}
+        storage.write_file(weights, held)
         storage.write_file(moments, {**self._moments(), _RANDOM: torch.get_rng_state()})
         self.best = weights.name if better else self.best
         named = dict.fromkeys([weights.name, moments.name, *([self.best] if self.best else [])])
@@ -183,7 +192,7 @@ class Training:
         record = self.context.noted(self.unit)
         if record is None:
             return False
-        self.accelerator.unwrap_model(self.learner).load(self._read(record["weights"]))
+        self._own.load(self._read(record["weights"]))
         moments = self._read(record["moments"])
         torch.set_rng_state(moments.pop(_RANDOM).clone())
         state: dict[int, dict[str, Tensor]] = {}
@@ -209,11 +218,6 @@ class Training:
 
     def _path(self, what: str) -> Path:
         return self.context.scratch / _file(self.unit, what)
-
-    def _learning(self) -> Mapping[str, torch.nn.Parameter]:
-        found: Mapping[str, torch.nn.Parameter]
-        found = self.accelerator.unwrap_model(self.learner).learning()
-        return found
 
     def _best(self) -> HeldOut:
         """The look with the lowest KL, the first of equals."""
@@ -276,12 +280,17 @@ def _accelerator(device: str) -> Any:
 
 
 def _adamw(learner: Learner, spec: Distill) -> torch.optim.Optimizer:
-    matrices = learner.matrices()
-    decaying = {id(parameter) for parameter in matrices}
-    others = [p for p in learner.learning().values() if id(p) not in decaying]
+    latent, matrices = learner.latent(), learner.matrices()
+    apart = {id(parameter) for parameter in (*latent, *matrices)}
+    others = [p for p in learner.learning().values() if id(p) not in apart]
     groups: list[dict[str, Any]] = [
+        {"params": latent, "weight_decay": 0.0},
         {"params": matrices, "weight_decay": spec.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {
+            "params": others,
+            "weight_decay": 0.0,
+            "lr": spec.scale_learning_rate or spec.learning_rate,
+        },
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -290,11 +299,14 @@ def _adamw(learner: Learner, spec: Distill) -> torch.optim.Optimizer:
 
 
 def _schedule(optimizer: torch.optim.Optimizer, spec: Distill, steps: int) -> LRScheduler:
-    """Up in a line, down by a cosine."""
+    """Up in a line, down by a cosine; every group of weights from its own peak."""
     rising = round(spec.warmup * steps)
-    least = spec.final_rate * spec.learning_rate
-    cosine = CosineAnnealingLR(optimizer, max(1, steps - rising), least)
-    if not rising:
-        return cosine
-    line = LinearLR(optimizer, 1 / (rising + 1), total_iters=rising)
-    return SequentialLR(optimizer, [line, cosine], [rising])
+    falling = max(1, steps - rising)
+
+    def share(step: int) -> float:
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        turned = math.pi * min(1.0, (step - rising) / falling)
+        return spec.final_rate + (1 - spec.final_rate) * (1 + math.cos(turned)) / 2
+
+    return LambdaLR(optimizer, share)

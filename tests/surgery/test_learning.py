@@ -1,23 +1,25 @@
+from pathlib import Path
+
 import pytest
 import torch
 from students import IDS, run, states
 
-from compress.kernels.distillation import Objective
 from compress.kernels.divergence import kl
-from compress.student import HEAD
-from compress.surgery.learning import Learner
+from compress.kernels.grid import Rounded
+from compress.recipe.distill import Distill
+from compress.stages import distill
+from compress.stages.context import Context
 from compress.surgery.walk import logits
 
 FAMILIES = ["llama", "gemma2", "gpt2", "opt", "gpt_neox", "qwen3"]
 
 
-def learner(student, learns, **fields):
-    names = [name for unit in (HEAD, 0, 1) for name in student.coded(unit)]
-    rounded = {name: student.rounded(name) for name in names}
-    return Learner(
-        student, rounded, student.teacher, learns=learns, dtype=torch.float32,
-        objective=Objective(**fields),
-    )  # fmt: skip
+TRAIN = ("all", "scales_and_norms", "codes")
+
+
+def learner(student, train, dtype=torch.float32, **fields):
+    spec = Distill(train=train, text={"set": "smoke"}, loss=fields)
+    return distill._learner(student, spec, Context(IDS, "cpu", dtype, Path()))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -30,10 +32,11 @@ def test_it_says_what_the_walked_student_says_and_all_that_learns_has_a_gradient
     expected = float(
         kl(logits(student.teacher, said.flatten(0, 1)), logits(student, own.flatten(0, 1))).mean()
     )
-    for learns in ("all", "scales_and_norms"):
-        found = learner(student, learns)
-        assert float(found.divergence(IDS, said)) == pytest.approx(expected, rel=1e-3, abs=1e-6)
-        found(IDS, said).backward()
+    for train in TRAIN:
+        found = learner(student, train)
+        with found.made():
+            assert float(found.divergence(IDS, said)) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+            found(IDS, said).backward()
         grads = {name: parameter.grad for name, parameter in found.learning().items()}
         assert all(grad is not None and grad.isfinite().all() for grad in grads.values())
         assert all(not p.grad for p in found.parameters() if not p.requires_grad)
@@ -41,11 +44,14 @@ def test_it_says_what_the_walked_student_says_and_all_that_learns_has_a_gradient
 
 def test_what_was_not_moved_is_given_back_as_it_was(tiny_llama, tmp_path):
     student, _ = run(tiny_llama, tmp_path, method="rtn")
-    for learns in ("all", "scales_and_norms"):
+    for train in TRAIN:
         stored = student.outside() | student.block(0) | student.block(1)
-        for name, tensor in learner(student, learns).learned():
-            codes = student.rounded(name)
-            assert torch.equal(tensor, codes.scale if codes else stored[name])
+        for name, found in learner(student, train).learned():
+            if isinstance(found, Rounded):
+                assert torch.equal(found.dequantize(), stored[f"{name}.weight"])
+                assert torch.equal(found.codes, student.rounded(name).codes)
+            else:
+                assert torch.equal(found, stored[name])
 
 
 def test_mapped_weights_are_not_written_through(tiny_llama, tmp_path):
