@@ -33,7 +33,7 @@ class Grid(nn.Module):
 
         Args:
             matrix: codes and scales.
-            latent: [O, I] float32 that round to its codes, to learn in their place; None: they stay.
+            latent: [O, I] float32, rounding to its codes, to learn in their place; None: they stay.
             masked: codes that are zero stay: they were pruned.
             transposed: as in `anatomy.Linear`.
             dtype: of the weight.

@@ -128,6 +128,72 @@ def test_scales_and_norms_learn_and_integers_stay(tiny_model, tmp_path, family, 
                 assert torch.equal(tensor, was[name])
 
 
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("llama", {"head": 8, "bits": 3, "method": "gptq"}),
+        ("gpt2", {"bits": 2}),
+        ("opt", {"sym": False, "bits": 3}),
+        ("qwen2", {"bits": 3, "method": "gptq", "group_size": -1}),
+    ],
+)
+def test_codes_learn_on_their_grids_and_a_head_keeps_its_own(tiny_model, tmp_path, family, fields):
+    teacher = tiny_model(family, tied=True)
+    student, _ = run(teacher, tmp_path, **{"method": "rtn", **fields})
+    before = rounded_of(student)
+    found = teach(student, tmp_path, train="codes", learning_rate=0.03).distilled
+    assert found.kl_after < 0.9 * found.kl_before
+    assert found.kl_after == pytest.approx(kl(student), rel=1e-4)
+    now = rounded_of(student)
+    assert now.keys() == before.keys()
+    for name, was in before.items():
+        assert torch.equal(now[name].zero, was.zero)
+        assert torch.equal(storable(now[name].scale), now[name].scale)
+        assert int(now[name].codes.max()) < 2**was.bits
+        assert (now[name].bits, now[name].group_size) == (was.bits, was.group_size)
+    changed = {n: int((now[n].codes != was.codes).sum()) for n, was in before.items()}
+    assert found.changed_codes == sum(changed.values()) > 0
+    assert not changed.get(student.anatomy.embedding)
+
+
+def rounded_of(student):
+    names = [name for unit in (HEAD, 0, 1) for name in student.coded(unit)]
+    return {name: student.rounded(name) for name in names}
+
+
+def test_codes_that_learn_nothing_stay(tiny_llama, tmp_path):
+    student, _ = run(tiny_llama, tmp_path, method="gptq", bits=3)
+    before = rounded_of(student)
+    rates = {"learning_rate": 1e-6, "scale_learning_rate": 1e-2}
+    found = teach(student, tmp_path, train="codes", **rates).distilled
+    assert found.kl_after < found.kl_before
+    assert found.changed_codes == 0
+    assert all(torch.equal(now.codes, before[n].codes) for n, now in rounded_of(student).items())
+
+
+def test_codes_reach_lower_than_scales_alone(tiny_llama, tmp_path):
+    found = []
+    for train in ("scales_and_norms", "codes"):
+        student, _ = run(tiny_llama, tmp_path / train, method="gptq", bits=2)
+        found.append(teach(student, tmp_path / train, train=train, steps=20).distilled)
+    assert found[1].kl_after < found[0].kl_after < found[0].kl_before
+
+
+@pytest.mark.parametrize("pattern", [{"sparsity": 0.5}, {"sparsity": None, "pattern": "2:4"}])
+def test_pruned_codes_stay_pruned_while_others_learn(tiny_llama, tmp_path, pattern):
+    rounding = {"bits": 4, "group_size": 32, "sym": False}
+    fields = {"method": "sparsegpt", **pattern, "quantize": rounding}
+    student = pruned_student(tiny_llama, tmp_path, **fields)
+    before, counts = rounded_of(student), dict(student.kept)
+    found = teach(student, tmp_path, train="codes", learning_rate=0.03).distilled
+    assert found.kl_after < found.kl_before
+    assert found.changed_codes > 0
+    assert student.kept == counts
+    for name, now in rounded_of(student).items():
+        gone = before[name].dequantize() == 0
+        assert not now.dequantize()[gone].any()
+
+
 def test_a_step_is_the_same_however_it_is_cut_into_passes(tiny_llama, tmp_path):
     found = []
     for room in (1 << 30, 40_000, 1):  # whole, a window at a time, blocks computed again
@@ -147,11 +213,23 @@ def test_every_window_is_read_once_an_epoch():
     assert read == [window for step in range(5) for window in Order(10, 4, seed=3).of(step)]
 
 
-@pytest.mark.parametrize("at", [1, 5, 8, 11])
-def test_a_run_that_is_cut_at_any_step_ends_in_the_same_bits(tiny_llama, tmp_path, monkeypatch, at):
-    whole = pruned_student(tiny_llama, tmp_path / "whole")
-    expected = teach(whole, tmp_path / "whole")
-    pruned_student(tiny_llama, tmp_path / "cut")
+def started(train, folder, scratch):
+    """A student that the stage before has finished."""
+    if train == "all":
+        return pruned_student(folder, scratch)
+    return run(folder, scratch, method="gptq", bits=3)[0]
+
+
+@pytest.mark.parametrize(
+    ("train", "at"), [("all", 1), ("all", 5), ("all", 8), ("all", 11), ("codes", 1), ("codes", 9)]
+)
+def test_a_run_that_is_cut_at_any_step_ends_in_the_same_bits(
+    tiny_llama, tmp_path, monkeypatch, train, at
+):
+    whole, rate = started(train, tiny_llama, tmp_path / "whole"), {"all": 1e-4, "codes": 0.03}
+    fields = {"train": train, "learning_rate": rate[train]}
+    expected = teach(whole, tmp_path / "whole", **fields)
+    started(train, tiny_llama, tmp_path / "cut")
     real = training.Training._step
 
     def step(self, number):
@@ -162,13 +240,16 @@ def test_a_run_that_is_cut_at_any_step_ends_in_the_same_bits(tiny_llama, tmp_pat
     with monkeypatch.context() as patched:
         patched.setattr(training.Training, "_step", step)
         with pytest.raises(Crash):
-            teach(again(tiny_llama, tmp_path / "cut"), tmp_path / "cut")
+            teach(again(tiny_llama, tmp_path / "cut"), tmp_path / "cut", **fields)
     torch.manual_seed(7)  # the process that goes on has drawn other numbers
     student = again(tiny_llama, tmp_path / "cut")
-    assert teach(student, tmp_path / "cut") == expected
+    assert teach(student, tmp_path / "cut", **fields) == expected
     for index in range(2):
         for name, tensor in whole.block(index).items():
             assert torch.equal(student.block(index)[name], tensor), name
+    for name, now in rounded_of(student).items():
+        assert torch.equal(now.codes, whole.rounded(name).codes)
+        assert torch.equal(now.scale, whole.rounded(name).scale)
     assert all(torch.equal(student.outside()[n], t) for n, t in whole.outside().items())
     assert not list((tmp_path / "cut").glob("*moments*"))
 

@@ -9,6 +9,7 @@ from compress.kernels.grid import Rounded
 from compress.recipe.distill import Distill
 from compress.stages import distill
 from compress.stages.context import Context
+from compress.surgery.load import materialize
 from compress.surgery.walk import logits
 
 FAMILIES = ["llama", "gemma2", "gpt2", "opt", "gpt_neox", "qwen3"]
@@ -63,3 +64,42 @@ def test_mapped_weights_are_not_written_through(tiny_llama, tmp_path):
             parameter.add_(1.0)
     for name, tensor in student.teacher.outside().items():
         assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("train", TRAIN[1:])
+def test_before_the_first_step_its_logits_are_those_of_what_is_stored(
+    tiny_model, tmp_path, family, train
+):
+    student, _ = run(tiny_model(family, tied=True), tmp_path, method="gptq", bits=3)
+    stored = materialize(student, torch.float32)
+    stored.set_attn_implementation("sdpa")
+    found = learner(student, train)
+    with torch.no_grad(), found.made():
+        assert torch.equal(found.model(IDS).logits, stored(IDS).logits)
+
+
+def test_gradients_of_a_step_gather_before_they_reach_codes_and_scales(tiny_llama, tmp_path):
+    student, _ = run(tiny_llama, tmp_path, method="gptq", bits=3)
+    said, found = states(student.teacher), []
+    for pieces in (1, 4):
+        one = learner(student, "codes")
+        with one.made():
+            for ids, theirs in zip(IDS.chunk(pieces), said.chunk(pieces), strict=True):
+                (one(ids, theirs) / pieces).backward()
+        found.append({name: parameter.grad for name, parameter in one.learning().items()})
+    assert len(one.latent()) == 14
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad, rtol=1e-4, atol=1e-6)
+
+
+def test_narrow_products_come_near_to_wide_ones(tiny_llama, tmp_path):
+    student, _ = run(tiny_llama, tmp_path, method="gptq", bits=3)
+    said, found = states(student.teacher), []
+    for dtype in (torch.float32, torch.bfloat16):
+        one = learner(student, "codes", dtype)
+        with one.made():
+            one(IDS, said).backward()
+        found.append(torch.cat([p.grad.flatten() for p in one.latent()]))
+    assert found[1].dtype == torch.float32
+    assert torch.cosine_similarity(found[0], found[1], dim=0) > 0.99
