@@ -55,6 +55,24 @@ def test_learned_scales_lie_in_the_plain_layout_of_every_format(recipe, tmp_path
     assert moved > 0
 
 
+@pytest.mark.parametrize("format", ["packed", "compressed-tensors", "gptq", "gguf"])
+def test_learned_codes_lie_in_the_plain_layout_of_every_format(recipe, tmp_path, format):
+    rounding = "{quantize: {method: rtn, bits: 4, group_size: 32}}"
+    teaching = "{distill: {train: codes, LEARN, learning_rate: 0.01}}"
+    asked = recipe(f"[{rounding}]", f"artifact.format={format}")
+    pipeline.compress_only(asked, out=tmp_path / "plain")
+    asked = recipe(f"[{rounding}, {teaching}]", f"artifact.format={format}")
+    pipeline.compress_only(asked, out=tmp_path / "taught")
+    before, after = open_artifact(tmp_path / "plain"), open_artifact(tmp_path / "taught")
+    assert after.size_bytes == before.size_bytes
+    changed = 0
+    for linear in before.anatomy.linears:
+        was, now = before.rounded(linear.name), after.rounded(linear.name)
+        assert torch.equal(was.zero, now.zero)
+        changed += int((was.codes != now.codes).sum())
+    assert changed > 0
+
+
 def test_pruned_healed_and_rounded_keeps_every_zero(recipe, tmp_path):
     stages = (
         '[{prune: {method: magnitude, pattern: "2:4"}}, {distill: {LEARN, learning_rate: 0.003}}, '
@@ -68,9 +86,10 @@ def test_pruned_healed_and_rounded_keeps_every_zero(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_learned_scales_are_verified_and_judged(recipe, tmp_path):
+@pytest.mark.parametrize("train", ["scales_and_norms", "codes"])
+def test_what_was_learned_of_integers_is_verified_and_judged(recipe, tmp_path, train):
     rounding = "{quantize: {method: rtn, bits: 4, group_size: 32}}"
-    teaching = "{distill: {train: scales_and_norms, LEARN, learning_rate: 0.01}}"
+    teaching = f"{{distill: {{train: {train}, LEARN, learning_rate: 0.01}}}}"
     kl = []
     for name, stages in (("plain", rounding), ("taught", f"{rounding}, {teaching}")):
         asked = recipe(f"[{stages}]", "artifact.format=compressed-tensors")

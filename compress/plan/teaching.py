@@ -21,7 +21,8 @@ _PIECE_TOKENS, _PIECE_COPIES = 128, 7  # of logits: kernels.distillation
 _REREAD = 4.0  # times; beyond it a text teaches less each time (Muennighoff et al. 2023)
 _BACK = 3  # forwards in whose time a step goes there and back
 _MOVED = 40  # operations in whose time AdamW moves a weight
-_STATE_BYTES = 12  # of a learning weight: itself and two moments, float32
+_MOVING_BYTES = 12  # of a learning weight: its gradient and two moments, float32
+_STATE_BYTES = 12  # of the same on disk: itself and two moments
 
 
 def mistakes(recipe: Recipe, config: Mapping[str, Any]) -> Found:
@@ -40,22 +41,28 @@ def learned(recipe: Recipe, spec: Distill, anatomy: Anatomy) -> int:
     """Numbers that a stage trains, given the anatomy of what will be made."""
     if spec.train == "all":
         return sum(map(math.prod, anatomy.tensors.values()))
+    codes = _coded(recipe, anatomy)[0] if spec.train == "codes" else 0
+    return codes + _scales_and_norms(recipe, anatomy)
+
+
+def _scales_and_norms(recipe: Recipe, anatomy: Anatomy) -> int:
     matrices = sizes.matrices(anatomy, sizes.schemes(recipe, anatomy)).values()
     norms = sum(math.prod(s) for n, s in anatomy.tensors.items() if len(s) == 1 and "bias" not in n)
     return sum(matrix.rows * matrix.groups for matrix in matrices) + norms
 
 
-def memory(job: Job, limits: Limits) -> int:
-    """The student whole in float32, gradients and moments of what learns, and one pass.
+def _coded(recipe: Recipe, anatomy: Anatomy) -> tuple[int, int]:
+    """Weights of blocks that become codes, and those of a head that does."""
+    found = sizes.schemes(recipe, anatomy)
+    head = anatomy.head.weights if anatomy.head in found else 0
+    return sum(linear.weights for linear in found) - head, head
 
-    Products in bfloat16 keep narrow copies of weights; learned scales keep what they make, too.
-    """
+
+def memory(job: Job, limits: Limits) -> int:
+    """The student whole in float32, gradients and moments of what learns, and one pass."""
     anatomy, peak = made_headers(job.recipe, job.headers).anatomy, 0
     for _, spec in job.recipe.distillations:
-        seq_len, count = job.recipe.read_by(spec).seq_len, learned(job.recipe, spec, anatomy)
-        whole = anatomy.weights + job.made_ends
-        narrow = 2 * whole if job.item_bytes == 2 else 0
-        made = 0 if spec.train == "all" else 5 * whole
+        seq_len = job.recipe.read_by(spec).seq_len
         at_once, recompute = training_pass(
             anatomy, spec.windows_a_step(seq_len), seq_len, job.item_bytes, limits.resident_bytes
         )
@@ -63,9 +70,22 @@ def memory(job: Job, limits: Limits) -> int:
         kept = training_bytes(anatomy, tokens, job.item_bytes, recompute=recompute)
         pieces = 4 * _PIECE_TOKENS * anatomy.vocab_size * _PIECE_COPIES
         head = 8 * anatomy.head.weights + 4 * job.item_bytes * anatomy.head.weights
-        held = 4 * whole + narrow + made + _STATE_BYTES * count
-        peak = max(peak, held + kept + pieces + head)
+        peak = max(peak, _held(job, spec, anatomy) + kept + pieces + head)
     return job.base_bytes + HEAP + peak if peak else 0
+
+
+def _held(job: Job, spec: Distill, anatomy: Anatomy) -> int:
+    """Bytes of weights and of what moves them.
+
+    Products in bfloat16 have narrow copies of weights. Grids hold their codes; the weights that are
+    made of them, and their gradients, are as wide as products, those of a tied head float32.
+    """
+    whole, count = anatomy.weights + job.made_ends, learned(job.recipe, spec, anatomy)
+    if spec.train == "all":
+        return 4 * whole + (2 * whole if job.item_bytes == 2 else 0) + _MOVING_BYTES * count
+    inside, head = _coded(job.recipe, anatomy)
+    dense, made = whole - inside, (1 + 2 * job.item_bytes) * inside + (1 + 2 * 4) * head
+    return 4 * dense + made + (4 + _MOVING_BYTES) * count
 
 
 def work(job: Job, index: int) -> float:
@@ -98,12 +118,13 @@ def said_bytes(recipe: Recipe, headers: Headers, item_bytes: int = 2) -> int:
 def state_bytes(recipe: Recipe, headers: Headers) -> int:
     """Of a training as it is saved (the state before, the one that replaces it, the best).
 
-    And of what it then commits: the weights, or the codes with other scales.
+    And of what it then commits: the weights, or codes and scales.
     """
     anatomy, total = made_headers(recipe, headers).anatomy, 0
     for _, spec in recipe.distillations:
         count = learned(recipe, spec, anatomy)
-        committed = 4 * count if spec.train == "all" else anatomy.weights + 4 * count
+        parts = anatomy.weights + 4 * _scales_and_norms(recipe, anatomy)
+        committed = 4 * count if spec.train == "all" else parts
         total += (2 * _STATE_BYTES + 4) * count + committed
     return total
 

@@ -33,6 +33,8 @@ def text(found: Distilled) -> str:
         f"Asked for {found.asked} on {found.read_tokens:,} tokens ({_times(found)}) of {found.text}"
         f": {numbers.amount(found.learned_weights)} numbers learned, {_LEARNED[found.train]}."
     )
+    if found.changed_codes is not None:
+        told += f" {numbers.amount(found.changed_codes)} integers became others."
     if not found.kept_step:
         return f"{told} Nothing lowered the held-out KL, so the student stays as it was."
     was, now = numbers.digits(found.kl_before), numbers.digits(found.kl_after)

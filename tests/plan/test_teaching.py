@@ -15,9 +15,10 @@ ROUND = "{quantize: {method: rtn, bits: 4, group_size: 32}}"
 FIELDS = "held_out: 2, steps: 3, batch_tokens: 64, check_every: 2"
 HEALED = f"[{{prune: {{method: magnitude, sparsity: 0.5}}}}, {{distill: {{{FIELDS}}}}}]"
 SCALES = f"[{ROUND}, {{distill: {{train: scales_and_norms, {FIELDS}}}}}]"
+CODES = SCALES.replace("scales_and_norms", "codes")
 
 
-@pytest.mark.parametrize("stages", [HEALED, SCALES])
+@pytest.mark.parametrize("stages", [HEALED, SCALES, CODES])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_what_learns_is_counted(tiny_model, recipe_for, tmp_path, monkeypatch, stages, family):
     folder, seen = tiny_model(family, tied=True), []
@@ -61,6 +62,9 @@ def test_training_counts_in_memory_and_time(tiny_llama, recipe_for):
     steps = 3 * 3 * 64 * 2 * found.anatomy.weights  # there and back
     assert pace.work(taught)["compress"] > pace.work(without)["compress"] + steps
     assert teaching.work(taught, 0) == 0
+    rounded = Job(recipe_for(tiny_llama, f"stages={CODES}"), found, None, 4)
+    more = teaching.memory(rounded, Limits()) - teaching.memory(taught, Limits())
+    assert more == 16 * found.anatomy.weights  # latent codes, gradients, two moments
 
 
 def test_less_memory_means_fewer_windows_at_once_then_blocks_again(tiny_llama):

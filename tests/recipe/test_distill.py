@@ -10,6 +10,7 @@ from compress.recipe.schema import Recipe
 
 CUT, ROUND = {"restructure": {"ffn": 0.5}}, {"quantize": {"method": "gptq"}}
 SCALES = {"distill": {"train": "scales_and_norms"}}
+CODES = {"distill": {"train": "codes"}}
 
 
 def recipe(*stages, **sections):
@@ -24,6 +25,9 @@ def test_defaults_follow_what_is_trained_and_what_is_asked():
         1e-3,
     )
     assert Distill(train="scales_and_norms", learning_rate=0.5).learning_rate == 0.5
+    rounded = Distill(train="codes", learning_rate=0.01)
+    assert (rounded.learning_rate, rounded.scale_learning_rate) == (0.01, 1e-3)
+    assert Distill().scale_learning_rate is None
     assert (Loss().beta, Loss(kind="jensen_shannon").beta) == (None, 0.5)
 
 
@@ -39,6 +43,8 @@ def test_defaults_follow_what_is_trained_and_what_is_asked():
         ({"text": {"samples": 8}, "held_out": 8}, "none is left to train on"),
         ({"text": {"seq_len": 512}, "batch_tokens": 256}, "less than one window of 512"),
         ({"tokens": 5}, "Extra inputs"),
+        ({"scale_learning_rate": 0.1}, "all does not use this field"),
+        ({"train": "codes", "weight_decay": 0.1}, "codes does not use this field"),
     ],
 )
 def test_what_contradicts_itself_is_refused(fields, words):
@@ -60,6 +66,8 @@ def test_steps_are_counted_from_epochs_and_windows():
         ([{"rotate": {}}, {"distill": {}}], "nothing to learn from it"),
         ([ROUND, {"distill": {}}], r"stages\[1\].distill.train: all"),
         ([CUT, SCALES], "no stage before it rounds anything"),
+        ([CUT, CODES], "train: codes, but no stage before it rounds anything"),
+        ([{"quantize": {"method": "nvfp4"}}, CODES], "not on those of nvfp4"),
         ([{"quantize": {"method": "fp8"}}, SCALES], "not on those of fp8"),
         ([{"quantize": {"method": "w8a8"}}, SCALES], "not on those of w8a8"),
         ([CUT, {"distill": {}}, CUT], "would undo what distill before it did"),
@@ -76,6 +84,8 @@ def test_scales_that_were_trained_are_not_rounded_again():
     gates = {"suite": "quick", "gates": {"kl_mean_max": 0.1, "on_violation": "escalate"}}
     with pytest.raises(ValidationError, match="scales that were trained"):
         recipe(ROUND, SCALES, evaluate=gates)
+    with pytest.raises(ValidationError, match="scales that were trained"):
+        recipe(ROUND, CODES, evaluate=gates)
     assert recipe(CUT, {"distill": {}}, ROUND, evaluate=gates)
 
 

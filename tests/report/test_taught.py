@@ -30,6 +30,14 @@ def test_what_was_gained_is_told_with_its_protocol():
     assert "step 20 of 60. It ended early" in told
 
 
+def test_integers_that_became_others_are_counted():
+    rounded = dataclasses.replace(FOUND, train="codes", changed_codes=7_400_000)
+    assert "numbers learned, integers, their scales and norms. 7.40 M integers became others." in (
+        taught.text(rounded)
+    )
+    assert "integers" not in taught.text(FOUND)
+
+
 def test_a_student_that_gained_nothing_says_so():
     stayed = dataclasses.replace(FOUND, kept_step=0, kl_after=FOUND.kl_before)
     assert "Nothing lowered the held-out KL, so the student stays as it was." in taught.text(stayed)
