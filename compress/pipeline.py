@@ -242,7 +242,10 @@ def _stages(run: Run, student: Student, attempt: Attempt) -> tuple[StageResult, 
         ahead = stages[index + 1].quantize if index + 1 < len(stages) else None
         given = results[-1].allocation if results else None
         bits, text = given.bits if given else {}, run.texts.get(index)
-        here = replace(context, ahead=ahead, allocated=bits, sizes=counter, text=text)
+        smoothed = any(one.quantize and one.quantize.smooth for one in stages[:index])
+        here = replace(
+            context, ahead=ahead, smoothed=smoothed, allocated=bits, sizes=counter, text=text
+        )
         results.append(STAGES[stage.name](student, stage.spec, here))
         if stage.restructure:
             counter = counter.cut(_like(counter.headers, student))

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 Train = Literal["all", "scales_and_norms", "codes"]
 _RATES: dict[str, dict[str, float]] = {
     "scales_and_norms": {"learning_rate": 1e-3},  # scales learn as factors
-    "codes": {"learning_rate": 5e-3, "scale_learning_rate": 1e-3},  # codes in steps of their grid
+    # codes in steps of their grids; at the end they come to rest, on one side of what divides two
+    "codes": {"learning_rate": 5e-3, "scale_learning_rate": 1e-3, "final_rate": 0.0},
 }
 _ONLY = {"scale_learning_rate": "codes", "weight_decay": "all"}  # the one `train` that uses a field
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -130,7 +131,8 @@ class Distill(BaseModel):
         default=0.05, description="Share of the steps in which the learning rate rises to its peak."
     )
     final_rate: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.1, description="Share of the peak to which it then falls, by a cosine."
+        default=0.1,
+        description="Share of the peak to which it then falls, by a cosine; 0 with `codes`.",
     )
     weight_decay: float = Field(
         default=0.0, ge=0, le=10, description="Of matrices; norms, biases and scales have none."

@@ -66,6 +66,7 @@ class Context:
     raised: Mapping[str, int] = field(default_factory=dict)  # linear → bits instead of the recipe's
     allocated: Mapping[str, int] = field(default_factory=dict)  # linear → bits by `allocate`
     ahead: Quantize | None = None  # the stage behind this one
+    smoothed: bool = False  # a stage before this one has multiplied columns before it rounded them
     sizes: Sizes | None = None
     ledger: Ledger | None = None  # where units are noted that change no weight
     text: Windows | None = None  # what a stage trains on

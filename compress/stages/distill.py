@@ -87,19 +87,19 @@ def _grids(student: Student, spec: Distill, context: Context) -> Iterator[tuple[
     """What makes the weights of all that has become codes; a head keeps its codes."""
     transposed = {linear.name for linear in student.anatomy.linears if linear.transposed}
     for unit in _units(student):
-        before = student.base.block(unit) if spec.train == "codes" and unit != HEAD else {}
+        learns = spec.train == "codes" and unit != HEAD
+        before = student.base.block(unit) if learns and not context.smoothed else {}
         for name, matrix in _rounded(student, unit).items():
-            turned = name in transposed
             exact = before.get(f"{name}.weight")
-            latent = None if exact is None else start(matrix, exact.T if turned else exact)
+            if exact is not None and name in transposed:
+                exact = exact.T
             looked_up = name == student.anatomy.embedding  # which no product makes narrow
-            yield (
-                name,
-                Grid(
-                    matrix, latent=latent, masked=name in student.kept, transposed=turned,
-                    dtype=torch.float32 if looked_up else context.dtype,
-                ),
+            grid = Grid(
+                matrix, latent=start(matrix, exact) if learns else None,
+                masked=name in student.kept, transposed=name in transposed,
+                dtype=torch.float32 if looked_up else context.dtype,
             )  # fmt: skip
+            yield name, grid
 
 
 def _rounded(student: Student, unit: int) -> dict[str, Rounded]:

@@ -18,9 +18,9 @@ FAMILIES = ["llama", "gemma2", "gpt2", "opt", "gpt_neox", "qwen3"]
 TRAIN = ("all", "scales_and_norms", "codes")
 
 
-def learner(student, train, dtype=torch.float32, **fields):
-    spec = Distill(train=train, text={"set": "smoke"}, loss=fields)
-    return distill._learner(student, spec, Context(IDS, "cpu", dtype, Path()))
+def learner(student, train, dtype=torch.float32, *, smoothed=False):
+    spec = Distill(train=train, text={"set": "smoke"})
+    return distill._learner(student, spec, Context(IDS, "cpu", dtype, Path(), smoothed=smoothed))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -77,6 +77,21 @@ def test_before_the_first_step_its_logits_are_those_of_what_is_stored(
     found = learner(student, train)
     with torch.no_grad(), found.made():
         assert torch.equal(found.model(IDS).logits, stored(IDS).logits)
+
+
+@pytest.mark.parametrize(("smooth", "known"), [(None, True), ("awq", False)])
+def test_latent_codes_begin_at_the_weight_that_was_rounded_where_that_is_known(
+    tiny_llama, tmp_path, smooth, known
+):
+    student, _ = run(tiny_llama, tmp_path, method="rtn", bits=3, smooth=smooth)
+    found = learner(student, "codes", smoothed=smooth is not None).learning()
+    latent = found["model.layers.0.mlp.up_proj.grid.latent"]
+    matrix = student.rounded("model.layers.0.mlp.up_proj")
+    weight = student.teacher.block(0)["model.layers.0.mlp.up_proj.weight"]
+    exact = weight / matrix.scale.repeat_interleave(32, 1) + 4
+    assert torch.equal(latent, matrix.codes.float()) != known
+    if known:
+        torch.testing.assert_close(latent, exact.clamp(-0.484375, 7.484375), atol=0.02, rtol=0)
 
 
 def test_gradients_of_a_step_gather_before_they_reach_codes_and_scales(tiny_llama, tmp_path):
