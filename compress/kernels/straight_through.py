@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from compress.kernels.activations import Inputs, round_inputs
 from compress.kernels.grid import Rounded
 
 _AT_ONCE = 1 << 18  # weights made together: what lies between them and their codes fits the cache
@@ -77,6 +78,26 @@ def weights(latent: Tensor, scale: Tensor, steps: Steps, *, dtype: torch.dtype) 
     apply: Any = _Weights.apply
     made: Tensor = apply(latent, scale, steps, dtype)
     return made
+
+
+def inputs(x: Tensor, how: Inputs) -> Tensor:
+    """Inputs [..., I] as their linear rounds them, in their own dtype; gradients pass unchanged.
+
+    Right where no input is clipped, as where each row has the scale of its largest.
+    """
+    apply: Any = _Inputs.apply
+    rounded: Tensor = apply(x, how)
+    return rounded
+
+
+class _Inputs(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Tensor, how: Inputs) -> Tensor:
+        return round_inputs(x, how).to(x.dtype)
+
+    @staticmethod
+    def backward(_: Any, above: Tensor) -> tuple[Tensor, None]:
+        return above, None
 
 
 class _Weights(torch.autograd.Function):

@@ -244,10 +244,10 @@ def can_learn(where: str, spec: Distill, before: Sequence[Stage]) -> None:
             "quantize, or choose train: all."
         )
     for stage in rounding:
-        if stage.quantize and stage.quantize.method not in ("gptq", "rtn"):
+        if stage.quantize and stage.quantize.method not in ("gptq", "rtn", "w8a8"):
             raise ValueError(
-                f"{where}.train: {spec.train} learns on the grids of gptq and rtn, not on those of "
-                f"{stage.quantize.method}. Leave out the stage."
+                f"{where}.train: {spec.train} learns on the grids of gptq, rtn and w8a8, not on "
+                f"those of {stage.quantize.method}. Leave out the stage."
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from compress.kernels import straight_through
 from compress.kernels.grid import Rounded, storable
 from compress.kernels.straight_through import Steps
+from compress.surgery import rounding
 
 _NAME = "grid"  # of the submodule that makes a linear's weight
 PART = f".{_NAME}."  # of the names of what learns in one
@@ -72,9 +74,20 @@ class Grid(nn.Module):
 
 
 def replace_weight(linear: nn.Module, grid: Grid) -> None:
-    """Let a linear have no weight but what its grid makes while `made` lasts."""
+    """Let a linear have no weight but what its grid makes while `made` lasts.
+
+    One that rounds its inputs goes on to do so, and lets gradients through.
+    """
     del linear.weight
     linear.add_module(_NAME, grid)
+    if (how := grid.matrix.inputs) is None:
+        return
+
+    def round_first(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return straight_through.inputs(args[0], how), *args[1:]
+
+    rounding.detach(linear)
+    linear.register_forward_pre_hook(round_first)
 
 
 def of(model: nn.Module) -> Iterator[tuple[str, nn.Module, Grid]]:

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from compress.kernels.activations import Inputs, round_inputs
 from compress.kernels.grid import Rounded, fit, round_to_nearest
-from compress.kernels.straight_through import Steps, codes, start, weights
+from compress.kernels.straight_through import Steps, codes, inputs, start, weights
 
 ROWS, COLUMNS, SIZE = 6, 16, 8
 
@@ -83,6 +84,15 @@ def test_a_start_lies_where_the_weight_does():
     near = (exact - rounded.codes).abs() < 0.48
     torch.testing.assert_close(latent[near], exact[near])
     assert near.sum() > 0.8 * near.numel()
+
+
+def test_inputs_are_rounded_forward_and_not_back():
+    x, how = draw(3, 5, 16).float().requires_grad_(), Inputs("int8")
+    rounded, above = inputs(x, how), draw(3, 5, 16, seed=1).float()
+    rounded.backward(above)
+    assert torch.equal(rounded, round_inputs(x.detach(), how))
+    assert torch.equal(x.grad, above)
+    assert inputs(x.bfloat16(), how).dtype == torch.bfloat16
 
 
 def test_codes_that_stay_have_no_gradient_and_scales_do():

@@ -69,7 +69,7 @@ def test_steps_are_counted_from_epochs_and_windows():
         ([CUT, CODES], "train: codes, but no stage before it rounds anything"),
         ([{"quantize": {"method": "nvfp4"}}, CODES], "not on those of nvfp4"),
         ([{"quantize": {"method": "fp8"}}, SCALES], "not on those of fp8"),
-        ([{"quantize": {"method": "w8a8"}}, SCALES], "not on those of w8a8"),
+        ([{"quantize": {"method": "llm_int8"}}, SCALES], "not on those of llm_int8"),
         ([CUT, {"distill": {}}, CUT], "would undo what distill before it did"),
         ([CUT, {"distill": {"held_out": 200}}], "200 of 128 windows"),
         ([CUT, {"distill": {"batch_tokens": 64}}], "less than one window of 512"),

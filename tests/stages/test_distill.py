@@ -156,6 +156,21 @@ def test_codes_learn_on_their_grids_and_a_head_keeps_its_own(tiny_model, tmp_pat
     assert not changed.get(student.anatomy.embedding)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("train", ["scales_and_norms", "codes"])
+def test_linears_that_round_their_inputs_learn_with_inputs_rounded(
+    tiny_model, tmp_path, family, train
+):
+    student, _ = run(tiny_model(family), tmp_path, method="w8a8", group_size=-1)
+    inputs = {name: matrix.inputs for name, matrix in rounded_of(student).items()}
+    fields = {"learning_rate": 0.02} if train == "codes" else {}
+    found = teach(student, tmp_path, train=train, **fields).distilled
+    assert found.kl_after < found.kl_before
+    assert found.kl_after == pytest.approx(kl(student), rel=1e-3)
+    assert found.checks[0].kl == pytest.approx(found.kl_before, rel=1e-2)
+    assert {name: matrix.inputs for name, matrix in rounded_of(student).items()} == inputs
+
+
 def rounded_of(student):
     names = [name for unit in (HEAD, 0, 1) for name in student.coded(unit)]
     return {name: student.rounded(name) for name in names}
