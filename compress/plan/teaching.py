@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from compress.plan import sizes
 from compress.plan.footprint import HEAP, Job
 from compress.plan.naming import Found
 from compress.plan.reshaping import made_headers
-from compress.recipe.distill import Distill
+from compress.recipe.distill import ROUNDED, Distill
 from compress.recipe.schema import Recipe
 from compress.results import Limits
 from compress.shape import training_bytes, training_pass
@@ -26,8 +27,8 @@ _STATE_BYTES = 12  # of the same on disk: itself and two moments
 
 
 def mistakes(recipe: Recipe, config: Mapping[str, Any]) -> Found:
-    """Texts with longer windows than the teacher has positions."""
-    longest = longest_window(config)
+    """Texts with longer windows than the teacher has positions; `lora` without `peft`."""
+    longest, can_correct = longest_window(config), importlib.util.find_spec("peft") is not None
     for index, spec in recipe.distillations:
         asked = spec.text.seq_len if spec.text else 0  # the calibration's own are held elsewhere
         if longest is not None and asked > longest:
@@ -35,12 +36,20 @@ def mistakes(recipe: Recipe, config: Mapping[str, Any]) -> Found:
                 ("stages", index, "distill", "text", "seq_len"),
                 f"{asked} tokens, and the teacher has {longest} positions. Ask for fewer.",
             )
+        if spec.lora and not can_correct:
+            yield (
+                ("stages", index, "distill", "train"),
+                "lora needs peft, which is not installed. Install it with pip install "
+                "'compress-llm[lora]', or choose train: all.",
+            )
 
 
 def learned(recipe: Recipe, spec: Distill, anatomy: Anatomy) -> int:
     """Numbers that a stage trains, given the anatomy of what will be made."""
     if spec.train == "all":
         return sum(map(math.prod, anatomy.tensors.values()))
+    if spec.lora:
+        return spec.lora.rank * sum(x.in_features + x.out_features for x in anatomy.linears)
     codes = _coded(recipe, anatomy)[0] if spec.train == "codes" else 0
     return codes + _scales_and_norms(recipe, anatomy)
 
@@ -81,7 +90,7 @@ def _held(job: Job, spec: Distill, anatomy: Anatomy) -> int:
     made of them, and their gradients, are as wide as products, those of a tied head float32.
     """
     whole, count = anatomy.weights + job.made_ends, learned(job.recipe, spec, anatomy)
-    if spec.train == "all":
+    if spec.train not in ROUNDED:
         return 4 * whole + (2 * whole if job.item_bytes == 2 else 0) + _MOVING_BYTES * count
     inside, head = _coded(job.recipe, anatomy)
     dense, made = whole - inside, (1 + 2 * job.item_bytes) * inside + (1 + 2 * 4) * head
@@ -124,7 +133,7 @@ def state_bytes(recipe: Recipe, headers: Headers) -> int:
     for _, spec in recipe.distillations:
         count = learned(recipe, spec, anatomy)
         parts = anatomy.weights + 4 * _scales_and_norms(recipe, anatomy)
-        committed = 4 * count if spec.train == "all" else parts
+        committed = parts if spec.train in ROUNDED else max(4 * count, 4 * anatomy.weights)
         total += (2 * _STATE_BYTES + 4) * count + committed
     return total
 

@@ -13,13 +13,17 @@ from compress.recipe.sections import Calibration
 if TYPE_CHECKING:
     from compress.recipe.schema import Stage
 
-Train = Literal["all", "scales_and_norms", "codes"]
-_RATES: dict[str, dict[str, float]] = {
+Train = Literal["all", "lora", "scales_and_norms", "codes"]
+_USUAL: dict[str, dict[str, Any]] = {
+    "lora": {"learning_rate": 1e-3, "lora": {}},
     "scales_and_norms": {"learning_rate": 1e-3},  # scales learn as factors
     # codes in steps of their grids; at the end they come to rest, on one side of what divides two
     "codes": {"learning_rate": 5e-3, "scale_learning_rate": 1e-3, "final_rate": 0.0},
 }
-_ONLY = {"scale_learning_rate": "codes", "weight_decay": "all"}  # the one `train` that uses a field
+_USED_BY = {
+    "scale_learning_rate": ("codes",), "weight_decay": ("all", "lora"), "lora": ("lora",)
+}  # fmt: skip
+ROUNDED = ("scales_and_norms", "codes")  # what learns of weights that have become codes
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -70,6 +74,17 @@ class Loss(BaseModel):
         return value
 
 
+class Lora(BaseModel):
+    """A correction of each linear of the blocks: a product of two narrow matrices."""
+
+    model_config = STRICT
+
+    rank: int = Field(default=16, ge=1, le=4096, description="How narrow.")
+    alpha: int = Field(
+        default=32, ge=1, description="The product is multiplied by this over the rank."
+    )
+
+
 class Distill(BaseModel):
     """Train the student on what its teacher says: masks, shapes and layouts stay as they are."""
 
@@ -78,11 +93,13 @@ class Distill(BaseModel):
     # Fields that others are checked against come first: a validator sees only what stands above.
     train: Train = Field(
         default="all",
-        description="`all`: every weight, in float32; in front of `quantize`. `scales_and_norms`: "
+        description="`all`: every weight, in float32; in front of `quantize`. `lora`: there, too, "
+        "low-rank corrections, merged at the end; needs `peft`. `scales_and_norms`: "
         "scales of integers and weights of norms, behind it; the integers stay. `codes`: the "
         "integers of the blocks, too, rounded in every forward (quantization-aware training); "
         "sixteen bytes of memory a weight.",
     )
+    lora: Lora | None = Field(default=None, description="Of `lora`: how large the corrections are.")
     loss: Loss = Field(default=Loss(), description="What is asked of the student.")
     text: Calibration | None = Field(
         default=None,
@@ -117,9 +134,9 @@ class Distill(BaseModel):
         default=1e-4,
         gt=0,
         le=10,
-        description="Of AdamW, at its peak. The default of `scales_and_norms` is 0.001: scales "
-        "learn the factor by which they change. That of `codes` is 0.005 and in steps of their "
-        "grids: half a step away another code is nearer.",
+        description="Of AdamW, at its peak. The default of `lora` is 0.001, and that of "
+        "`scales_and_norms`, where scales learn the factor by which they change. That of `codes` "
+        "is 0.005 and in steps of their grids: half a step away another code is nearer.",
     )
     scale_learning_rate: float | None = Field(
         default=None,
@@ -159,14 +176,14 @@ class Distill(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _dependent_defaults(cls, data: Any) -> Any:
-        found = _RATES.get(str(data.get("train"))) if isinstance(data, Mapping) else None
+        found = _USUAL.get(str(data.get("train"))) if isinstance(data, Mapping) else None
         return {**found, **data} if found else data
 
-    @field_validator("scale_learning_rate", "weight_decay")
+    @field_validator("scale_learning_rate", "weight_decay", "lora")
     @classmethod
-    def _is_used(cls, value: float | None, info: ValidationInfo) -> float | None:
-        train, only = info.data.get("train"), _ONLY[str(info.field_name)]
-        if value and train not in (None, only):
+    def _is_used(cls, value: Any, info: ValidationInfo) -> Any:
+        train = info.data.get("train")
+        if value and train and train not in _USED_BY[str(info.field_name)]:
             raise ValueError(f"{train} does not use this field. Leave it out.")
         return value
 
@@ -233,12 +250,17 @@ def can_learn(where: str, spec: Distill, before: Sequence[Stage]) -> None:
             f"{where}: no stage before it changes the teacher, so there is nothing to learn from "
             "it. Put it behind restructure, prune or quantize."
         )
-    if spec.train == "all" and rounding:
+    if spec.train not in ROUNDED and rounding:
         raise ValueError(
-            f"{where}.train: all, but a stage before it has rounded weights to integers. Put it in "
-            "front of that stage, or choose train: scales_and_norms or codes."
+            f"{where}.train: {spec.train}, but a stage before it has rounded weights to integers. "
+            "Put it in front of that stage, or choose train: scales_and_norms or codes."
         )
-    if spec.train != "all" and not rounding:
+    if spec.train == "lora" and any(stage.prune for stage in before):
+        raise ValueError(
+            f"{where}.train: lora, but a stage before it has pruned weights, and what is merged "
+            "would fill their places. Choose train: all."
+        )
+    if spec.train in ROUNDED and not rounding:
         raise ValueError(
             f"{where}.train: {spec.train}, but no stage before it rounds anything. Put it behind "
             "quantize, or choose train: all."

@@ -112,6 +112,7 @@ def _inner(schema: Schema) -> dict[str, Schema]:
         "stages[].prune.overrides[pattern]": models["PruneOverride"],
         "stages[].prune.quantize": models["Grid"],
         "stages[].distill.loss": models["Loss"],
+        "stages[].distill.lora": models["Lora"],
         "stages[].quantize.overrides[pattern]": models["Override"],
     }
     gates = {"evaluate.gates": models["Gates"]}

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from compress.recipe.allocate import Allocate, bits_used
-from compress.recipe.distill import Distill, can_learn, has_text
+from compress.recipe.distill import ROUNDED, Distill, can_learn, has_text
 from compress.recipe.gates import WIDTHS, Gates, LinearGate
 from compress.recipe.kv_cache import HELD_BY, KVCache
 from compress.recipe.methods import FLOATS
@@ -211,7 +211,7 @@ class Recipe(BaseModel):
                 "gates: escalate gives linears of a stage quantize more bits, and there is no such "
                 "stage. Choose fail or keep_dense."
             )
-        healed = any(s.distill and s.distill.train != "all" for s in stages)
+        healed = any(s.distill and s.distill.train in ROUNDED for s in stages)
         if value.gates and value.gates.on_violation == "escalate" and healed:
             raise ValueError(
                 "gates: escalate rounds some linears again, and scales that were trained are those "

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _LEARNED = {
     "all": "all weights",
+    "lora": "low-rank corrections, merged",
     "scales_and_norms": "scales of integers and norms",
     "codes": "integers, their scales and norms",
 }

@@ -21,7 +21,7 @@ class Distilled:
     """One stage, finished."""
 
     asked: str  # of the student, in words
-    train: Literal["all", "scales_and_norms", "codes"]
+    train: Literal["all", "lora", "scales_and_norms", "codes"]
     text: str  # its set, as the recipe names it
     text_fingerprint: str  # sha256 of its token ids
     tokens: int  # of it that were trained on, each once

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ from compress.kernels.distillation import Head, Objective, States, distillation
 from compress.kernels.grid import Rounded
 from compress.kernels.masks import pruned
 from compress.kernels.straight_through import start
-from compress.recipe.distill import Distill
+from compress.recipe.distill import ROUNDED, Distill
 from compress.results import Distilled, StageResult, from_json
+from compress.stages import lora
 from compress.stages.context import Context
 from compress.stages.lessons import Said
 from compress.stages.training import Course, Training, forget
@@ -45,7 +46,7 @@ def run(student: Student, spec: Distill, context: Context) -> StageResult:
     for index in _units(student):
         student.finished(index)
     found = from_json(Distilled, json.dumps(told))
-    if spec.train == "all" and found.kept_step:
+    if spec.train not in ROUNDED and found.kept_step:
         student.become(lambda past: past)  # rounding makes up for what rounding loses, not for this
     return StageResult("distill", found.asked, (), distilled=found)
 
@@ -65,22 +66,26 @@ def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
         lessons=lessons, exam=exam,
     )  # fmt: skip
     course = training.run()
-    changed = _commit(student, learner) if course.kept_step else 0
+    found = lora.merged(learner.model, learner.anatomy) if spec.lora else learner.learned()
+    changed = _commit(student, dict(found)) if course.kept_step else 0
     after = _held_out(student, exam, context) if course.kept_step else before
-    found = _told(spec, text, course, training.steps, learned_weights)
+    told = _told(spec, text, course, training.steps, learned_weights)
     return dataclasses.replace(
-        found, kl_before=before, kl_after=after,
+        told, kl_before=before, kl_after=after,
         changed_codes=changed if spec.train == "codes" else None,
     )  # fmt: skip
 
 
 def _learner(student: Student, spec: Distill, context: Context) -> Learner:
     loss = spec.loss
-    return Learner(
+    learner = Learner(
         student, student.teacher, dtype=context.dtype,
-        learns=None if spec.train == "all" else _grids(student, spec, context),
+        learns=_grids(student, spec, context) if spec.train in ROUNDED else None,
         objective=Objective(loss.kind, loss.temperature, loss.beta or 0.5, loss.cross_entropy),
     )  # fmt: skip
+    if spec.lora:
+        lora.attach(learner.model, learner.anatomy, spec.lora, spec.seed)
+    return learner
 
 
 def _grids(student: Student, spec: Distill, context: Context) -> Iterator[tuple[str, Grid]]:
@@ -108,13 +113,13 @@ def _rounded(student: Student, unit: int) -> dict[str, Rounded]:
     return {name: matrix for name, matrix in found.items() if matrix is not None}
 
 
-def _commit(student: Student, learner: Learner) -> int:
+def _commit(student: Student, found: Mapping[str, Tensor | Rounded]) -> int:
     """Make what was learned final, unit by unit; a unit that a cut run committed is taken up.
 
     Returns:
         How many codes changed.
     """
-    found, changed = dict(learner.learned()), 0
+    changed = 0
     for unit in _units(student):
         kept, before = student.kept, _rounded(student, unit)
         stored = student.outside() if unit == HEAD else student.block(unit)

@@ -15,6 +15,7 @@ ROUND = "{quantize: {method: rtn, bits: 4, group_size: 32}}"
 FIELDS = "held_out: 2, steps: 3, batch_tokens: 64, check_every: 2"
 HEALED = f"[{{prune: {{method: magnitude, sparsity: 0.5}}}}, {{distill: {{{FIELDS}}}}}]"
 SCALES = f"[{ROUND}, {{distill: {{train: scales_and_norms, {FIELDS}}}}}]"
+LORA = f"[{{restructure: {{ffn: 0.5}}}}, {{distill: {{train: lora, {FIELDS}}}}}]"
 CODES = SCALES.replace("scales_and_norms", "codes")
 
 
@@ -84,6 +85,19 @@ def test_a_window_longer_than_the_model_is_refused(tiny_llama, recipe_for):
             recipe, headers.read(str(tiny_llama)).anatomy,
             config=headers.read(str(tiny_llama)).config,
         )  # fmt: skip
+
+
+def test_lora_without_peft_is_refused_before_any_work(tiny_llama, recipe_for, monkeypatch):
+    recipe, found = recipe_for(tiny_llama, f"stages={LORA}"), headers.read(str(tiny_llama))
+    plan.check(recipe, found.anatomy, config=found.config)
+    job = Job(recipe, found, None, 4)
+    assert teaching.learned(recipe, recipe.distillations[0][1], found.anatomy) == 16 * sum(
+        linear.in_features + linear.out_features for linear in found.anatomy.linears
+    )
+    assert teaching.memory(job, Limits()) > job.base_bytes
+    monkeypatch.setattr(teaching.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"lora needs peft.*pip install 'compress-llm\[lora\]'"):
+        plan.check(recipe, found.anatomy, config=found.config)
 
 
 def test_a_text_that_the_teacher_writes_takes_its_memory(tiny_llama, recipe_for):

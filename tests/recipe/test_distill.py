@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from compress.errors import RecipeError
 from compress.recipe import resolve
-from compress.recipe.distill import Distill, Loss
+from compress.recipe.distill import Distill, Lora, Loss
 from compress.recipe.load import load
 from compress.recipe.schema import Recipe
 
@@ -28,6 +28,7 @@ def test_defaults_follow_what_is_trained_and_what_is_asked():
     rounded = Distill(train="codes", learning_rate=0.01)
     assert (rounded.learning_rate, rounded.scale_learning_rate) == (0.01, 1e-3)
     assert Distill().scale_learning_rate is None
+    assert Distill(train="lora").lora == Lora(rank=16, alpha=32)
     assert (Loss().beta, Loss(kind="jensen_shannon").beta) == (None, 0.5)
 
 
@@ -44,6 +45,7 @@ def test_defaults_follow_what_is_trained_and_what_is_asked():
         ({"text": {"seq_len": 512}, "batch_tokens": 256}, "less than one window of 512"),
         ({"tokens": 5}, "Extra inputs"),
         ({"scale_learning_rate": 0.1}, "all does not use this field"),
+        ({"lora": {"rank": 4}}, "all does not use this field"),
         ({"train": "codes", "weight_decay": 0.1}, "codes does not use this field"),
     ],
 )
@@ -65,6 +67,11 @@ def test_steps_are_counted_from_epochs_and_windows():
         ([{"distill": {}}], "nothing to learn from it"),
         ([{"rotate": {}}, {"distill": {}}], "nothing to learn from it"),
         ([ROUND, {"distill": {}}], r"stages\[1\].distill.train: all"),
+        ([ROUND, {"distill": {"train": "lora"}}], "train: lora, but a stage before it has rounded"),
+        (
+            [{"prune": {"method": "magnitude", "sparsity": 0.5}}, {"distill": {"train": "lora"}}],
+            "fill",
+        ),
         ([CUT, SCALES], "no stage before it rounds anything"),
         ([CUT, CODES], "train: codes, but no stage before it rounds anything"),
         ([{"quantize": {"method": "nvfp4"}}, CODES], "not on those of nvfp4"),

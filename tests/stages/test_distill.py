@@ -83,6 +83,27 @@ def test_a_cut_student_comes_nearer_to_its_teacher_in_its_own_shape(tiny_model, 
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_low_rank_corrections_are_merged_into_linears_and_all_else_stays(
+    tiny_model, tmp_path, family
+):
+    pytest.importorskip("peft")
+    student, _ = cut(open_folder(tiny_model(family, tied=True)), tmp_path, ffn=0.5, repair=False)
+    before = student.outside() | student.block(0)
+    fields = {"learning_rate": 3e-3, "lora": {"rank": 4, "alpha": 8}}
+    found = teach(student, tmp_path, train="lora", **fields).distilled
+    assert found.kl_after < 0.95 * found.kl_before
+    assert found.kl_after == pytest.approx(kl(student), rel=1e-4)
+    linears = {linear.name: linear for linear in student.anatomy.blocks[0].linears}
+    for name, now in (student.outside() | student.block(0)).items():
+        if name.removesuffix(".weight") in linears:
+            assert torch.linalg.matrix_rank(now - before[name], rtol=1e-4) == 4
+        else:
+            assert torch.equal(now, before[name])
+    sides = [x.in_features + x.out_features for x in student.anatomy.linears]
+    assert found.learned_weights == 4 * sum(sides)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_pruned_weights_stay_zero_and_all_others_stay(tiny_model, tmp_path, family):
     student = pruned_student(tiny_model(family, tied=True), tmp_path)
     before = [student.block(index) for index in range(2)]
@@ -230,18 +251,22 @@ def test_every_window_is_read_once_an_epoch():
 
 def started(train, folder, scratch):
     """A student that the stage before has finished."""
-    if train == "all":
+    if train != "codes":
         return pruned_student(folder, scratch)
     return run(folder, scratch, method="gptq", bits=3)[0]
 
 
 @pytest.mark.parametrize(
-    ("train", "at"), [("all", 1), ("all", 5), ("all", 8), ("all", 11), ("codes", 1), ("codes", 9)]
+    ("train", "at"),
+    [("all", 1), ("all", 5), ("all", 8), ("all", 11), ("lora", 5), ("codes", 1), ("codes", 9)],
 )
 def test_a_run_that_is_cut_at_any_step_ends_in_the_same_bits(
     tiny_llama, tmp_path, monkeypatch, train, at
 ):
-    whole, rate = started(train, tiny_llama, tmp_path / "whole"), {"all": 1e-4, "codes": 0.03}
+    whole, rate = (
+        started(train, tiny_llama, tmp_path / "whole"),
+        {"all": 1e-4, "lora": 1e-3, "codes": 0.03},
+    )
     fields = {"train": train, "learning_rate": rate[train]}
     expected = teach(whole, tmp_path / "whole", **fields)
     started(train, tiny_llama, tmp_path / "cut")
