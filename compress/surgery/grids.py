@@ -42,8 +42,9 @@ class Grid(nn.Module):
         """
         super().__init__()
         self.matrix, self.transposed, self.dtype = matrix, transposed, dtype
-        middle = matrix.zero.repeat_interleave(matrix.group_size, 1)
-        pruned = matrix.codes == middle if masked and latent is not None else None
+        pruned = None
+        if masked and latent is not None:
+            pruned = matrix.codes == matrix.zero.repeat_interleave(matrix.group_size, 1)
         self.register_buffer("scale", matrix.scale, persistent=False)
         self.register_buffer("zero", matrix.zero, persistent=False)
         self.register_buffer("pruned", pruned, persistent=False)
@@ -109,7 +110,8 @@ def made(model: nn.Module) -> Iterator[None]:
         linear.weight = whole.detach().requires_grad_()
         pairs.append((linear, whole))
     yield
-    for linear, whole in pairs:
+    while pairs:  # what is done with makes room for the gradients of what it was made of
+        linear, whole = pairs.pop()
         gradient = linear.weight.grad
         del linear.weight
         if gradient is not None:

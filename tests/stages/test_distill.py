@@ -241,6 +241,22 @@ def test_a_step_is_the_same_however_it_is_cut_into_passes(tiny_llama, tmp_path):
     torch.testing.assert_close(found[0], found[2], rtol=1e-4, atol=1e-4)
 
 
+def test_every_group_of_weights_rises_to_its_own_peak_and_falls_by_the_same_share():
+    groups = [{"params": [torch.ones(1, requires_grad=True)], "lr": rate} for rate in (1.0, 0.1)]
+    optimizer = torch.optim.SGD(groups)
+    spec = Distill(text={"set": "smoke"}, warmup=0.1, final_rate=0.2)
+    schedule, found = training._schedule(optimizer, spec, 20), []
+    for _ in range(21):
+        found.append(schedule.get_last_lr())
+        optimizer.step()
+        schedule.step()
+    first, second = zip(*found, strict=True)
+    assert first[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert list(first[2:]) == sorted(first[2:], reverse=True)
+    assert (first[11], first[20]) == (pytest.approx(0.6), pytest.approx(0.2))
+    assert second == pytest.approx([rate / 10 for rate in first])
+
+
 def test_every_window_is_read_once_an_epoch():
     order = Order(10, 4, seed=3)
     read = [window for step in range(5) for window in order.of(step)]
