@@ -1,12 +1,16 @@
 """A student that was taught, from the recipe to those who open it."""
 
+import json
+
 import pytest
 import torch
 
 from compress import pipeline
 from compress.artifact.layout import open_artifact
+from compress.plan import sizes
 from compress.recipe.load import load
 from compress.runtime.engine import Engine
+from compress.teacher import headers
 
 LEARN = "text: {set: %s, samples: 24, seq_len: 16}, steps: 8, check_every: 4, batch_tokens: 64"
 
@@ -83,6 +87,44 @@ def test_pruned_healed_and_rounded_keeps_every_zero(recipe, tmp_path):
     for linear in artifact.anatomy.linears:
         weight = artifact.block(linear.block)[linear.name + ".weight"]
         assert int(weight.view(len(weight), -1, 4).count_nonzero(-1).max()) <= 2
+
+
+def test_rounds_of_pruning_and_healing_end_at_the_sparsity_asked_for(recipe, tmp_path):
+    prune = "{prune: {method: magnitude, sparsity: 0.7}}"
+    stages = f"[{{repeat: {{times: 2, stages: [{prune}, {{distill: {{LEARN}}}}]}}}}]"
+    asked = recipe(stages)
+    outcome = pipeline.apply(asked, out=tmp_path / "a")
+    assert outcome.verification.passed
+    assert [one.stage for one in outcome.results.stages] == ["prune", "distill"] * 2
+    artifact = open_artifact(tmp_path / "a")
+    predicted = sizes.size(asked, headers.read(asked.teacher.model))
+    assert predicted.size_bytes == artifact.size_bytes
+    pages = [(tmp_path / "a" / name).read_text() for name in ("report.md", "report.html")]
+    assert all("What the teacher taught, 2 of 2" in page for page in pages)
+    for linear in artifact.anatomy.linears:
+        weight = artifact.block(linear.block)[linear.name + ".weight"]
+        assert int((weight != 0).sum()) == round(0.3 * weight.numel())
+    zeros = [
+        {one.name: one.kept_weights for one in stage.linears}
+        for stage in outcome.results.stages
+        if stage.stage == "prune"
+    ]
+    assert all(count < zeros[0][name] for name, count in zeros[1].items())
+
+    def stop(progress):
+        if (progress.step, progress.done) == ("distill", 6) and len(told) > 1:
+            raise KeyboardInterrupt
+        if progress.step == "prune" and told[-1:] != ["prune"]:
+            told.append(progress.step)
+        if progress.step == "distill" and told[-1:] != ["distill"]:
+            told.append(progress.step)
+
+    told = []
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.apply(asked, out=tmp_path / "b", watch=stop)
+    pipeline.apply(asked, out=tmp_path / "b")
+    hashes = [json.loads((tmp_path / x / "manifest.json").read_text())["tensors"] for x in "ab"]
+    assert hashes[0] == hashes[1]
 
 
 @pytest.mark.slow

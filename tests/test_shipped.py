@@ -11,6 +11,7 @@ from compress import library
 from compress.recipe.load import load
 from compress.recipe.schema import Recipe, Stage, json_schema
 from compress.recipe.source import mapping
+from compress.recipe.stages import Entry
 
 RECIPES = library.names("recipes")
 
@@ -62,6 +63,7 @@ def test_the_schema_knows_the_stages_that_run():
     from compress.stages.table import STAGES
 
     assert set(Stage.model_fields) == set(STAGES)
+    assert set(Entry.model_fields) - set(STAGES) == {"repeat"}
 
 
 def test_every_kind_of_error_has_its_section():

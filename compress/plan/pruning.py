@@ -17,7 +17,7 @@ from compress.recipe.source import Loc
 from compress.storage import ITEM_BITS
 
 _QUANTIZED_ONLY = ("gptq", "bnb-int8", "gguf")  # formats that hold no model of floats
-_BOTH = "pruned and quantized"
+_PRUNED, _BOTH = "pruned by", "pruned and quantized"
 _MASK_COLUMNS = 32  # masks are stored in whole words
 
 
@@ -132,8 +132,11 @@ def stored_bits(pruning: Pruning, shape: tuple[int, int], bits: int) -> float:
 def mistakes(recipe: Recipe, anatomy: Anatomy) -> Found:
     """What of the stages `prune` cannot work on a model."""
     taken: dict[str, str] = {}
+    zeros, healed = dict[str, int](), set[str]()
     loc: Loc
     for index, stage in enumerate(recipe.stages):
+        if stage.distill:
+            healed |= {name for name, why in taken.items() if why.startswith(_PRUNED)}
         if stage.quantize:
             names = _names(recipe, index, anatomy)
             if twice := [name for name in names if taken.get(name, "").startswith(_BOTH)]:
@@ -148,17 +151,28 @@ def mistakes(recipe: Recipe, anatomy: Anatomy) -> Found:
         yield from _undivided(loc, stage.prune, found)
         if not found:
             yield loc, "leaves every linear whole. Widen targets or shorten ignore."
-        for why in dict.fromkeys(taken[x.name] for x in found if x.name in taken):
-            again = [linear for linear in found if taken.get(linear.name) == why]
-            yield loc, f"{named(again)}: already {why}. Prune before, and once."
+        again = {x: zeros[x.name] for x in found if x.name in healed and x.name in zeros}
+        for why in dict.fromkeys(taken[x.name] for x in found if x.name in taken.keys() - healed):
+            alike = [linear for linear in found if taken.get(linear.name) == why]
+            first = "Put a distill between them" if why.startswith(_PRUNED) else "Prune before"
+            yield loc, f"{named(alike)}: already {why}. {first}, or prune once."
+        if fewer := [linear for linear, least in again.items() if _zeros(linear, found) < least]:
+            yield loc, f"{named(fewer)}: had more zeros already. Ask for as many, or more."
         how = _BOTH if stage.prune.quantize else "pruned"
         taken |= dict.fromkeys((linear.name for linear in found), f"{how} by stages[{index}]")
+        zeros |= {linear.name: _zeros(linear, found) for linear in found}
+        healed -= {linear.name for linear in found}
     if recipe.prunings and recipe.artifact.format in _QUANTIZED_ONLY and not _rounds(recipe):
         yield (
             ("artifact", "format"),
             f"{recipe.artifact.format} holds linears of integers, and nothing is quantized. Use "
             "packed, or compressed-tensors, which is then a plain folder with zeros.",
         )
+
+
+def _zeros(linear: Linear, found: Mapping[Linear, Pruning]) -> int:
+    rows, columns = linear.out_features, linear.in_features
+    return rows * columns - found[linear].kept(rows, columns)
 
 
 def _rounds(recipe: Recipe) -> bool:

@@ -11,7 +11,7 @@ from compress.recipe.quantize import STRICT
 from compress.recipe.sections import Calibration
 
 if TYPE_CHECKING:
-    from compress.recipe.schema import Stage
+    from compress.recipe.stages import Stage
 
 Train = Literal["all", "lora", "scales_and_norms", "codes"]
 _USUAL: dict[str, dict[str, Any]] = {

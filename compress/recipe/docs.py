@@ -50,6 +50,10 @@ files larger than 1 MB.
 Values are YAML, so that sections and lists can be given whole. `--set teacher.model=…` also drops
 the recipe's `teacher.revision` and `teacher.sha256`, which name a file of the other model.
 
+**`repeat`** stands for its stages written out, `times` times: the lock, the plan, the journal and
+the report know them as plain stages, and so do messages that name one by its number (`stages[4]`);
+their line is that in the file.
+
 **`recipe.lock.yaml`** lies beside each artifact: the recipe with every default written out, and
 with the revisions, hashes and versions that the run found.
 `compress apply path/to/recipe.lock.yaml` runs it again as it stands and verifies the fingerprints.
@@ -105,7 +109,7 @@ def _inner(schema: Schema) -> dict[str, Schema]:
     """The sections inside a recipe by their path, in the order of a recipe."""
     models = schema["$defs"]
     top = {name: models[name.title()] for name in Recipe.model_fields if name.title() in models}
-    names = ("Rotate", "Restructure", "Prune", "Distill", "Allocate", "Quantize")
+    names = ("Rotate", "Restructure", "Prune", "Distill", "Repeat", "Allocate", "Quantize")
     stage = {f"stages[].{name.lower()}": models[name] for name in names}
     cache = {"stages[].kv_cache": models["KVCache"]}
     inside = {

@@ -15,6 +15,7 @@ from compress.recipe.mistakes import describe, dotted
 from compress.recipe.schema import Recipe, Resolved
 from compress.recipe.sets import assign
 from compress.recipe.source import MAX_BYTES, Loc, Mistake, Places, Source, read, text_of
+from compress.recipe.stages import origins, written
 from compress.recipe.suite import load_suite, unmeasured
 
 _NAMED: tuple[tuple[Loc, library.Kind], ...] = (
@@ -60,7 +61,8 @@ def locate(argument: str, sets: Sequence[str] = ()) -> Located:
         raise RecipeError(
             [text for _, text in sorted([*mistakes, *more], key=lambda mistake: mistake[0])]
         )
-    return Located(_named(recipe, path, sets), source.places)
+    places = source.places.moved("stages", origins(source.data["stages"]))
+    return Located(_named(recipe, path, sets), places)
 
 
 def find(argument: str) -> Path:
@@ -121,9 +123,8 @@ def _unknown_names(source: Source) -> list[Mistake]:
 
 def _texts(source: Source) -> list[tuple[Loc, library.Kind]]:
     """Where stages name texts of their own."""
-    stages = source.data.get("stages")
-    count = len(stages) if isinstance(stages, list) else 0
-    return [(("stages", index, "distill", "text", "set"), "calib") for index in range(count)]
+    found = written(source.data.get("stages"))
+    return [((*loc, "distill", "text", "set"), "calib") for loc, _ in found]
 
 
 def _each(source: Source, loc: Loc, kind: library.Kind) -> list[tuple[Loc, library.Kind]]:

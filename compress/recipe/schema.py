@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from compress.recipe.allocate import Allocate, bits_used
 from compress.recipe.distill import ROUNDED, Distill, can_learn, has_text
@@ -21,6 +21,7 @@ from compress.recipe.quantize import STRICT, Quantize
 from compress.recipe.restructure import Restructure
 from compress.recipe.rotate import Rotate
 from compress.recipe.sections import Artifact, Calibration, Evaluate, Resolved, Teacher
+from compress.recipe.stages import Entry, Repeat, Stage, spelled_out
 
 __all__ = [
     "Allocate",
@@ -33,6 +34,7 @@ __all__ = [
     "Prune",
     "Quantize",
     "Recipe",
+    "Repeat",
     "Resolved",
     "Restructure",
     "Rotate",
@@ -40,70 +42,6 @@ __all__ = [
     "Teacher",
     "json_schema",
 ]
-
-
-class Stage(BaseModel):
-    """One step from teacher to student: a mapping with one key, the name of the stage."""
-
-    model_config = STRICT
-
-    rotate: Rotate | None = Field(
-        default=None,
-        description="Turn the teacher round inside, so that it says the same; the first stage.",
-        examples=["{residual: none, values: hadamard}"],
-    )
-    restructure: Restructure | None = Field(
-        default=None,
-        description="Take whole blocks, heads or channels away, and repair what is left.",
-        examples=["{ffn: 0.75}"],
-    )
-    prune: Prune | None = Field(
-        default=None,
-        description="Set weights to zero.",
-        examples=["{method: sparsegpt, sparsity: 0.5}"],
-    )
-    distill: Distill | None = Field(
-        default=None,
-        description="Train what earlier stages left on what the teacher says.",
-        examples=["{epochs: 1, text: {set: wikitext2, samples: 1024}}"],
-    )
-    quantize: Quantize | None = Field(
-        default=None,
-        description="Round weights to few bits.",
-        examples=["{method: gptq, bits: 4, group_size: 64}"],
-    )
-    allocate: Allocate | None = Field(
-        default=None,
-        description="Share bits out among linears under a budget, for the next stage.",
-        examples=['{budget: "3.7 bits"}'],
-    )
-    kv_cache: KVCache | None = Field(
-        default=None,
-        description="Round the keys and values that a runtime caches; the last stage.",
-        examples=["{numbers: int8}"],
-    )
-
-    @model_validator(mode="after")
-    def _is_one(self) -> Stage:
-        given = [name for name in Stage.model_fields if getattr(self, name) is not None]
-        if len(given) != 1 or len(self.model_fields_set) != 1:
-            found = ", ".join(sorted(self.model_fields_set)) or "nothing"
-            known = " or ".join(Stage.model_fields)
-            raise ValueError(f"holds {found}. A stage is a mapping with one key, {known}.")
-        return self
-
-    @property
-    def name(self) -> str:
-        """Which stage it is."""
-        (name,) = self.model_fields_set
-        return name
-
-    @property
-    def spec(self) -> Allocate | Distill | KVCache | Prune | Quantize | Restructure | Rotate:
-        """Its fields."""
-        found: Allocate | Distill | KVCache | Prune | Quantize | Restructure | Rotate
-        found = getattr(self, self.name)
-        return found
 
 
 class Recipe(BaseModel):
@@ -116,7 +54,7 @@ class Recipe(BaseModel):
     calibration: Calibration = Field(
         default=Calibration(), description="The text on which inputs are observed."
     )
-    stages: Annotated[tuple[Stage, ...], Field(strict=False)] = Field(
+    stages: Annotated[tuple[Entry, ...], Field(strict=False)] = Field(
         min_length=1, description="What is done, in order."
     )
     evaluate: Evaluate = Field(default=Evaluate(), description="How the student is judged.")
@@ -124,6 +62,11 @@ class Recipe(BaseModel):
     resolved: Resolved = Field(
         default=Resolved(), description="What a run found out; only in lock files."
     )
+
+    @field_validator("stages")
+    @classmethod
+    def _is_spelled_out(cls, value: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        return spelled_out(value)  # first: those that follow look at what is really done
 
     @field_validator("stages")
     @classmethod

@@ -7,10 +7,11 @@ from typing import Any
 from compress.errors import RecipeError
 from compress.library import nearest
 from compress.recipe.mistakes import dotted
-from compress.recipe.schema import Recipe, Stage
+from compress.recipe.schema import Recipe
 from compress.recipe.source import Loc, Source, read
+from compress.recipe.stages import Entry, written
 
-_STAGES = tuple(Stage.model_fields)
+_STAGES = tuple(Entry.model_fields)
 _FIRST = (*(name for name in Recipe.model_fields if name != "resolved"), *_STAGES)
 
 
@@ -51,22 +52,29 @@ def _value(text: str, assignment: str) -> Any:
 def _loc(data: dict[str, Any], assignment: str, key: str) -> Loc:
     first, *rest = key.replace("[", ".").replace("]", "").split(".")
     if first in _STAGES:
-        return ("stages", _only_stage(data, assignment, first), first, *rest)
+        return (*_only_stage(data, assignment, first), first, *_numbered((first, *rest))[1:])
     if first not in _FIRST:
         guess = nearest(first, _FIRST)
         known = f"Did you mean {guess}?" if guess else f"Known: {', '.join(_FIRST)}."
         raise _refused(assignment, f"{first}: unknown field. {known}")
-    if first == "stages" and rest and rest[0].isdecimal():
-        return (first, int(rest[0]), *rest[1:])
-    return (first, *rest)
+    return _numbered((first, *rest))
 
 
-def _only_stage(data: dict[str, Any], assignment: str, name: str) -> int:
-    stages = data.get("stages")
-    listed = stages if isinstance(stages, list) else []
-    found = [i for i, stage in enumerate(listed) if isinstance(stage, dict) and name in stage]
+def _numbered(parts: tuple[str, ...]) -> Loc:
+    """Parts of a key, those that follow a list of stages as numbers."""
+    before = ("", *parts)
+    return tuple(
+        int(part) if last == "stages" and part.isdecimal() else part
+        for last, part in zip(before, parts, strict=False)
+    )
+
+
+def _only_stage(data: dict[str, Any], assignment: str, name: str) -> Loc:
+    listed = written(data.get("stages"))
+    found = [loc for loc, stage in listed if isinstance(stage, dict) and name in stage]
     if len(found) != 1:
-        remedy = f"Choose one: stages.{found[0]}.{name}.…" if found else "Add one to the recipe."
+        places = [".".join(map(str, loc)) for loc in found]
+        remedy = f"Choose one: {places[0]}.{name}.…" if found else "Add one to the recipe."
         raise _refused(
             assignment, f"{name}: the recipe has {len(found) or 'no'} such stages. {remedy}"
         )

@@ -8,10 +8,10 @@ with its line.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import yaml
 
@@ -19,6 +19,7 @@ from compress.errors import RecipeError
 
 Loc: TypeAlias = tuple[str | int, ...]
 Mistake: TypeAlias = tuple[int, str]  # where it sorts, mostly its line; the message
+T = TypeVar("T")
 
 MAX_BYTES = 1_000_000
 _MAX_DEPTH = 20
@@ -61,9 +62,23 @@ class Places:
             return MAX_BYTES + list(self.sets).index(written)
         return self.lines.get(written, 0)
 
+    def moved(self, section: str, origins: Sequence[Loc]) -> Places:
+        """The places of a list that has become another, given where each entry comes from."""
+        lines, sets = (_moved(places, section, origins) for places in (self.lines, self.sets))
+        return Places(self.name, lines, sets)
+
     def _written(self, loc: Loc) -> Loc:
         starts = (loc[:end] for end in range(len(loc), -1, -1))
         return next((start for start in starts if start in self.sets or start in self.lines), ())
+
+
+def _moved(places: dict[Loc, T], section: str, origins: Sequence[Loc]) -> dict[Loc, T]:
+    found = {loc: place for loc, place in places.items() if loc[:1] != (section,) or len(loc) == 1}
+    for number, origin in enumerate(origins):
+        for loc in places:
+            if loc[: len(origin)] == origin:
+                found[(section, number, *loc[len(origin) :])] = places[loc]
+    return found
 
 
 @dataclass

@@ -143,8 +143,8 @@ def _shapes(results: Results) -> Iterator[str]:
 
 
 def _taught(results: Results) -> Iterator[str]:
-    for found in taught.stages(results):
-        yield "## What the teacher taught"
+    for place, found in enumerate(taught.stages(results), 1):
+        yield f"## {taught.heading(results, place)}"
         yield _plain(taught.text(found))
         yield _table(taught.table(found))
 

@@ -28,6 +28,12 @@ def stages(results: Results) -> tuple[Distilled, ...]:
     return tuple(stage.distilled for stage in results.stages if stage.distilled is not None)
 
 
+def heading(results: Results, place: int) -> str:
+    """What a stage that trained is called, by its place among such stages from 1 on."""
+    count = len(stages(results))
+    return "What the teacher taught" + (f", {place} of {count}" if count > 1 else "")
+
+
 def text(found: Distilled) -> str:
     """What was learned from what, and what it gained, in a few sentences."""
     told = (

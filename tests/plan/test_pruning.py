@@ -62,8 +62,8 @@ def test_patterns_must_name_something():
     ("stages", "told"),
     [
         ((W4, HALF), "stages[1].prune: model.layers.0.self_attn.q_proj and 209 more"),
-        ((W4, HALF), "already quantized by stages[0]. Prune before, and once."),
-        ((HALF, HALF), "already pruned by stages[0]. Prune before, and once."),
+        ((W4, HALF), "already quantized by stages[0]. Prune before, or prune once."),
+        ((HALF, HALF), "already pruned by stages[0]. Put a distill between them, or prune once."),
         (
             ("{prune: {sparsity: 0.5, quantize: {bits: 4}}}", W4),
             "stages[1].quantize: model.layers.0.self_attn.q_proj: already pruned and quantized by "

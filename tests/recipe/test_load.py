@@ -75,7 +75,7 @@ evaluate: {suite: quik}
         "Did you mean hessian?",
         "mine.yaml:9  stages[1].quantise: unknown field. Did you mean quantize?",
         "mine.yaml:10  stages[2]: 3 is not a mapping. Fields: rotate, restructure, prune, "
-        "distill, quantize, allocate, kv_cache.",
+        "distill, quantize, allocate, kv_cache, repeat.",
         "mine.yaml:11  evaluate.suite: 'quik': no shipped evaluation suite of this name. Did you "
         "mean quick? Shipped: full, quick, smoke. A path ends in .yaml, .yml, .txt, .jsonl or "
         "holds a separator, as in ./quik.",
