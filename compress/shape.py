@@ -85,7 +85,8 @@ def can_cut(config: Mapping[str, Any]) -> dict[str, str]:
     if kind not in _SCALED_NORMS:
         found["hidden"] = f"norms of {kind} do more than scale: no channel can leave their mean"
     if config.get("scale_attn_by_inverse_layer_idx"):
-        found["depth"] = "attention is scaled by the number of its block"
+        reason = "attention is scaled by the number of its block"
+        found |= dict.fromkeys(("depth", "blocks"), reason)
     return found
 
 
@@ -102,6 +103,7 @@ def target(
     shape: Shape,
     *,
     depth: float | None = None,
+    blocks: str | Sequence[int] | None = None,
     ffn: float | None = None,
     heads: int | None = None,
     kv_heads: int | None = None,
@@ -113,8 +115,11 @@ def target(
     """
     found = shape
     if depth is not None:
-        blocks = max(1, _nearest(depth * shape.blocks))
-        found = replace(found, blocks=blocks).with_channels(shape.each[:blocks])
+        count = max(1, _nearest(depth * shape.blocks))
+        found = replace(found, blocks=count).with_channels(shape.each[:count])
+    if blocks is not None:
+        left = chosen(shape, blocks)
+        found = replace(found, blocks=len(left)).with_channels([shape.each[i] for i in left])
     if ffn is not None:
         found = found.with_channels(narrowed(found.each, ffn))
     if heads is not None:
@@ -124,6 +129,11 @@ def target(
     if hidden is not None:
         found = replace(found, hidden=_narrower(shape.hidden, hidden, found.heads))
     return found
+
+
+def chosen(shape: Shape, blocks: str | Sequence[int]) -> tuple[int, ...]:
+    """The numbers of blocks that a recipe names, ascending."""
+    return tuple(range(0, shape.blocks, 2) if isinstance(blocks, str) else blocks)
 
 
 def narrowed(each: Iterable[int], share: float) -> tuple[int, ...]:
@@ -150,10 +160,18 @@ def most_uneven(each: Sequence[int], total: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def remains_of(before: Shape, after: Shape) -> Remains:
-    """The first of everything: any choice of which makes a model of the same sizes."""
+def remains_of(before: Shape, after: Shape, left: Sequence[int] | None = None) -> Remains:
+    """The first of everything: any choice of which makes a model of the same sizes.
+
+    Args:
+        before: the model's.
+        after: what is to be left of it.
+        left: the blocks that are, where that is known.
+    """
     heads, groups = tuple(range(after.heads)), tuple(range(after.kv_heads))
-    blocks = {i: Kept(heads, groups, tuple(range(n))) for i, n in enumerate(after.each)}
+    numbers = range(after.blocks) if left is None else left
+    pairs = zip(numbers, after.each, strict=True)
+    blocks = {i: Kept(heads, groups, tuple(range(n))) for i, n in pairs}
     hidden = None if after.hidden == before.hidden else tuple(range(after.hidden))
     return Remains(blocks, hidden)
 

@@ -19,7 +19,7 @@ LEARN = "text: {set: %s, samples: 24, seq_len: 16}, steps: 8, check_every: 4, ba
 def recipe(recipe, tmp_path):
     """`recipe(stages, *sets)`; LEARN in stages is how to train on its text."""
     learn = LEARN % (tmp_path / "text.txt")
-    return lambda stages, *sets: recipe(stages.replace("LEARN", learn), *sets)
+    return lambda stages, *sets, **sizes: recipe(stages.replace("LEARN", learn), *sets, **sizes)
 
 
 def test_cut_healed_and_rounded_in_one_recipe(recipe, tmp_path):
@@ -125,6 +125,19 @@ def test_rounds_of_pruning_and_healing_end_at_the_sparsity_asked_for(recipe, tmp
     pipeline.apply(asked, out=tmp_path / "b")
     hashes = [json.loads((tmp_path / x / "manifest.json").read_text())["tensors"] for x in "ab"]
     assert hashes[0] == hashes[1]
+
+
+def test_every_second_block_is_taught_and_opened_by_all(recipe, tmp_path):
+    stages = "[{restructure: {blocks: every_second}}, {distill: {LEARN, learning_rate: 0.003}}]"
+    asked = recipe(stages, "artifact.format=dense", num_hidden_layers=4)
+    outcome = pipeline.apply(asked, out=tmp_path / "a")
+    assert outcome.verification.passed
+    cut, taught = outcome.results.stages
+    assert (cut.shape.after.blocks, cut.linears) == (2, ())
+    assert taught.distilled.kl_after < taught.distilled.kl_before
+    assert outcome.results.provenance.calibration == "none"
+    assert "Removed: 1, 3." in (tmp_path / "a" / "report.md").read_text()
+    assert Engine.open(tmp_path / "a").generate("The") is not None
 
 
 @pytest.mark.slow

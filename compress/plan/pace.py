@@ -212,6 +212,8 @@ def _curvature_work(job: Job) -> float:
 
 def _restructure_work(job: Job, spec: Restructure) -> float:
     """Forwards of student and teacher, what o and down are solved from, blocks left out in turn."""
+    if spec.takes_whole:
+        return 0.0
     anatomy, tokens = job.anatomy, float(job.tokens)
     rounds = 2 if spec.repair else 1
     operations = 2 * rounds * tokens * anatomy.weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from compress.shape import (
     STEP,
     Shape,
     can_cut,
+    chosen,
     cut_config,
     cut_tensors,
     fewer_heads,
@@ -56,7 +57,7 @@ def made(recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]) -> Made:
     """What a recipe leaves of a teacher, before anything is rounded."""
     found = Made(config, turned(recipe, anatomy))
     for _, spec in recipe.restructurings:
-        found = _cut(found, _after(found, spec))
+        found = _left(found, spec)
     return found
 
 
@@ -64,16 +65,20 @@ def made_headers(recipe: Recipe, headers: Headers) -> Headers:
     """The headers of what a recipe leaves of a teacher."""
     found = turned_headers(recipe, headers)
     for _, spec in recipe.restructurings:
-        found = cut_headers(found, _after(found, spec))
+        found = _left_headers(found, spec)
     return found
 
 
-def cut_headers(headers: Headers, after: Shape) -> Headers:
-    """The headers of a model that was given another shape."""
+def _left_headers(headers: Headers, spec: Restructure) -> Headers:
+    return cut_headers(headers, _after(headers, spec), _chosen(headers, spec))
+
+
+def cut_headers(headers: Headers, after: Shape, blocks: Sequence[int] | None = None) -> Headers:
+    """The headers of a model that was given another shape; with certain blocks, where it is so."""
     before = shape_of(headers.config, headers.anatomy)
-    left = cut_tensors(headers.anatomy, before, remains_of(before, after))
+    left = cut_tensors(headers.anatomy, before, remains_of(before, after, blocks))
     dtypes = {now: headers.dtypes[was] for now, (was, _) in left.items()}
-    found = _cut(Made(headers.config, headers.anatomy), after)
+    found = _cut(Made(headers.config, headers.anatomy), after, blocks)
     return replace(headers, config=found.config, anatomy=found.anatomy, dtypes=dtypes)
 
 
@@ -86,9 +91,20 @@ def _after(found: Made | Headers, spec: Restructure) -> Shape:
     return after.with_channels(most_uneven(before.each[: after.blocks], sum(after.each)))
 
 
-def _cut(found: Made, after: Shape) -> Made:
+def _chosen(found: Made | Headers, spec: Restructure) -> tuple[int, ...] | None:
+    """The blocks that a stage leaves, where it names them."""
+    if spec.blocks is None:
+        return None
+    return chosen(shape_of(found.config, found.anatomy), spec.blocks)
+
+
+def _left(found: Made, spec: Restructure) -> Made:
+    return _cut(found, _after(found, spec), _chosen(found, spec))
+
+
+def _cut(found: Made, after: Shape, blocks: Sequence[int] | None = None) -> Made:
     before = shape_of(found.config, found.anatomy)
-    left = remains_of(before, after)
+    left = remains_of(before, after, blocks)
     shapes = {name: s for name, (_, s) in cut_tensors(found.anatomy, before, left).items()}
     config = cut_config(found.config, before, left)
     return Made(config, anatomies.read(config, shapes))
@@ -102,14 +118,14 @@ def cut_bytes(recipe: Recipe, headers: Headers) -> int:
     found, total = turned_headers(recipe, headers.cast(recipe.teacher.dtype)), 0
     wide = recipe.rotate is not None or recipe.turns
     for _, spec in recipe.restructurings:
-        roles = fitted_roles(spec)
+        roles = () if spec.takes_whole else fitted_roles(spec)
         linears = [linear for linear in found.anatomy.linears if linear.role in roles]
         if spec.hidden is not None and spec.repair and not found.anatomy.tied:
             linears.append(found.anatomy.head)
         weights = (f"{linear.name}.weight" for linear in linears)
         total += 4 * sum(x.weights for x in linears) if wide else sum(map(found.nbytes, weights))
         total += 4 * found.anatomy.hidden_size**2 if spec.turns else 0
-        found = cut_headers(found, _after(found, spec))
+        found = _left_headers(found, spec)
     return total
 
 
@@ -137,7 +153,7 @@ def mistakes(recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]) -> Fou
         yield from wrong
         if wrong:
             return  # what is behind it has no shape to be held against
-        found = _cut(found, _after(found, spec))
+        found = _left(found, spec)
 
 
 def _unopened(recipe: Recipe) -> Found:
@@ -170,11 +186,18 @@ def _wrong(loc: Loc, spec: Restructure, found: Made) -> Found:
 
 
 def _others(cannot: Mapping[str, str]) -> str:
-    return " or ".join(f for f in SHAPES if f not in cannot)
+    return " or ".join(field for field in SHAPES if field not in (*cannot, "blocks"))
 
 
 def _unchanged(loc: Loc, spec: Restructure, before: Shape) -> Found:
     """Counts that are none of the model's, and shares that leave all there is."""
+    if isinstance(spec.blocks, tuple) and spec.blocks[-1] >= before.blocks:
+        yield (
+            (*loc, "blocks"),
+            f"{spec.blocks[-1]}: the model has {before.blocks} blocks, 0 to {before.blocks - 1}. "
+            "Name those.",
+        )
+        return
     if spec.heads is not None and spec.heads not in (fitting := fewer_heads(before)):
         there = f"heads, which leave in whole groups and divide the width of {before.hidden},"
         yield (*loc, "heads"), _counts(spec.heads, before.heads, fitting, there)
@@ -188,12 +211,15 @@ def _unchanged(loc: Loc, spec: Restructure, before: Shape) -> Found:
     steps = {"ffn": f" in multiples of {STEP}", "hidden": " in steps that heads divide"}
     for field, was, now in (
         ("depth", before.blocks, after.blocks),
+        ("blocks", before.blocks, after.blocks),
         ("ffn", before.channels, after.channels),
         ("hidden", before.hidden, after.hidden),
     ):
         if getattr(spec, field) is not None and now >= was:
             step = steps.get(field, "")
-            yield (*loc, field), f"{getattr(spec, field)} of {was}{step} leaves all. Ask for less."
+            listed = field == "blocks" and isinstance(spec.blocks, tuple)
+            asked = "every one" if listed else getattr(spec, field)
+            yield (*loc, field), f"{asked} of {was}{step} leaves all. Ask for less."
 
 
 def _counts(asked: int, there: int, fitting: list[int], what: str) -> str:

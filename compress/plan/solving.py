@@ -104,6 +104,8 @@ def _restructure(job: Job, limits: Limits) -> int:
     """
     peak = 0
     for _, spec in job.recipe.restructurings:
+        if spec.takes_whole:
+            continue
         fields = {"error_correction": 1.0 if spec.repair else 0.0}
         like = Quantize.model_validate({"bits": 8, "group_size": -1, **fields})
         for block in job.anatomy.blocks:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from compress.recipe.gates import in_bytes
 from compress.recipe.quantize import STRICT
 from compress.recipe.walking import SinkTokens, SinkWeight
 
-SHAPES = ("depth", "ffn", "heads", "kv_heads", "hidden")
+SHAPES = ("depth", "blocks", "ffn", "heads", "kv_heads", "hidden")
 TARGETS = ("keep", "parameters", "size", "decode_latency")
 _COUNTS = {"K": 10**3, "M": 10**6, "B": 10**9}
 _COUNT = re.compile(r"(\d{1,6}(?:\.\d{1,3})?) ?(K|M|B)")
@@ -21,6 +30,19 @@ _REPAIRING = ("damp_percent", "sink_tokens", "sink_weight", "error_correction")
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
+def _listed_or_named(value: Any) -> str:
+    return "list" if isinstance(value, list | tuple) else "name"
+
+
+_Numbers = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1), Tag("list")
+]
+Blocks = Annotated[
+    Annotated[Literal["every_second"] | None, Tag("name")] | _Numbers,
+    Discriminator(_listed_or_named),
+]
+
+
 class Restructure(BaseModel):
     """Take whole blocks, heads, channels or width away, and repair what is left."""
 
@@ -28,6 +50,13 @@ class Restructure(BaseModel):
 
     depth: Share | None = Field(
         default=None, description="Share of the blocks that stay.", examples=[0.75]
+    )
+    blocks: Blocks = Field(
+        default=None,
+        description="The blocks that stay: `every_second`, from the first on (DistilBERT's start), "
+        "or their numbers, rising. Where nothing else is cut they stay as they are: the default "
+        "of `repair` is then `false`, and no text is read.",
+        examples=["every_second"],
     )
     ffn: Share | None = Field(
         default=None,
@@ -122,6 +151,28 @@ class Restructure(BaseModel):
             )
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _dependent_defaults(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("blocks") is not None:
+            others = [name for name in (*SHAPES, *TARGETS) if data.get(name) is not None]
+            return data if others != ["blocks"] else {"repair": False, **data}
+        return data
+
+    @field_validator("blocks")
+    @classmethod
+    def _are_of_a_model(
+        cls, value: str | tuple[int, ...] | None, info: ValidationInfo
+    ) -> str | tuple[int, ...] | None:
+        if value is not None and info.data.get("depth") is not None:
+            raise ValueError("says which blocks stay, and depth how many. Leave out one of them.")
+        if isinstance(value, tuple) and list(value) != sorted(set(value)):
+            raise ValueError(
+                f"{', '.join(map(str, value))} does not rise. Blocks stay in their order, each "
+                "once."
+            )
+        return value
+
     @field_validator("kv_heads")
     @classmethod
     def _merges_or_removes(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -178,6 +229,20 @@ class Restructure(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _chooses_nothing(self) -> Restructure:
+        if self.takes_whole and "importance" in self.model_fields_set:
+            raise ValueError(
+                "importance says how to choose what stays, and blocks says which. Leave out one of "
+                "them."
+            )
+        return self
+
+    @property
+    def takes_whole(self) -> bool:
+        """Whether blocks are named, and stay as they are."""
+        return not self.repair and set(self.shares) == {"blocks"}
+
     @property
     def shares(self) -> dict[str, Any]:
         """The shape that is asked for, as `shape.target` takes it; empty where one is searched."""
@@ -196,12 +261,13 @@ class Restructure(BaseModel):
 
     def unused(self) -> set[str]:
         """The fields that it does not use as it stands."""
-        return set() if self.repair else set(_REPAIRING)
+        found = set() if self.repair else set(_REPAIRING)
+        return found | ({"importance"} if self.takes_whole else set())
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether it walks the model on text: always."""
-        return True
+        """Whether it walks the model on text."""
+        return not self.takes_whole
 
     @property
     def most_parameters(self) -> int | None:
@@ -225,5 +291,9 @@ class Restructure(BaseModel):
     def written(self) -> str:
         """What is asked for, in a few words."""
         names = [name for name in (*SHAPES, *TARGETS) if getattr(self, name) is not None]
-        told = [f"{name} {getattr(self, name)}" for name in names]
+        told = [f"{name} {_told(getattr(self, name))}" for name in names]
         return ", ".join(told + ([] if self.uniform else ["shared out"]))
+
+
+def _told(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

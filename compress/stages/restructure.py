@@ -14,7 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from compress.recipe.restructure import Restructure
 from compress.results import BlockCut, LinearResult, ModelShape, Restructured, StageResult
-from compress.shape import Kept, Remains, Shape, narrowed, shape_of, target
+from compress.shape import (
+    Kept,
+    Remains,
+    Shape,
+    chosen,
+    narrowed,
+    remains_of,
+    shape_of,
+    target,
+)
 from compress.stages import depth, first_order, search, sharing
 from compress.stages.context import Context
 from compress.stages.cutting import cut_blocks
@@ -38,17 +47,20 @@ def run(student: Student, spec: Restructure, context: Context) -> StageResult:
     order = _order(student, spec, context, min(one.blocks for one in shapes))
     scores = first_order.scores(student, context) if spec.importance == "first_order" else {}
     tried = search.tried(student, spec, context, shapes, order, scores)
-    chosen = min(tried, key=lambda one: one.kl).shape if tried else shapes[0]
-    left = order.left(chosen.blocks)
-    after, shares = _channels(student, spec, context, chosen, left)
+    found = min(tried, key=lambda one: one.kl).shape if tried else shapes[0]
+    left = order.left(found.blocks)
+    after, shares = _channels(student, spec, context, found, left)
     width = narrow(student, spec, context, after.hidden)
     channels = width.channels if width else None
-    remains, fitted = cut_blocks(student, spec, context, after, left, scores, channels)
+    if spec.takes_whole:
+        remains, fitted = remains_of(shape, after, left), list[LinearResult]()
+    else:
+        remains, fitted = cut_blocks(student, spec, context, after, left, scores, channels)
     student.become(lambda past: Cut(past, remains))
     told = Restructured(
         spec.written, spec.repair, told_shape(before), told_shape(student),
         tuple(_told_blocks(before, remains, order, fitted, shares)),
-        tuple(search.told(before, one, chosen) for one in tried), width.share if width else None,
+        tuple(search.told(before, one, found) for one in tried), width.share if width else None,
     )  # fmt: skip
     linears = tuple(_renamed(before, student, remains, result) for result in fitted)
     return StageResult("restructure", "restructure", linears, shape=told)
@@ -59,6 +71,9 @@ def _order(student: Student, spec: Restructure, context: Context, keep: int) -> 
     blocks, unit = len(student.anatomy.blocks), student.unit("blocks")
     if keep == blocks:
         return depth.Order(blocks)
+    if spec.blocks is not None:
+        named = chosen(shape_of(student.config, student.anatomy), spec.blocks)
+        return depth.Order(blocks, tuple(sorted(set(range(blocks)) - set(named))))
     if (noted := context.noted(unit)) is not None:
         lists = (tuple(noted[name]) for name in ("gone", "influence", "kl"))
         return depth.Order(blocks, *lists)

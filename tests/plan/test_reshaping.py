@@ -22,13 +22,17 @@ CASES = {
     "pruned": "[{restructure: {ffn: 0.5, depth: 0.5}}, {prune: {sparsity: 0.5}}]",
     "width": "[{restructure: {hidden: 0.5}}]",
     "channels of the stream": "[{restructure: {hidden: 0.5, ffn: 0.5, importance: activation}}]",
+    "named": "[{restructure: {blocks: [1]}}]",
+    "every second": "[{restructure: {blocks: every_second, ffn: 0.5}}]",
     "twice": "[{restructure: {heads: 2}}, {restructure: {depth: 0.5}}]",
 }
+
+DENSE = ("channels", "blocks", "named", "twice", "width")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_byte_of_a_cut_artifact_is_foretold(tiny_model, recipe_for, tmp_path, case):
-    format = "dense" if case in ("channels", "blocks", "twice", "width") else "packed"
+    format = "dense" if case in DENSE else "packed"
     width = 128 if "hidden" in CASES[case] else 64
     tiny_tied = tiny_model("llama", tied=True, hidden_size=width)
     recipe = recipe_for(tiny_tied, f"stages={CASES[case]}", f"artifact.format={format}")
@@ -73,6 +77,8 @@ def mistakes(recipe, folder):
     [
         ("ffn: 0.9", "ffn: 0.9 of 128 in multiples of 64 leaves all. Ask for less."),
         ("depth: 0.9", "depth: 0.9 of 2 leaves all. Ask for less."),
+        ("blocks: [0, 1]", "blocks: every one of 2 leaves all. Ask for less."),
+        ("blocks: [0, 2]", "blocks: 2: the model has 2 blocks, 0 to 1. Name those."),
         (
             "hidden: 0.99",
             "hidden: 0.99 of 64 in steps that heads divide leaves all. Ask for less.",

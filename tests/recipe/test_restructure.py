@@ -93,3 +93,34 @@ def test_dense_holds_what_no_stage_rounds():
     Recipe.model_validate({**base, "stages": [cut]})
     with pytest.raises(ValidationError, match="dense holds weights and no codes, and stages"):
         Recipe.model_validate({**base, "stages": [cut, rounded]})
+
+
+def test_blocks_that_are_named_stay_as_they_are():
+    spec = Restructure(blocks="every_second")
+    assert not spec.repair
+    assert spec.takes_whole
+    assert not spec.needs_calibration
+    assert Restructure(blocks=[0, 3], repair=True).needs_calibration
+    both = Restructure(blocks=[0, 3], ffn=0.5)
+    assert both.repair
+    assert both.written == "blocks 0, 3, ffn 0.5"
+
+
+def test_blocks_are_named_once_and_in_their_order():
+    assert "2, 2 does not rise" in fault(blocks=[2, 2])
+    assert "3, 1 does not rise" in fault(blocks=[3, 1])
+    assert "at least 1 item" in fault(blocks=[])
+    assert "greater than or equal to 0" in fault(blocks=[-1])
+    assert "'every_second'" in fault(blocks="every_third")
+    assert "says which blocks stay, and depth how many" in fault(blocks=[0], depth=0.5)
+    assert "searches for a shape, and blocks gives one" in fault(blocks=[0], keep=0.5)
+    assert "importance says how to choose" in fault(blocks=[0], importance="activation")
+
+
+def test_a_lock_of_named_blocks_loads_again():
+    stage = {"restructure": {"blocks": [0, 2]}}
+    recipe = Recipe(version=1, teacher={"model": "a/b"}, stages=[stage])
+    explicit = resolve.explicit(recipe)
+    assert "importance" not in explicit["stages"][0]["restructure"]
+    assert Recipe.model_validate(explicit) == recipe
+    assert not recipe.needs_calibration

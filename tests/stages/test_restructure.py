@@ -186,3 +186,31 @@ def test_kinds_of_text_are_the_shares_on_which_a_repair_is_chosen(tiny_llama, tm
     assert max(dampings[0]) <= 1.0 < max(dampings[1])
     assert torch.isfinite(states(other)).all()
     assert not torch.equal(states(one), states(other))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_that_are_named_are_the_teachers_own(family, tiny_model, tmp_path):
+    layers = "n_layer" if family == "gpt2" else "num_hidden_layers"
+    teacher = open_folder(tiny_model(family, **{layers: 5}))
+    none = torch.empty(0, 1, dtype=torch.long)  # no text is read
+    student, stage = cut(teacher, tmp_path, none, blocks="every_second")
+    assert [cut.now for cut in stage.shape.blocks] == [0, None, 1, None, 2]
+    assert (stage.shape.asked, stage.shape.repaired) == ("blocks every_second", False)
+    for now, before in enumerate((0, 2, 4)):
+        theirs = list(teacher.block(before).values())
+        ours = list(student.block(now).values())
+        assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+    assert student.config[layers] == 3
+    empty_model(student.config, torch.float32)
+    assert torch.isfinite(states(student)).all()
+
+
+def test_named_blocks_may_be_repaired_and_cut(tiny_model, tmp_path):
+    teacher = open_folder(tiny_model("llama", num_hidden_layers=4))
+    fields = {"blocks": [0, 3], "ffn": 0.5}
+    repaired, stage = cut(teacher, tmp_path / "a", **fields)
+    deleted, _ = cut(teacher, tmp_path / "b", repair=False, **fields)
+    assert [cut.now for cut in stage.shape.blocks] == [0, None, None, 1]
+    said = logits(teacher, states(teacher).flatten(0, 1))
+    costs = [kl(said, logits(one, states(one).flatten(0, 1))).mean() for one in (repaired, deleted)]
+    assert costs[0] < costs[1]
