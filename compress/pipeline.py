@@ -32,7 +32,7 @@ from compress.run import (
     Run,
     find_journal,
     find_judge,
-    find_teacher,
+    find_models,
     find_windows,
     job,
     set_up,
@@ -105,7 +105,7 @@ def apply(  # noqa: PLR0913 - the options of a command
         results = until_accepted(
             partial(_attempt, run, clock),
             recipe.evaluate.gates,
-            anatomy=made(recipe, run.teacher.anatomy, run.teacher.config).anatomy,
+            anatomy=made(recipe, run.origin.anatomy, run.origin.config).anatomy,
             widths=recipe.widths,
         )
         judged = results.verdict
@@ -147,7 +147,7 @@ def compress_only(
     with output.in_the_making(out) as folder:
         run = _prepare(unjudged, folder, device, threads, None, None, max_memory_bytes, clock)
         with clock.step("compress"):
-            student = Student(run.teacher, folder / output.WORK, run.journal)
+            student = Student(run.teacher, folder / output.WORK, run.journal, origin=run.origin)
             _stages(run, student, Attempt())
             _write(run, student)
     fingerprint = run.windows.fingerprint if run.windows else None
@@ -161,13 +161,13 @@ def _prepare(
     """Look at everything that can be wrong before any long work; take up what is unfinished."""
     suite, here = suite_of(recipe), set_up(recipe, device, threads)
     with clock.step("teacher"):
-        teacher = find_teacher(recipe, suite, watch, places)
+        teacher, origin = models = find_models(recipe, suite, watch, places)
     bounded = memory.within(job(recipe, here), max_memory_bytes) if max_memory_bytes else _FREE
     judge = find_judge(teacher, suite, here, watch)
     with clock.step("calibrate"):
         windows, texts = find_windows(recipe, teacher, here, watch)
-    journal = find_journal(folder, recipe, teacher, windows, texts, here, bounded.limits)
-    run = Run(recipe, folder, here, bounded, teacher, windows, texts, judge, journal, watch)
+    journal = find_journal(folder, recipe, models, windows, texts, here, bounded.limits)
+    run = Run(recipe, folder, here, bounded, teacher, origin, windows, texts, judge, journal, watch)
     if found := journal.finished:
         run.tell("resume", len(found), len(found), "unit", f"behind {found[-1]}")
     return run
@@ -183,8 +183,9 @@ def _attempt(run: Run, clock: Clock, attempt: Attempt) -> Results:
         wider = f"more bits for {len(attempt.raised)} linears, from block {attempt.first_block} on"
         run.tell("escalate", attempt.number, gates.rounds_max, "round", wider)
     student = Student(
-        run.teacher, run.folder / output.WORK, run.journal, firsts=attempt.first_blocks
-    )
+        run.teacher, run.folder / output.WORK, run.journal, firsts=attempt.first_blocks,
+        origin=run.origin,
+    )  # fmt: skip
     with clock.step("compress"):
         try:
             stages = _stages(run, student, attempt)
@@ -234,7 +235,7 @@ def _stages(run: Run, student: Student, attempt: Attempt) -> tuple[StageResult, 
         said=run.said.get,
         kinds=run.windows.kinds if run.windows else 1,
     )
-    counter = Counter(run.recipe, headers.of_folder(run.teacher.folder, run.teacher.name))
+    counter = Counter(run.recipe, headers.of_folder(run.origin.folder, run.origin.name))
     results: list[StageResult] = []
     stages = run.recipe.stages
     for index, stage in enumerate(stages):
@@ -271,7 +272,7 @@ def _write(run: Run, student: Student) -> None:
         student.parts(),
         anatomy=student.anatomy,
         config=student.config,
-        tokenizer_files=write.companions(run.teacher.folder),
+        tokenizer_files=write.companions(run.origin.folder),
         format=run.recipe.artifact.format,
         max_shard_bytes=run.recipe.artifact.max_shard_bytes,
         kept=student.kept,

@@ -20,6 +20,7 @@ from compress.artifact import output
 from compress.calibrate import sets
 from compress.calibrate.selfgen import Author
 from compress.calibrate.tokens import Windows
+from compress.errors import ModelError
 from compress.evaluate.judge import Judge
 from compress.evaluate.model import judge_for
 from compress.journal import Journal
@@ -75,6 +76,7 @@ class Run:
     here: Machine
     bounded: Bounded
     teacher: Teacher
+    origin: Teacher  # what the student begins as: the teacher, or another model
     windows: Windows | None
     texts: Mapping[int, Windows]  # that stages train on, by their place
     judge: Judge | None
@@ -114,6 +116,7 @@ class Run:
             {
                 "teacher_revision": self.teacher.revision,
                 "teacher_sha256": self.teacher.source_sha256,
+                **self._begun,
                 "calibration_revision": windows.revision if windows else None,
                 "teacher_fingerprint": self.teacher.fingerprint,
                 "calibration_fingerprint": windows.fingerprint if windows else None,
@@ -124,6 +127,17 @@ class Run:
                 "versions": machine.versions(),
             },
         )
+
+    @property
+    def _begun(self) -> dict[str, str | None]:
+        """What was found out of the student's beginning, where that is not the teacher."""
+        if self.recipe.student is None:
+            return {}
+        return {
+            "student_revision": self.origin.revision,
+            "student_sha256": self.origin.source_sha256,
+            "student_fingerprint": self.origin.fingerprint,
+        }
 
     @property
     def provenance(self) -> Provenance:
@@ -141,6 +155,8 @@ class Run:
             threads=torch.get_num_threads(),
             device=self.here.device,
             versions=machine.versions(),
+            student=self.origin.name if recipe.student else "",
+            student_fingerprint=self.origin.fingerprint if recipe.student else "",
         )
 
 
@@ -163,19 +179,44 @@ def set_up(recipe: Recipe, device: str, threads: int | None) -> Machine:
     return here
 
 
-def find_teacher(
+def find_models(
     recipe: Recipe, suite: Suite | None, watch: Watch, places: Places | None
-) -> Teacher:
-    """Bring the teacher, and hold the recipe against it.
+) -> tuple[Teacher, Teacher]:
+    """Bring the teacher and what the student begins as, and hold the recipe against them.
+
+    Returns:
+        Both; the same where the student begins as its teacher.
 
     Raises:
-        RequestError: it cannot be had, or the recipe cannot be carried out on it.
+        RequestError: one cannot be had, or the recipe cannot be carried out on them.
     """
     teacher = sources.of_recipe(recipe, watch=watch)
-    plan.check(recipe, teacher.anatomy, places, config=teacher.config, suite=suite)
-    plan.check_budget(recipe, headers.of_folder(teacher.folder, teacher.name), places)
+    other = sources.origin_of(recipe, watch=watch)
+    origin = other or teacher
+    plan.check(
+        recipe, origin.anatomy, places, config=origin.config, suite=suite,
+        teacher=teacher if other else None,
+    )  # fmt: skip
+    plan.check_budget(recipe, headers.of_folder(origin.folder, origin.name), places)
+    if other:
+        _check_spelling(teacher, other)
+        finite.check(other)
     finite.check(teacher)
-    return teacher
+    return teacher, origin
+
+
+def _check_spelling(teacher: Teacher, other: Teacher) -> None:
+    """Check that a student reads the same tokens as its teacher.
+
+    Raises:
+        ModelError: their tokenizers differ.
+    """
+    pair = (load.tokenizer(one.folder) for one in (other, teacher))
+    if why := load.spelled_otherwise(*pair):
+        raise ModelError(
+            f"student.model {other.name}: its tokenizer is not the teacher's: {why}. What both "
+            "expect next is compared token by token. Choose a model with the same tokenizer."
+        )
 
 
 def find_judge(teacher: Teacher, suite: Suite | None, here: Machine, watch: Watch) -> Judge | None:
@@ -206,30 +247,28 @@ def find_windows(
 
 def job(recipe: Recipe, here: machine.Machine) -> footprint.Job:
     """The run as plans see it."""
-    wanted = recipe.teacher
-    found = headers.read(
-        wanted.model, revision=wanted.revision, sha256=wanted.sha256, dtype=wanted.dtype
-    )
+    found = headers.of_recipe(recipe)
     return footprint.Job(recipe, found, suite_of(recipe), here.dtype.itemsize)
 
 
 def find_journal(
     folder: Path,
     recipe: Recipe,
-    teacher: Teacher,
+    models: tuple[Teacher, Teacher],
     windows: Windows | None,
     texts: Mapping[int, Windows],
     here: Machine,
     limits: Limits,
 ) -> Journal:
-    """What has been finished of this very run.
+    """What has been finished of this very run, on the models of `find_models`.
 
     Raises:
         ArtifactError: what lies there is another run's.
     """
     identity = {
         "recipe": resolve.explicit(recipe),
-        "teacher": teacher.fingerprint,
+        "teacher": models[0].fingerprint,
+        "student": models[1].fingerprint,
         "calibration": windows.fingerprint if windows else None,
         "texts": _fingerprints(texts),
         "limits": dataclasses.asdict(limits),

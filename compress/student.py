@@ -45,15 +45,17 @@ class Student:
     """Weights that start as the teacher's and are replaced block by block."""
 
     def __init__(
-        self, teacher: Weights, folder: Path, ledger: Ledger, *, firsts: Sequence[int] = ()
-    ) -> None:
+        self, teacher: Weights, folder: Path, ledger: Ledger, *, firsts: Sequence[int] = (),
+        origin: Weights | None = None,
+    ) -> None:  # fmt: skip
         """Keep committed blocks in `folder`, which exists, and record them in `ledger`.
 
         A student that missed a gate is made again, with more bits: `firsts` holds, for each time
-        that this happened, the first block that changed. Those before it are taken over.
+        that this happened, the first block that changed. Those before it are taken over. One that
+        begins as another model than its teacher has that as its `origin`.
         """
         self._teacher, self._folder, self._ledger = teacher, folder, ledger
-        self._base = teacher
+        self._base = teacher if origin is None else origin
         self._dtype: torch.dtype | None = None  # of what is dense; None: as stages work on it
         self._firsts = tuple(firsts)
         self._stage, self._again = 0, True

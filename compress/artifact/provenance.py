@@ -34,6 +34,11 @@ def facts(
             "source_sha256": teacher_source_sha256,
             "fingerprint": made.teacher_fingerprint,
         },
+        **(
+            {"student": {"name": made.student, "fingerprint": made.student_fingerprint}}
+            if made.student
+            else {}
+        ),
         "calibration": {
             "set": made.calibration,
             "tokens": made.calibration_tokens,

@@ -50,12 +50,9 @@ def plan(
 
     located = locate(recipe, sets or ())
     budget = parse_bytes(max_memory) if max_memory else None
-    teacher = located.recipe.teacher
     found = plans.make(
         located.recipe,
-        headers.read(
-            teacher.model, revision=teacher.revision, sha256=teacher.sha256, dtype=teacher.dtype
-        ),
+        headers.of_recipe(located.recipe),
         cache=sources.cache_folder(),
         budget_bytes=budget,
         threads=threads,

@@ -7,7 +7,7 @@ what runs really took.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from compress.anatomy import Anatomy, Block
@@ -45,7 +45,7 @@ class Job:
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """Of the teacher."""
+        """Of what the student begins as: the teacher, or another model."""
         return self.headers.anatomy
 
     @cached_property
@@ -55,6 +55,12 @@ class Job:
         cast = 2 if wanted != "F32" else 4
         copied = 0 if self.headers.cast(self.recipe.teacher.dtype) is self.headers else cast
         return copied + (self.item_bytes if cast != self.item_bytes else 0)
+
+    @property
+    def teachers(self) -> Job:
+        """The same with the teacher in the place of what the student begins as."""
+        taught = self.headers.teacher
+        return self if taught is None else replace(self, headers=taught)
 
     @property
     def worked_bytes(self) -> int:
@@ -99,8 +105,15 @@ class Job:
         return self.anatomy.head.weights * (1 if turned(self.recipe, self.anatomy).tied else 2)
 
 
+def _alone(job: Job) -> Job:
+    """The same as if nothing else taught the student than what it begins as."""
+    return replace(job, headers=replace(job.headers, teacher=None))
+
+
 def convert(job: Job) -> int:
     """A GGUF file is dequantized by a process of its own, beside this one."""
+    if (teacher := job.teachers) is not job:
+        return max(convert(teacher), convert(_alone(job)))
     weights = sum(linear.weights for linear in job.anatomy.linears) + job.ends
     return LIBRARIES + CONVERTER + 6 * weights if job.headers.converted_bytes else 0
 
@@ -109,6 +122,7 @@ def write_text(job: Job) -> int:
     """The teacher writes its own text: keys and values of a batch of windows."""
     if not job.written:
         return LIBRARIES if job.tokens else 0
+    job = job.teachers
     copied = 0 if job.recipe.teacher.dtype == "bfloat16" else 2
     weights = copied * (job.anatomy.weights + job.ends)
     batches = [(min(_WRITER_BATCH, text.samples), text.seq_len) for text in job.written]
@@ -142,6 +156,8 @@ def evaluate(job: Job) -> int:
     """Text that teacher and student read, their logits compared, and tasks."""
     if job.suite is None:
         return 0
+    if (teacher := job.teachers) is not job:
+        return max(evaluate(teacher), evaluate(_alone(job)))
     found = job.base_bytes + max(_read(job, job.suite), _compare(job, job.suite))
     tasks = bool(job.suite.tasks or job.suite.lm_eval_tasks)
     return max(found, job.base_bytes + JUDGING + _ask(job)) if tasks else found
@@ -191,7 +207,11 @@ def samples(job: Job) -> int:
     expanded = (4 + job.item_bytes) * whole + job.copied_bytes * dense
     tokens = suite.samples.max_new_tokens + 64  # and the prompt, with its template
     cache = _cache(job, len(suite.samples.prompts), tokens)
-    return job.base_bytes + (JUDGING if suite.tasks else 0) + expanded + cache
+    teacher = job.teachers
+    answering = teacher.copied_bytes * (teacher.anatomy.weights + teacher.ends)
+    answering += _cache(teacher, len(suite.samples.prompts), tokens)
+    judged = JUDGING if suite.tasks else 0
+    return job.base_bytes + judged + max(expanded + cache, answering if teacher is not job else 0)
 
 
 def time(job: Job) -> int:

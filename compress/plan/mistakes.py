@@ -13,7 +13,8 @@ from compress.anatomy import Anatomy, Linear, longest_window
 from compress.artifact.formats import FORMATS
 from compress.artifact.gguf_header import flaws
 from compress.errors import RecipeError
-from compress.plan import caching, pruning, reshaping, rotation, sizes, teaching
+from compress.plan import beginning, caching, pruning, reshaping, rotation, sizes, teaching
+from compress.plan.beginning import Model
 from compress.plan.naming import Found, by_inputs, matching_nothing, named
 from compress.plan.sizes import stage_schemes
 from compress.recipe.methods import FLOATS, INT8
@@ -34,19 +35,22 @@ def check(
     *,
     config: Mapping[str, Any] | None = None,
     suite: Suite | None = None,
+    teacher: Model | None = None,
 ) -> None:
     """Check that a recipe can be carried out on a model, and its artifact hold the outcome.
 
     Args:
         recipe: as loaded.
-        anatomy: of the teacher.
+        anatomy: of what the student begins as: the teacher, or another model.
         places: where the recipe's parts were written (`load.locate`), so that mistakes name lines.
-        config: the teacher's; with it, windows are held against the positions that it has.
+        config: of the same; with it, windows are held against the positions that it has.
         suite: by which the student will be judged.
+        teacher: the teacher, where the student begins as another model.
 
     Raises:
         RecipeError: every mistake found.
     """
+    reading = [config or {}, *([teacher.config] if teacher else [])]
     places = places or Places("recipe")
     uncut = list(reshaping.mistakes(recipe, anatomy, config or {}))
     left = rotation.turned(recipe, anatomy)
@@ -58,11 +62,12 @@ def check(
         *_mistakes(recipe, left),
         *pruning.mistakes(recipe, left),
         *caching.mistakes(recipe, anatomy, config or {}),
-        *teaching.mistakes(recipe, config or {}),
-        *_too_long(recipe, config or {}, suite),
+        *beginning.mistakes(recipe, anatomy, teacher),
+        *(one for read in reading for one in teaching.mistakes(recipe, read)),
+        *(one for read in reading for one in _too_long(recipe, read, suite)),
         *_computed_otherwise(recipe, config or {}),
     ]
-    found = sorted(mistakes, key=lambda mistake: places.order(mistake[0]))
+    found = sorted(dict.fromkeys(mistakes), key=lambda mistake: places.order(mistake[0]))
     if found:
         raise RecipeError([f"{places.label(loc)}  {dotted(loc)}: {text}" for loc, text in found])
 

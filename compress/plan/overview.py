@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compress.plan import (
+    beginning,
     budget,
     caching,
     memory,
@@ -80,7 +81,7 @@ def make(
 
     Args:
         recipe: as loaded.
-        headers: of its teacher.
+        headers: of what its student begins as, see `headers.of_recipe`.
         cache: where past runs are noted.
         budget_bytes: of anonymous memory; see `memory.within`.
         threads: that will compute; those of the last run by default.
@@ -91,7 +92,7 @@ def make(
         RequestError: the budget cannot be kept.
     """
     suite, anatomy = suite_of(recipe), headers.anatomy
-    check(recipe, anatomy, places, config=headers.config, suite=suite)
+    check(recipe, anatomy, places, config=headers.config, suite=suite, teacher=headers.teacher)
     budget.check(recipe, headers, places)
     job = Job(recipe, headers, suite, memory.computes_in(recipe.teacher.dtype))
     bounded = memory.within(job, budget_bytes)
@@ -100,13 +101,14 @@ def make(
     left = reshaping.made_headers(recipe, headers)
     made = left.anatomy
     found = sizes.matrices(made, sizes.schemes(recipe, made))
+    taught = replace(job, headers=headers.taught_by)
     return Plan(
         recipe.resolved.recipe or "recipe",
-        headers.name,
-        anatomy.model_type,
-        len(anatomy.blocks),
-        anatomy.weights + job.ends,
-        anatomy.tied,
+        taught.headers.name,
+        taught.anatomy.model_type,
+        len(taught.anatomy.blocks),
+        taught.anatomy.weights + taught.ends,
+        taught.anatomy.tied,
         budget.at_most(recipe, headers),
         tuple(_rows(recipe, headers)),
         max(steps.values()),
@@ -185,6 +187,7 @@ def _kinds(recipe: Recipe) -> Iterator[str]:
 def _notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
     if headers.note:
         yield headers.note
+    yield from beginning.notes(recipe, headers)
     yield from _kinds(recipe)
     yield from rotation.note(recipe, headers)
     yield from reshaping.notes(recipe, headers)

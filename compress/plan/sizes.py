@@ -127,7 +127,7 @@ def size(
         kept: how many weights stay, of linears where `prune` shares zeros out; None for what
             makes the artifact largest.
     """
-    before, headers = headers, made_headers(recipe, headers.cast(recipe.teacher.dtype))
+    before, headers = headers.taught_by, made_headers(recipe, headers.cast(recipe.teacher.dtype))
     anatomy = headers.anatomy
     found = matrices(anatomy, schemes(recipe, anatomy, allocated))
     if kept is None:
@@ -220,11 +220,12 @@ def disk(recipe: Recipe, headers: Headers, spilled_bytes: int) -> dict[str, int]
         spilled_bytes: activations that do not fit memory, see `memory.spilled_bytes`.
     """
     anatomy = headers.anatomy
+    read = [headers, *([headers.teacher] if headers.teacher else [])]
     found = matrices(anatomy, schemes(recipe, anatomy))
     committed = sum(4 * math.prod(m.code_words) + 5 * m.rows * m.groups for m in found.values())
     return {
-        "download": headers.download_bytes,
-        "dequantized teacher": headers.converted_bytes,
+        "download": sum(one.download_bytes for one in read),
+        "dequantized teacher": sum(one.converted_bytes for one in read),
         "artifact": size(recipe, headers).size_bytes,
         # in OUT.partial, until the artifact is whole
         "finished blocks": committed + _pruned_bytes(recipe, headers) + cut_bytes(recipe, headers),

@@ -112,7 +112,7 @@ def work(job: Job, index: int) -> float:
     forwards = _BACK + (1 if recompute else 0)
     a_step = forwards * anatomy.weights + (_BACK + 1) * anatomy.head.weights
     looks = (steps // spec.check_every + 3) * spec.held_out * text.seq_len
-    said = text.samples * text.seq_len * job.anatomy.weights
+    said = text.samples * text.seq_len * job.headers.taught_by.anatomy.weights
     moved = _MOVED * steps * learned(job.recipe, spec, anatomy)
     looked = looks * (anatomy.weights + 2 * anatomy.head.weights)
     return 2.0 * (tokens * a_step + looked + said) + moved
@@ -121,7 +121,8 @@ def work(job: Job, index: int) -> float:
 def said_bytes(recipe: Recipe, headers: Headers, item_bytes: int = 2) -> int:
     """Of the teacher's final hidden states, in the cache."""
     texts = {recipe.read_by(spec) for _, spec in recipe.distillations}
-    return sum(t.samples * t.seq_len * headers.anatomy.hidden_size * item_bytes for t in texts)
+    width = headers.taught_by.anatomy.hidden_size
+    return sum(t.samples * t.seq_len * width * item_bytes for t in texts)
 
 
 def state_bytes(recipe: Recipe, headers: Headers) -> int:
@@ -141,6 +142,7 @@ def state_bytes(recipe: Recipe, headers: Headers) -> int:
 def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
     """How much is read, and where that is too little for what learns from it."""
     anatomy = made_headers(recipe, headers).anatomy
+    width = headers.taught_by.anatomy.hidden_size
     for index, spec in recipe.distillations:
         text = recipe.read_by(spec)
         windows = text.samples - spec.held_out
@@ -149,7 +151,7 @@ def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
         count = learned(recipe, spec, anatomy)
         yield (
             f"stages[{index}].distill: {steps:,} steps of {a_step * text.seq_len:,} tokens, "
-            f"{count:,} numbers learned; {2 * headers.anatomy.hidden_size:,} bytes a token cached"
+            f"{count:,} numbers learned; {2 * width:,} bytes a token cached"
         )
         if read > _REREAD * there:
             yield (

@@ -237,18 +237,24 @@ def _shorter(batch_tokens: int, seq_len: int) -> str:
     )
 
 
-def can_learn(where: str, spec: Distill, before: Sequence[Stage]) -> None:
+def can_learn(where: str, spec: Distill, before: Sequence[Stage], *, begun: bool) -> None:
     """Check that the stages before one that trains leave what it is to train.
+
+    Args:
+        where: what messages call it.
+        spec: its fields.
+        before: those before it.
+        begun: whether the student begins as another model than its teacher.
 
     Raises:
         ValueError: they do not.
     """
     changing = [s for s in before if s.restructure or s.prune or s.quantize or s.distill]
     rounding = [s for s in before if s.quantize or (s.prune and s.prune.quantize)]
-    if not changing:
+    if not changing and not begun:
         raise ValueError(
             f"{where}: no stage before it changes the teacher, so there is nothing to learn from "
-            "it. Put it behind restructure, prune or quantize."
+            "it. Put it behind restructure, prune or quantize, or give student.model."
         )
     if spec.train not in ROUNDED and rounding:
         raise ValueError(

@@ -48,7 +48,8 @@ files larger than 1 MB.
 **`--set key=value`** changes one value for one run: `--set calibration.samples=64`,
 `--set quantize.bits=8` where the recipe has one such stage, else `--set stages.0.quantize.bits=8`.
 Values are YAML, so that sections and lists can be given whole. `--set teacher.model=…` also drops
-the recipe's `teacher.revision` and `teacher.sha256`, which name a file of the other model.
+the recipe's `teacher.revision` and `teacher.sha256`, which name a file of the other model, and
+`--set student.model=…` those of `student`.
 
 **`repeat`** stands for its stages written out, `times` times: the lock, the plan, the journal and
 the report know them as plain stages, and so do messages that name one by its number (`stages[4]`);
@@ -120,7 +121,7 @@ def _inner(schema: Schema) -> dict[str, Schema]:
         "stages[].quantize.overrides[pattern]": models["Override"],
     }
     gates = {"evaluate.gates": models["Gates"]}
-    before = {k: v for k, v in top.items() if k in ("teacher", "calibration")}
+    before = {k: v for k, v in top.items() if k in ("teacher", "student", "calibration")}
     after = {k: v for k, v in top.items() if k not in before}
     evaluate = {"evaluate": after.pop("evaluate")}
     return {**before, **stage, **inside, **cache, **evaluate, **gates, **after}

@@ -17,6 +17,8 @@ from compress.recipe.source import scalar
 _PINS = {  # fact → the field that holds it from then on
     "teacher_revision": ("teacher", "revision"),
     "teacher_sha256": ("teacher", "sha256"),
+    "student_revision": ("student", "revision"),
+    "student_sha256": ("student", "sha256"),
     "calibration_revision": ("calibration", "revision"),
 }
 
@@ -26,9 +28,10 @@ def pin(recipe: Recipe, facts: Mapping[str, Any]) -> Recipe:
 
     Args:
         recipe: as loaded.
-        facts: any field of `Resolved`; and ``teacher_revision``, ``teacher_sha256`` and
-            ``calibration_revision``, which pin the fields of those names where they are not None;
-            ``text_revisions``, those of the texts of stages `distill`, by the stage's place.
+        facts: any field of `Resolved`; and ``teacher_revision``, ``teacher_sha256``, the same of
+            ``student`` where there is one, and ``calibration_revision``, which pin the fields of
+            those names where they are not None; ``text_revisions``, those of the texts of stages
+            `distill`, by the stage's place.
     """
     document = {**explicit(recipe), "resolved": recipe.resolved.model_dump()}
     for fact, (section, name) in _PINS.items():
@@ -77,7 +80,8 @@ def version_differences(recipe: Recipe, installed: Mapping[str, str]) -> list[st
 
 def explicit(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data, with all defaults that its methods use and without `resolved`."""
-    document = recipe.model_dump(mode="json", exclude={"resolved"})
+    left_out = {"resolved"} if recipe.student else {"resolved", "student"}
+    document = recipe.model_dump(mode="json", exclude=left_out)
     document["stages"] = [{stage.name: _fields(stage)} for stage in recipe.stages]
     if (gates := recipe.evaluate.gates) and not gates.escalates:
         del document["evaluate"]["gates"]["rounds_max"]

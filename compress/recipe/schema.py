@@ -20,7 +20,14 @@ from compress.recipe.prune import Prune
 from compress.recipe.quantize import STRICT, Quantize
 from compress.recipe.restructure import Restructure
 from compress.recipe.rotate import Rotate
-from compress.recipe.sections import Artifact, Calibration, Evaluate, Resolved, Teacher
+from compress.recipe.sections import (
+    Artifact,
+    Calibration,
+    Evaluate,
+    Resolved,
+    Student,
+    Teacher,
+)
 from compress.recipe.stages import Entry, Repeat, Stage, spelled_out
 
 __all__ = [
@@ -39,6 +46,7 @@ __all__ = [
     "Restructure",
     "Rotate",
     "Stage",
+    "Student",
     "Teacher",
     "json_schema",
 ]
@@ -51,6 +59,11 @@ class Recipe(BaseModel):
 
     version: Literal[1] = Field(description="Version of this schema.", examples=[1])
     teacher: Teacher = Field(description="The dense original.")
+    student: Student | None = Field(
+        default=None,
+        description="What the student begins as, where that is another model than the teacher.",
+        examples=["{model: HuggingFaceTB/SmolLM2-135M-Instruct}"],
+    )
     calibration: Calibration = Field(
         default=Calibration(), description="The text on which inputs are observed."
     )
@@ -133,7 +146,8 @@ class Recipe(BaseModel):
         for index, stage in enumerate(value):
             if stage.distill:
                 where = f"stages[{index}].distill"
-                can_learn(where, stage.distill, value[:index])
+                begun = info.data.get("student") is not None
+                can_learn(where, stage.distill, value[:index], begun=begun)
                 has_text(where, stage.distill, info.data.get("calibration"))
         return value
 

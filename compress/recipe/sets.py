@@ -32,7 +32,7 @@ def assign(source: Source, assignment: str) -> None:
     loc = _loc(source.data, assignment, key.strip())
     holder = _holder(source.data, assignment, loc)
     holder[loc[-1]] = value
-    if loc == ("teacher", "model"):
+    if loc in (("teacher", "model"), ("student", "model")):
         # These pins name a file of the model that the recipe had; for another they are wrong.
         holder.pop("revision", None)
         holder.pop("sha256", None)

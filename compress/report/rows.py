@@ -167,6 +167,8 @@ def provenance_table(results: Results, measured: Measured | None) -> Table:
         ("recipe", source.recipe),
         ("teacher", source.teacher),
         ("teacher fingerprint", source.teacher_fingerprint),
+        *([("student began as", source.student)] if source.student else []),
+        *([("its fingerprint", source.student_fingerprint)] if source.student else []),
         ("calibration", f"{source.calibration}, {source.calibration_tokens:,} tokens"),
         ("calibration fingerprint", source.calibration_fingerprint),
         *(("rotated", stage.method) for stage in results.stages if stage.stage == "rotate"),

