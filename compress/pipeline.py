@@ -233,7 +233,6 @@ def _stages(run: Run, student: Student, attempt: Attempt) -> tuple[StageResult, 
         attempt.raised,
         ledger=run.journal,
         said=run.said.get,
-        kinds=run.windows.kinds if run.windows else 1,
     )
     counter = Counter(run.recipe, headers.of_folder(run.origin.folder, run.origin.name))
     results: list[StageResult] = []

@@ -24,14 +24,13 @@ def run(folder, scratch, ids=IDS, *, batch_tokens=64, resident_bytes=1 << 30, **
     return student, quantize.run(student, spec, context)
 
 
-def cut(teacher, scratch, ids=IDS, *, kinds=1, **fields):
+def cut(teacher, scratch, ids=IDS, **fields):
     """A student of another shape, and what the stage `restructure` tells of it."""
     scratch.mkdir(exist_ok=True)
     journal = Journal(scratch / "journal.jsonl", {})
     student = Student(teacher, scratch, journal)
-    limits = Limits(64, 1 << 30)
     context = Context(
-        ids, "cpu", torch.float32, scratch, limits=limits, ledger=journal, kinds=kinds
+        ids, "cpu", torch.float32, scratch, limits=Limits(64, 1 << 30), ledger=journal
     )
     return student, restructure.run(student, Restructure(**fields), context)
 

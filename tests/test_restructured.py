@@ -8,7 +8,6 @@ import torch
 
 from compress import pipeline
 from compress.artifact.layout import open_artifact
-from compress.recipe.load import load
 from compress.runtime.engine import Engine
 from compress.surgery import load as loaders
 from compress.surgery.walk import hidden_states, logits
@@ -148,15 +147,3 @@ def test_the_best_shape_within_a_size_keeps_it(recipe, tmp_path):
     outcome = pipeline.apply(asked, out=tmp_path / "out")
     assert open_artifact(tmp_path / "out").size_bytes <= 300_000
     assert outcome.results.stages[0].shape.candidates
-
-
-def test_a_repair_by_kinds_of_text_is_told_and_locked(recipe, tmp_path):
-    texts = [tmp_path / "text.txt", tmp_path / "digits.txt"]
-    texts[1].write_text("0123456789 " * 60)
-    asked = recipe("[{restructure: {ffn: 0.5}}]", f"calibration.set=[{texts[0]}, {texts[1]}]")
-    results = pipeline.apply(asked, out=tmp_path / "out").results
-    assert results.provenance.calibration == f"{texts[0]} and {texts[1]}"
-    assert results.provenance.calibration_tokens == 8 * 32
-    again = pipeline.apply(load(str(tmp_path / "out" / "recipe.lock.yaml")), out=tmp_path / "2")
-    assert left_in(tmp_path / "2") == left_in(tmp_path / "out")
-    assert again.results.provenance.calibration == results.provenance.calibration

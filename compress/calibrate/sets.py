@@ -70,9 +70,7 @@ def _taking_turns(found: Sequence[Windows]) -> Windows:
         ids[kind :: len(found)] = one.ids
     revisions = tuple(one.revision if isinstance(one.revision, str) else None for one in found)
     source = " and ".join(one.source for one in found)
-    return tokens.whole(
-        ids, source=source, revision=revisions if any(revisions) else None, kinds=len(found)
-    )
+    return tokens.whole(ids, source=source, revision=revisions if any(revisions) else None)
 
 
 def _read(

@@ -37,7 +37,6 @@ class Windows:
     fingerprint: str  # sha256 of the ids and their shape
     source: str  # what the tokens were read from, in words
     revision: str | tuple[str | None, ...] | None = None  # commits of hub data sets
-    kinds: int = 1  # of text; they take turns, window i being of kind i mod kinds
 
 
 def encode(
@@ -131,10 +130,9 @@ def whole(
     *,
     source: str,
     revision: str | tuple[str | None, ...] | None = None,
-    kinds: int = 1,
 ) -> Windows:
     """Windows of ids [samples, seq_len] that are windows already."""
-    return Windows(ids, fingerprint(ids), source, revision, kinds)
+    return Windows(ids, fingerprint(ids), source, revision)
 
 
 def fingerprint(ids: Tensor) -> str:

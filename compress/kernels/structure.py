@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 
 import torch
 from torch import Tensor
@@ -163,7 +161,7 @@ class Fitted:
 
 def refit(
     weight: Tensor,
-    shares: Sequence[Moments],
+    halves: Sequence[Moments],
     kept: Tensor,
     *,
     damp_percents: Sequence[float],
@@ -172,12 +170,12 @@ def refit(
     """The weight on the inputs that are left which comes nearest to what is wanted.
 
     Seen are a few thousand tokens, and inputs are many: without damping a fit repeats the noise of
-    its text. What is fitted to all shares of the text but one is asked of that one, for each
-    damping; with it the best part of the wish is known in closed form.
+    its text. What is fitted to one half of the text is asked of the other, for each damping; with
+    it the best share of the wish is known in closed form.
 
     Args:
         weight: [O, I].
-        shares: what was seen, on each share of the text; of one alone nothing can be asked.
+        halves: what was seen, in two halves of the text, or in one: then nothing can be asked.
         kept: [K] int64, the inputs that are left, ascending.
         damp_percents: to choose from; of the diagonal of each input.
         most: of the wish.
@@ -185,23 +183,22 @@ def refit(
     Raises:
         SolveError: a Hessian is not positive definite.
     """
-    W, whole = weight.float(), reduce(add, shares)
+    W, whole = weight.float(), halves[0] if len(halves) == 1 else halves[0] + halves[1]
     damp, share = damp_percents[0], most
-    if len(shares) > 1:
-        tried = [_asked(W, shares, kept, one, most) for one in damp_percents]
+    if len(halves) == 2:
+        tried = [_asked(W, halves, kept, one, most) for one in damp_percents]
         _, share, damp = min(zip(*zip(*tried, strict=True), damp_percents, strict=True))
     must, wish = _solutions(W, whole, kept, damp)
     return Fitted(must + share * wish, damp, share)
 
 
 def _asked(
-    W: Tensor, shares: Sequence[Moments], kept: Tensor, damp_percent: float, most: float
+    W: Tensor, halves: Sequence[Moments], kept: Tensor, damp_percent: float, most: float
 ) -> tuple[float, float]:
-    """What each loses with what all others were fitted to, but for a constant; part of the wish."""
+    """What halves lose with what the other was fitted to, but for a constant; the best share."""
     square = linear = loss = 0.0
-    for number in reversed(range(len(shares))):
-        asked, others = shares[number], [*shares[:number], *shares[number + 1 :]]
-        must, wish = _solutions(W, reduce(add, others), kept, damp_percent)
+    for seen, asked in (halves, halves[::-1]):
+        must, wish = _solutions(W, seen, kept, damp_percent)
         H = asked.hessian[kept[:, None], kept]
         wanted = (W @ asked.hessian + asked.must + asked.wish)[:, kept]
         given = must @ H
@@ -215,7 +212,7 @@ def _asked(
 def _solutions(
     W: Tensor, seen: Moments, kept: Tensor, damp_percent: float
 ) -> tuple[Tensor, Tensor]:
-    """What a text asks for, [O, K]: without the wish, and what the wish adds."""
+    """What half a text asks for, [O, K]: without the wish, and what the wish adds."""
     gone = torch.ones(W.shape[1], dtype=torch.bool, device=W.device)
     gone[kept] = False
     missing = W[:, gone] @ seen.hessian[gone][:, kept] + seen.must[:, kept]

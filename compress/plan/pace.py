@@ -222,8 +222,7 @@ def _restructure_work(job: Job, spec: Restructure) -> float:
         if linear.role in roles:
             rows, columns = linear.out_features, linear.in_features
             products = tokens * columns * (columns + rounds * (columns + rows))
-            tried = _damped(len(job.recipe.calibration.sets))
-            operations += products + _SLOW * tried * (6 * columns + 2 * rows) * columns**2
+            operations += products + _SLOW * (6 * columns + 2 * rows) * columns**2
     if spec.searches:
         operations *= 1 + CANDIDATES * min(1.0, FITTED_WINDOWS / job.recipe.calibration.samples)
     if spec.searches or spec.depth is not None:
@@ -237,11 +236,6 @@ def _restructure_work(job: Job, spec: Restructure) -> float:
         scored = _measured_tokens(job, SCORED_WINDOWS, SCORED_TOKENS)
         operations += 2 * (2 + 2 * SCORED_DRAWS) * scored * anatomy.weights
     return operations + (0 if spec.uniform else _sharing_work(job))
-
-
-def _damped(kinds: int) -> float:
-    """How often a repair is solved, against text of one kind: five dampings of two halves."""
-    return 1.0 if kinds == 1 else (1 + 9 * kinds) / 11
 
 
 def _sharing_work(job: Job) -> float:

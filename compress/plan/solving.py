@@ -25,7 +25,6 @@ from compress.recipe.scheme import Scheme, scheme_for
 from compress.results import Limits
 
 _CHOOSING = 3  # float32 copies of the inverse and of the weight (kernels.structure)
-_HALVES = 2  # on which a repair is chosen; kinds of text may be more, and are then summed again
 _PROBABILITIES = 128  # kernels.fisher: tokens whose probabilities are held at once
 _HESSIANS = 6  # of a block, and one being inverted
 _PRUNED = 4  # more float32 copies of a matrix that is pruned and refined (kernels.admm)
@@ -115,9 +114,6 @@ def _restructure(job: Job, limits: Limits) -> int:
             solver = BlockMemory(job, limits, like, block, frozenset(), schemes)
             widest = max(cut, key=lambda linear: linear.in_features)
             choosing = 4 * _CHOOSING * (widest.in_features**2 + widest.weights)
-            if spec.repair and len(job.recipe.calibration.sets) > _HALVES:
-                moments = widest.in_features**2 + 2 * widest.weights
-                choosing += 4 * (len(job.recipe.calibration.sets) - 1) * moments
             waiting = job.item_bytes * sum(linear.weights for linear in cut)
             peak = max(peak, solver.peak() + waiting + choosing)
         if spec.depth is not None or spec.searches:

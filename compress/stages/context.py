@@ -71,7 +71,6 @@ class Context:
     ledger: Ledger | None = None  # where units are noted that change no weight
     text: Windows | None = None  # what a stage trains on
     said: Callable[[Tensor], Tensor] | None = None  # ids [B, T] → the teacher's states [B, T, D]
-    kinds: int = 1  # of text; window i of `ids` is of kind i mod kinds
 
     def room(
         self,

@@ -130,9 +130,7 @@ class _Walk:
         head = self.student.anatomy.head
         stored, _ = head_of(self.student)
         ours, theirs = self.ours.final(), self.theirs.final()
-        weight, result = width.fit_head(
-            head, stored, ours, theirs, channels, self.spec, self.context.kinds
-        )
+        weight, result = width.fit_head(head, stored, ours, theirs, channels, self.spec)
         plain = {f"{head.name}.weight": weight.to(stored.dtype)}
         self.student.commit(HEAD, {}, [result], plain)
         return [result]
@@ -149,7 +147,7 @@ class _Walk:
             forwards = Forwards(walk, block, module, parts, room)
             here = Cutting(
                 block, module, stored, forwards, parts[0].shape[1], self.spec, self.before,
-                after, teacher, self.scores, self.hidden, self.context.kinds,
+                after, teacher, self.scores, self.hidden,
             )  # fmt: skip
             kept = here.cut()
         check(block, parts)

@@ -14,7 +14,7 @@ Source: Li et al. 2025 (GPTAQ), arXiv:2504.02692; Arai and Ichikawa 2025 (QEP), 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -128,20 +128,18 @@ class Drift:
 
 
 def mean_of_pairs(
-    left: Iterable[Tensor], right: Iterable[Tensor], seq_len: int, sinks: Sinks
+    left: Sequence[Tensor], right: Sequence[Tensor], seq_len: int, sinks: Sinks
 ) -> Tensor:
     """E[l rᵀ] over tokens [N, L] and [N, R] of windows: [L, R] float32; sinks count many times."""
-    total, tokens = torch.empty(0), 0
+    total = torch.zeros(left[0].shape[1], right[0].shape[1], device=right[0].device)
     for one, other in zip(left, right, strict=True):
-        if not tokens:
-            total = torch.zeros(one.shape[1], other.shape[1], device=other.device)
         accumulate_pairs(total, one, other)
         first, second = (
             x.view(-1, seq_len, x.shape[1])[:, : sinks.tokens].flatten(0, 1) for x in (one, other)
         )
         accumulate_pairs(total, first * sinks.weight, second)
-        tokens += len(other)
-    return total.div_(sinks.counted(tokens // seq_len, seq_len))
+    windows = sum(len(part) for part in right) // seq_len
+    return total.div_(sinks.counted(windows, seq_len))
 
 
 def accumulate_windows(total: Tensor, x: Tensor, seq_len: int, sinks: Sinks) -> None:

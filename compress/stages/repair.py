@@ -11,7 +11,7 @@ targets from the teacher's stream: Li et al. 2025 (GPTAQ), arXiv:2504.02692.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,7 +25,6 @@ from compress.recipe.restructure import Restructure
 from compress.results import LinearResult
 from compress.shape import Kept, Shape, spread
 from compress.stages.drift import Sinks, accumulate_windows, catch_up, mean_of_pairs
-from compress.stages.folds import Fold, folds
 from compress.stages.merging import Attention
 from compress.stages.stream import Stream
 from compress.surgery.inputs import Forwards, assign
@@ -36,8 +35,6 @@ _MLP: tuple[Role, ...] = ("gate", "up")
 _WRITING: tuple[Role, ...] = ("o", "down")
 _TENSORS = ("weight", "bias")
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
-# Directions that all inputs share outweigh 1.0; of other text than was fitted, even those differ.
-OF_KINDS = (3.0, 10.0, 30.0, 100.0)
 
 
 @dataclass
@@ -91,7 +88,6 @@ class Cutting:
     teacher: Beside | None  # None: nothing is repaired
     scores: Scores = field(default_factory=dict)
     hidden: Sequence[int] | None = None  # channels of the stream that stay; None: all
-    kinds: int = 1  # of text, window by window
     changed: dict[str, Tensor] = field(default_factory=dict)  # tensors, by full name
     results: list[LinearResult] = field(default_factory=list)
 
@@ -152,10 +148,9 @@ class Cutting:
         x: list[Tensor] = []
         self.forwards.to(linear, x.append)
         biased = linear.bias and teacher is not None
-        weight, x1 = self._weight(reader, self._now(), biased), _with_ones(x) if biased else x
-        shares = folds(x1, self.kinds, self.seq_len)
-        seen = _Seen(x1, weight, shares, [self._hessian(share.of(x1)) for share in shares])
-        hessian = seen.hessian
+        seen = _Seen(_with_ones(x) if biased else x, self._weight(reader, self._now(), biased))
+        halves = [self._hessian(half) for half in _halves(seen.x)]
+        hessian = _together(halves, _shares(seen.x))
         left = self._chosen(reader, x, seen.weight, hessian)
         kept = _places(left, reader, seen.weight)
         dense, damp = torch.zeros(seen.weight.shape, device=seen.weight.device), None
@@ -165,9 +160,9 @@ class Cutting:
             theirs = teacher.given(linear)
             theirs = _with_ones(theirs) if biased else theirs
             wanted = self._weight(reader, teacher.stored, biased)
-            moments = self._moments(reader, seen, theirs, wanted)
+            moments = self._moments(reader, seen, halves, theirs, wanted)
             found = refit(
-                seen.weight, moments, kept, damp_percents=self._dampings(seen, linear),
+                seen.weight, moments, kept, damp_percents=self._dampings(x, linear),
                 most=self.spec.error_correction,
             )  # fmt: skip
             dense[:, kept], damp = found.weight, found.damp_percent
@@ -198,38 +193,38 @@ class Cutting:
         inverse = damped_inverse(hessian, min(damp, 1.0))[:inner, :inner]
         return tuple(cheapest(weight[:, :inner], inverse, keep, unit=unit).tolist())
 
-    def _dampings(self, seen: _Seen, linear: Linear) -> tuple[float, ...]:
-        """To choose from; of few windows there are no shares to choose on."""
+    def _dampings(self, x: Sequence[Tensor], linear: Linear) -> tuple[float, ...]:
+        """To choose from; of few windows there are no halves to choose on."""
         if self.spec.damp_percent is not None:
             return (self.spec.damp_percent,)
-        if len(seen.shares) == 1:
-            return (min(1.0, linear.in_features / seen.tokens),)
-        return DAMPINGS if self.kinds == 1 else DAMPINGS + OF_KINDS
+        return DAMPINGS if len(x) > 1 else (min(1.0, linear.in_features / len(x[0])),)
 
     def _moments(
         self,
         reader: _Reader,
         seen: _Seen,
+        hessians: Sequence[Tensor],
         theirs: Sequence[Tensor],
         wanted: Tensor,
     ) -> list[Moments]:
-        """What was seen, by share: what a linear must make up for, and what would be well."""
+        """What was seen, in halves: what a linear must make up for, and what would be well."""
         teacher, role = self.teacher, reader.linears[0].role
         behind = teacher.behind if teacher and role in _WRITING else None
         found = []
-        for share, hessian in zip(seen.shares, seen.hessians, strict=True):
-            lacks = wanted.float() @ self._pairs(share.of(theirs), share.of(seen.x))
+        for number, (x, hessian) in enumerate(zip(_halves(seen.x), hessians, strict=True)):
+            lacks = wanted.float() @ self._pairs(_halves(theirs)[number], x)
             lacks -= seen.weight.float() @ hessian
             wish = torch.zeros_like(lacks)
             if behind is not None:
-                wish += self._pairs(share.of(behind), share.of(seen.x))
+                wish += self._pairs(_halves(behind)[number], x)
             # what was merged is no more what the teacher's linear reads: all of it is made up for
             must = lacks if reader.merged else torch.zeros_like(lacks)
             wish += 0 if reader.merged else lacks
-            found.append(Moments(float(share.tokens(seen.x)), hessian, must, wish))
+            found.append(Moments(float(sum(map(len, x))), hessian, must, wish))
         beyond = teacher.beyond() if teacher and role == "down" else None
         if beyond is not None:
-            more = [self._pairs(share.of(beyond), share.of(seen.x)) for share in seen.shares]
+            pairs = zip(_halves(beyond), _halves(seen.x), strict=True)
+            more = [self._pairs(added, x) for added, x in pairs]
             both = zip(found, more, strict=True)
             found = [replace(one, must=one.must + part) for one, part in both]
         if self.hidden is not None and role in _WRITING:
@@ -264,17 +259,15 @@ class Cutting:
             found.append(weight)
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _hessian(self, x: Iterable[Tensor]) -> Tensor:
-        """E[x xᵀ], [I, I], of tokens [N, I] in batches; attention sinks count many times."""
-        total, tokens = torch.empty(0), 0
+    def _hessian(self, x: Sequence[Tensor]) -> Tensor:
+        """E[x xᵀ], [I, I]; attention sinks count many times."""
+        width, sinks = x[0].shape[1], self._sinks
+        total = torch.zeros(width, width, device=x[0].device)
         for part in x:
-            if not tokens:
-                total = torch.zeros(part.shape[1], part.shape[1], device=part.device)
-            accumulate_windows(total, part, self.seq_len, self._sinks)
-            tokens += len(part)
-        return mean(total, self._sinks.counted(tokens // self.seq_len, self.seq_len))
+            accumulate_windows(total, part, self.seq_len, sinks)
+        return mean(total, sinks.counted(sum(map(len, x)) // self.seq_len, self.seq_len))
 
-    def _pairs(self, left: Iterable[Tensor], right: Iterable[Tensor]) -> Tensor:
+    def _pairs(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
         return mean_of_pairs(left, right, self.seq_len, self._sinks)
 
     @property
@@ -299,26 +292,10 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a linear is given, [N, I] each, its weight [O, I], and what either share tells."""
+    """What a linear is given, [N, I] each, and its weight [O, I]."""
 
     x: Sequence[Tensor]
     weight: Tensor
-    shares: Sequence[Fold]
-    hessians: Sequence[Tensor]  # [I, I], of each share
-
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.x))
-
-    @property
-    def hessian(self) -> Tensor:
-        """E[x xᵀ], [I, I], of all."""
-        found, counted = self.hessians[0], self.shares[0].tokens(self.x)
-        for share, hessian in zip(self.shares[1:], self.hessians[1:], strict=True):
-            tokens = share.tokens(self.x)
-            counted += tokens
-            found = torch.lerp(found, hessian, tokens / counted)
-        return found
 
 
 def without(size: int, channels: Sequence[int]) -> list[int]:
@@ -341,6 +318,21 @@ def _places(left: Sequence[int], reader: _Reader, weight: Tensor) -> Tensor:
 def _with_ones(x: Sequence[Tensor]) -> list[Tensor]:
     """Inputs [N, I] with a one behind each, for the bias."""
     return [torch.cat([part, torch.ones_like(part[:, :1])], 1) for part in x]
+
+
+def _halves(x: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    """Every other batch; a single one cannot be halved."""
+    return [x[::2], x[1::2]] if len(x) > 1 else [x]
+
+
+def _together(halves: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    return halves[0] if len(halves) == 1 else torch.lerp(halves[0], halves[1], shares[1])
+
+
+def _shares(x: Sequence[Tensor]) -> list[float]:
+    """Of the tokens, in each half."""
+    counts = [sum(map(len, half)) for half in _halves(x)]
+    return [count / sum(counts) for count in counts]
 
 
 def _result(

@@ -182,7 +182,7 @@ class _Asked:
 
     def __init__(self, teacher: Weights, context: Context, scores: Scores) -> None:
         self._teacher, self._context, self._scores = teacher, context, scores
-        split = max(1, len(context.ids) - max(_ASK, context.kinds))
+        split = max(1, len(context.ids) - _ASK)
         self._fit, self._ask = context.ids[: min(_FIT, split)], context.ids[split:]
         if not len(self._ask):  # of a single window there is no other
             self._ask = context.ids

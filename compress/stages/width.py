@@ -29,7 +29,7 @@ from compress.stages import first_order
 from compress.stages.backward import Backward
 from compress.stages.context import Context
 from compress.stages.drift import Sinks, mean_of_pairs
-from compress.stages.repair import DAMPINGS, OF_KINDS
+from compress.stages.repair import DAMPINGS
 from compress.stages.stream import Stream
 from compress.student import Student
 from compress.surgery.rotate import Rotated
@@ -113,7 +113,6 @@ def fit_head(
     theirs: Tensor,
     channels: Sequence[int],
     spec: Restructure,
-    kinds: int = 1,
 ) -> tuple[Tensor, LinearResult]:
     """Fit a head of its own to make of what is left of the stream what it made of all of it.
 
@@ -127,22 +126,20 @@ def fit_head(
         theirs: of the teacher.
         channels: of the stream, that are left.
         spec: how far to trust what was seen.
-        kinds: of text; window i is of kind i mod kinds.
 
     Returns:
         [V, D] float32, zero where nothing is left, and what became of it.
     """
     width, kept = weight.shape[1], torch.tensor(channels, device=ours.device)
-    count = min(len(ours), kinds if kinds > 1 else 2)
+    halves = [slice(0, None, 2), slice(1, None, 2)] if len(ours) > 1 else [slice(None)]
     moments = []
-    for share in (slice(number, None, count) for number in range(count)):
-        x, y = ours[share].flatten(0, 1), theirs[share].flatten(0, 1)
+    for half in halves:
+        x, y = ours[half].flatten(0, 1), theirs[half].flatten(0, 1)
         pairs = partial(mean_of_pairs, seq_len=ours.shape[1], sinks=Sinks(0, 0.0))
         hessian = pairs([x], [x])
         wish = pairs([y], [x]) - hessian
         moments.append(Moments(float(len(x)), hessian, torch.zeros_like(wish), wish))
-    dampings = DAMPINGS if kinds == 1 else DAMPINGS + OF_KINDS
-    damps = (spec.damp_percent,) if spec.damp_percent else dampings
+    damps = (spec.damp_percent,) if spec.damp_percent else DAMPINGS
     identity, dense = torch.eye(width, device=ours.device), weight.to(ours.device).float()
     found = refit(identity, moments, kept, damp_percents=damps, most=spec.error_correction)
     fitted = torch.zeros_like(dense)

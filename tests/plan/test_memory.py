@@ -118,10 +118,3 @@ def test_the_arithmetic_is_that_of_the_run():
 
     for dtype in ("bfloat16", "float32"):
         assert memory.computes_in(dtype) == machine.compute_dtype("cpu", dtype).itemsize
-
-
-def test_a_repair_by_many_kinds_of_text_holds_what_each_tells():
-    cut = ["stages=[{restructure: {ffn: 0.5}}]", "calibration.samples=8"]
-    two = compress_bytes(*cut, "calibration.set=[smoke, c4]")
-    assert two == compress_bytes(*cut, "calibration.set=smoke")
-    assert two < compress_bytes(*cut, "calibration.set=[smoke, c4, wikitext2, ultrachat]")

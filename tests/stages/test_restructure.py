@@ -176,18 +176,6 @@ def test_a_cut_student_is_taken_up_again_and_quantized(tiny_llama, tmp_path):
     assert torch.isfinite(hidden_states(again, IDS, device="cpu", dtype=torch.float32)).all()
 
 
-def test_kinds_of_text_are_the_shares_on_which_a_repair_is_chosen(tiny_llama, tmp_path):
-    teacher, ids = open_folder(tiny_llama), IDS.clone()
-    ids[1::2] %= 8  # another kind of text: few words
-    (one, halves), (other, kinds) = (
-        cut(teacher, tmp_path / str(n), ids, kinds=n, ffn=0.5, hidden=0.5) for n in (1, 2)
-    )
-    dampings = [[linear.damp_percent for linear in stage.linears] for stage in (halves, kinds)]
-    assert max(dampings[0]) <= 1.0 < max(dampings[1])
-    assert torch.isfinite(states(other)).all()
-    assert not torch.equal(states(one), states(other))
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_that_are_named_are_the_teachers_own(family, tiny_model, tmp_path):
     layers = "n_layer" if family == "gpt2" else "num_hidden_layers"
