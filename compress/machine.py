@@ -27,6 +27,7 @@ class Machine:
     device: str
     dtype: torch.dtype
     onednn: bool = False  # makes float32 products
+    processes: int = 1  # that share the run
 
     @property
     def identity(self) -> dict[str, object]:
@@ -35,6 +36,7 @@ class Machine:
             "device": self.device,
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
+            "processes": self.processes,
             "processor": torch.backends.cpu.get_cpu_capability(),
             "onednn": self.onednn,
             "versions": versions(),
@@ -43,7 +45,13 @@ class Machine:
 
 
 def prepare(
-    device: str, *, dtype: str, seed: int, threads: int | None, locked_device: str | None = None
+    device: str,
+    *,
+    dtype: str,
+    seed: int,
+    threads: int | None,
+    locked_device: str | None = None,
+    processes: int = 1,
 ) -> Machine:
     """Set this process up to compute: threads, seed, and who multiplies float32 matrices.
 
@@ -53,6 +61,7 @@ def prepare(
         seed: of everything random.
         threads: of the processor; torch's choice by default.
         locked_device: where a lock was made.
+        processes: that share the run.
 
     Raises:
         RequestError: the lock was made elsewhere.
@@ -65,7 +74,7 @@ def prepare(
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    return Machine(device, compute_dtype(device, dtype), prefer_onednn())
+    return Machine(device, compute_dtype(device, dtype), prefer_onednn(), processes)
 
 
 def compute_dtype(device: str, teacher_dtype: str) -> torch.dtype:
@@ -93,15 +102,16 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def hardware() -> str:
-    """Processor and threads, for people to read."""
+def hardware(processes: int = 1) -> str:
+    """Processor, threads and processes, for people to read."""
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         processor = names[0] if names else processor
     threads = torch.get_num_threads()
-    return f"{processor}, {threads} thread{'' if threads == 1 else 's'}"
+    among = f" of {processes} processes" if processes > 1 else ""
+    return f"{processor}, {threads} thread{'' if threads == 1 else 's'}{among}"
 
 
 def today() -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import contextlib
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from compress.evaluate.model import evaluate
 from compress.plan import memory, pace
 from compress.plan.memory import Bounded
 from compress.plan.reshaping import made
-from compress.plan.sizes import Counter
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Places
 from compress.recipe.suite import suite_of
@@ -30,24 +30,26 @@ from compress.results import Limits, Measured, Results, StageResult, Verificatio
 from compress.run import (
     Clock,
     Run,
+    begun,
     find_journal,
     find_judge,
     find_models,
     find_windows,
     job,
+    joined,
     set_up,
 )
-from compress.stages.context import Context
-from compress.stages.table import STAGES
+from compress.staged import carry_out, student_of
+from compress.stages.team import ALONE, Ended, Team
 from compress.student import Student
 from compress.surgery import load
 from compress.surgery.walk import Watch
-from compress.teacher import headers, sources
+from compress.teacher import sources
 from compress.verify import reference
 from compress.verify.consumers import CONSUMERS
 from compress.verify.run import verify
 
-__all__ = ["Outcome", "apply", "compress_only", "evaluate"]
+__all__ = ["Outcome", "apply", "compress_only", "evaluate", "follow"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def apply(  # noqa: PLR0913 - the options of a command
     fresh: bool = False,
     max_memory_bytes: int | None = None,
     sign: Path | None = None,
+    team: Team = ALONE,
 ) -> Outcome:
     """Carry out a recipe: from its teacher to a finished, judged, verified artifact.
 
@@ -88,6 +91,7 @@ def apply(  # noqa: PLR0913 - the options of a command
         fresh: forget what an earlier run has begun.
         max_memory_bytes: anonymous memory to keep within; part of the run's identity.
         sign: a private key with which to sign the artifact; needs the extra `signing`.
+        team: the processes that share the work, of which this is the first; others `follow`.
 
     Raises:
         RequestError: the recipe cannot be carried out, `out` is there already, or what is
@@ -98,9 +102,10 @@ def apply(  # noqa: PLR0913 - the options of a command
     clock = Clock()
     if sign is not None:
         signature.check_key(sign)
-    with output.in_the_making(out, fresh=fresh) as folder:
-        run = _prepare(recipe, folder, device, threads, watch, places, max_memory_bytes, clock)
-        resumed = len(run.journal.finished)
+    with team.leading(), output.in_the_making(out, fresh=fresh) as folder:
+        run = _prepare(
+            recipe, folder, device, threads, watch, places, max_memory_bytes, clock, team
+        )
         storage.write_text(folder / "recipe.lock.yaml", run.lock)
         results = until_accepted(
             partial(_attempt, run, clock),
@@ -114,7 +119,7 @@ def apply(  # noqa: PLR0913 - the options of a command
         if not rejected:
             with clock.step("verify"):
                 verified = _verify(run)
-        measured = _measured(run, results, clock, resumed)
+        measured = _measured(run, results, clock)
         storage.write_text(folder / "measured.json", to_json(measured))
         pages.write(folder, results, measured)
         if judged is not None and rejected:
@@ -124,6 +129,28 @@ def apply(  # noqa: PLR0913 - the options of a command
             signature.sign(folder, sign)
         _remember(run, measured)
     return Outcome(out, results, measured, verified)
+
+
+def follow(recipe: Recipe, *, device: str, team: Team) -> None:
+    """Share the work of a run that the first of several processes carries out with `apply`.
+
+    Nothing is written or told here; it ends when the first says so.
+
+    Args:
+        recipe: the same.
+        device: the same.
+        team: of which this is not the first.
+
+    Raises:
+        RequestError: the teacher cannot be had here.
+        RunError: another process has ended, or this one would compute something else.
+    """
+    here = set_up(recipe, device, team.share, team.size)
+    with contextlib.suppress(Ended):
+        run = joined(recipe, team.heard(), here, team)
+        while True:
+            attempt = team.heard()
+            carry_out(run, student_of(run, attempt), attempt)
 
 
 def compress_only(
@@ -147,29 +174,34 @@ def compress_only(
     with output.in_the_making(out) as folder:
         run = _prepare(unjudged, folder, device, threads, None, None, max_memory_bytes, clock)
         with clock.step("compress"):
-            student = Student(run.teacher, folder / output.WORK, run.journal, origin=run.origin)
-            _stages(run, student, Attempt())
+            student = student_of(run, Attempt())
+            carry_out(run, student, Attempt())
             _write(run, student)
     fingerprint = run.windows.fingerprint if run.windows else None
     return {"seconds": clock.seconds["compress"], "calibration_fingerprint": fingerprint}
 
 
-def _prepare(
+def _prepare(  # noqa: PLR0913 - the options of a command
     recipe: Recipe, folder: Path, device: str, threads: int | None, watch: Watch,
-    places: Places | None, max_memory_bytes: int | None, clock: Clock,
+    places: Places | None, max_memory_bytes: int | None, clock: Clock, team: Team = ALONE,
 ) -> Run:  # fmt: skip
     """Look at everything that can be wrong before any long work; take up what is unfinished."""
-    suite, here = suite_of(recipe), set_up(recipe, device, threads)
+    suite, here = suite_of(recipe), set_up(recipe, device, threads, team.size)
     with clock.step("teacher"):
-        teacher, origin = models = find_models(recipe, suite, watch, places)
+        teacher, origin = models = find_models(recipe, suite, watch, places, team.size)
     bounded = memory.within(job(recipe, here), max_memory_bytes) if max_memory_bytes else _FREE
     judge = find_judge(teacher, suite, here, watch)
     with clock.step("calibrate"):
         windows, texts = find_windows(recipe, teacher, here, watch)
     journal = find_journal(folder, recipe, models, windows, texts, here, bounded.limits)
-    run = Run(recipe, folder, here, bounded, teacher, origin, windows, texts, judge, journal, watch)
-    if found := journal.finished:
+    found = journal.finished
+    run = Run(
+        recipe, folder, here, bounded, teacher, origin, windows, texts, judge,
+        team.ledger(journal), watch, team, len(found),
+    )  # fmt: skip
+    if found:
         run.tell("resume", len(found), len(found), "unit", f"behind {found[-1]}")
+    team.told(begun(run, journal))
     return run
 
 
@@ -182,19 +214,18 @@ def _attempt(run: Run, clock: Clock, attempt: Attempt) -> Results:
     if attempt.number and gates:
         wider = f"more bits for {len(attempt.raised)} linears, from block {attempt.first_block} on"
         run.tell("escalate", attempt.number, gates.rounds_max, "round", wider)
-    student = Student(
-        run.teacher, run.folder / output.WORK, run.journal, firsts=attempt.first_blocks,
-        origin=run.origin,
-    )  # fmt: skip
+    student = student_of(run, run.team.told(attempt))
     with clock.step("compress"):
         try:
-            stages = _stages(run, student, attempt)
+            stages = carry_out(run, student, attempt)
         except GateMissed as gate:
             return _ended(run, student, gate)
+        if not (gates and gates.escalates):
+            run.team.dismiss()
         told = reference.record(
             Held(student, run.recipe.artifact.format), load.tokenizer(run.teacher.folder)
         )
-        run.journal.add(_of(attempt.number, "reference"), told)
+        run.ledger.add(_of(attempt.number, "reference"), told)
         _write(run, student)
     with clock.step("evaluate"):
         return _judged(run, stages, attempt)
@@ -218,48 +249,7 @@ def _record(run: Run, results: Results) -> None:
         commit=provenance.checkout_commit(),
     )
     rounds = len(results.verdict.rounds) if results.verdict else 0
-    manifest.write_manifest(run.folder, facts, run.journal.get(_of(rounds, "reference")))
-
-
-def _stages(run: Run, student: Student, attempt: Attempt) -> tuple[StageResult, ...]:
-    context = Context(
-        run.windows.ids if run.windows else torch.empty(0, 1, dtype=torch.long),
-        run.here.device,
-        run.here.dtype,
-        run.folder / output.WORK,
-        run.watch,
-        run.bounded.limits,
-        run.recipe.linear_gate,
-        attempt.raised,
-        ledger=run.journal,
-        said=run.said.get,
-    )
-    counter = Counter(run.recipe, headers.of_folder(run.origin.folder, run.origin.name))
-    results: list[StageResult] = []
-    stages = run.recipe.stages
-    for index, stage in enumerate(stages):
-        student.enter(index, again=not (stage.restructure or stage.prune or stage.distill))
-        ahead = stages[index + 1].quantize if index + 1 < len(stages) else None
-        given = results[-1].allocation if results else None
-        bits, text = given.bits if given else {}, run.texts.get(index)
-        smoothed = any(one.quantize and one.quantize.smooth for one in stages[:index])
-        here = replace(
-            context, ahead=ahead, smoothed=smoothed, allocated=bits, sizes=counter, text=text
-        )
-        results.append(STAGES[stage.name](student, stage.spec, here))
-        if stage.restructure:
-            counter = counter.cut(_like(counter.headers, student))
-        if stage.prune:
-            counter = replace(counter, kept=student.kept)
-    student.settle()
-    return tuple(results)
-
-
-def _like(found: headers.Headers, student: Student) -> headers.Headers:
-    """Headers of a student that was given another shape, and not another dtype."""
-    dtype = found.dtypes[f"{found.anatomy.embedding}.weight"]
-    dtypes = dict.fromkeys(student.anatomy.tensors, dtype)
-    return replace(found, config=student.config, anatomy=student.anatomy, dtypes=dtypes)
+    manifest.write_manifest(run.folder, facts, run.ledger.get(_of(rounds, "reference")))
 
 
 def _write(run: Run, student: Student) -> None:
@@ -317,18 +307,18 @@ def _judged(run: Run, stages: tuple[StageResult, ...], attempt: Attempt) -> Resu
     )
 
 
-def _measured(run: Run, results: Results, clock: Clock, resumed: int) -> Measured:
+def _measured(run: Run, results: Results, clock: Clock) -> Measured:
     with clock.step("time"):
         there = results.after is not None and "time" not in run.bounded.left_out
         timings = speed.timings(run.folder) if there else None
     return Measured(
         clock.stop(),
-        machine.peak_memory_bytes(),
-        machine.hardware(),
+        machine.peak_memory_bytes() + run.team.others_bytes,
+        machine.hardware(run.team.size),
         machine.today(),
         timings.decode_tokens_per_second if timings else None,
         timings.prefill_tokens_per_second if timings else None,
-        resumed,
+        run.resumed,
     )
 
 
@@ -345,8 +335,8 @@ def _verify(run: Run) -> Verification:
 
 
 def _remember(run: Run, measured: Measured) -> None:
-    """Note how long it took, for the plans of later runs; one that was cut short tells nothing."""
-    if not measured.resumed_units:
+    """Note how long it took, for the plans of later runs; not one that was cut short or shared."""
+    if not measured.resumed_units and run.team.size == 1:
         pace.remember(
             sources.cache_folder(),
             job(run.recipe, run.here),

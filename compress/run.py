@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -20,7 +20,7 @@ from compress.artifact import output
 from compress.calibrate import sets
 from compress.calibrate.selfgen import Author
 from compress.calibrate.tokens import Windows
-from compress.errors import ModelError
+from compress.errors import ModelError, RunError
 from compress.evaluate.judge import Judge
 from compress.evaluate.model import judge_for
 from compress.journal import Journal
@@ -32,6 +32,8 @@ from compress.recipe.schema import Recipe
 from compress.recipe.source import Places
 from compress.recipe.suite import Suite, suite_of
 from compress.results import Limits, Progress, Provenance, from_json
+from compress.stages.team import ALONE, Team
+from compress.student import Ledger
 from compress.surgery import load
 from compress.surgery.walk import Watch
 from compress.teacher import finite, headers, sources
@@ -80,8 +82,10 @@ class Run:
     windows: Windows | None
     texts: Mapping[int, Windows]  # that stages train on, by their place
     judge: Judge | None
-    journal: Journal
+    ledger: Ledger  # the journal, as this process sees it
     watch: Watch
+    team: Team = ALONE  # the processes that share its stages
+    resumed: int = 0  # units that an earlier run had finished
 
     def tell(self, step: str, done: int, total: int, unit: str, detail: str = "") -> None:
         """Report progress to whoever watches."""
@@ -101,10 +105,10 @@ class Run:
 
     def once(self, unit: str, kind: type[T], make: Callable[[], T]) -> T:
         """What a unit of the journal found, now or in the run that was cut short."""
-        if (kept := self.journal.get(unit)) is not None:
+        if (kept := self.ledger.get(unit)) is not None:
             return from_json(kind, json.dumps(kept))
         made = make()
-        self.journal.add(unit, dataclasses.asdict(made))
+        self.ledger.add(unit, dataclasses.asdict(made))
         return made
 
     @cached_property
@@ -123,6 +127,7 @@ class Run:
                 "text_revisions": {index: text.revision for index, text in self.texts.items()},
                 "text_fingerprints": _fingerprints(self.texts),
                 "threads": torch.get_num_threads(),
+                "processes": self.team.size if self.team.size > 1 else None,
                 "device": self.here.device,
                 "versions": machine.versions(),
             },
@@ -160,8 +165,8 @@ class Run:
         )
 
 
-def set_up(recipe: Recipe, device: str, threads: int | None) -> Machine:
-    """Set this process up to compute what a recipe asks for.
+def set_up(recipe: Recipe, device: str, threads: int | None, processes: int = 1) -> Machine:
+    """Set this process up to compute what a recipe asks for, maybe beside others.
 
     Raises:
         RequestError: a lock was made on another device.
@@ -173,6 +178,7 @@ def set_up(recipe: Recipe, device: str, threads: int | None) -> Machine:
         seed=recipe.seed,
         threads=threads or locked.threads,
         locked_device=locked.device,
+        processes=processes,
     )
     for difference in resolve.version_differences(recipe, machine.versions()):
         log.warning("the lock was made with other versions: %s", difference)
@@ -180,7 +186,7 @@ def set_up(recipe: Recipe, device: str, threads: int | None) -> Machine:
 
 
 def find_models(
-    recipe: Recipe, suite: Suite | None, watch: Watch, places: Places | None
+    recipe: Recipe, suite: Suite | None, watch: Watch, places: Places | None, processes: int = 1
 ) -> tuple[Teacher, Teacher]:
     """Bring the teacher and what the student begins as, and hold the recipe against them.
 
@@ -195,7 +201,7 @@ def find_models(
     origin = other or teacher
     plan.check(
         recipe, origin.anatomy, places, config=origin.config, suite=suite,
-        teacher=teacher if other else None,
+        teacher=teacher if other else None, processes=processes,
     )  # fmt: skip
     plan.check_budget(recipe, headers.of_folder(origin.folder, origin.name), places)
     if other:
@@ -243,6 +249,56 @@ def find_windows(
     author = Author(teacher, tokenizer, teacher.fingerprint, cache, here.device, watch)
     windows = sets.of_recipe(recipe, tokenizer, author)
     return windows, sets.texts_of(recipe, tokenizer, author, windows)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What the first of several processes tells the others of a run before its stages."""
+
+    folder: Path
+    models: tuple[str, str]  # fingerprints of the teacher and of what the student begins as
+    machine: Mapping[str, object]
+    bounded: Bounded
+    windows: Windows | None
+    texts: Mapping[int, Windows]
+    finished: Mapping[str, Mapping[str, Any]]  # units, by an earlier run
+
+
+def begun(run: Run, journal: Journal) -> Begun:
+    """What others are told of a run."""
+    finished = {unit: journal.get(unit) or {} for unit in journal.finished}
+    return Begun(
+        run.folder.absolute(), (run.teacher.fingerprint, run.origin.fingerprint),
+        _alike(run.here), run.bounded, run.windows, run.texts, finished,
+    )  # fmt: skip
+
+
+def joined(recipe: Recipe, told: Begun, here: Machine, team: Team) -> Run:
+    """The run that the first process has begun, as another of its processes sees it.
+
+    Raises:
+        RequestError: the teacher cannot be had here.
+        RunError: this process would compute something else.
+    """
+    teacher = sources.of_recipe(recipe)
+    origin = sources.origin_of(recipe) or teacher
+    theirs = {**told.machine, "models": told.models}
+    ours = {**_alike(here), "models": (teacher.fingerprint, origin.fingerprint)}
+    if unlike := [f"{k}: {theirs[k]} there, {ours[k]} here" for k in ours if ours[k] != theirs[k]]:
+        raise RunError(
+            f"differs from the first process of the run in {'; '.join(unlike)}. All processes of "
+            "a run need the same code, libraries and models."
+        )
+    team.hear_of(told.finished)
+    return Run(
+        recipe, told.folder, here, told.bounded, teacher, origin, told.windows, told.texts, None,
+        team.ledger(None), None, team,
+    )  # fmt: skip
+
+
+def _alike(here: Machine) -> dict[str, object]:
+    """What all processes of a run must have in common."""
+    return {name: value for name, value in here.identity.items() if name != "threads"}
 
 
 def job(recipe: Recipe, here: machine.Machine) -> footprint.Job:

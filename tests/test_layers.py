@@ -19,6 +19,7 @@ RANKS = [
     {"teacher", "calibrate", "journal", "student", "runtime"},
     {"stages", "evaluate", "report", "verify", "plan", "diff"},
     {"run"},
+    {"staged"},
     {"pipeline", "export"},
     {"sweep", "compare", "auto"},
     {"cli"},

@@ -85,7 +85,7 @@ def run(arguments: Sequence[str]) -> int:
         the exit code; whatever went wrong has been told on stderr.
     """
     try:
-        code = app(list(arguments), prog_name="compress", standalone_mode=False)
+        code = app(list(arguments), prog_name="compress", standalone_mode=False, obj=[*arguments])
         sys.stdout.flush()
     except CompressError as error:
         console.say(str(error))

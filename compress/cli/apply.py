@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from compress.cli import console
-from compress.errors import RequestError, RunError
+from compress.cli import console, launch
+from compress.errors import CompressError, RequestError, RunError
 
 if TYPE_CHECKING:
     from compress.pipeline import Outcome
     from compress.recipe.schema import Recipe
+    from compress.stages.team import Team
 
 Device = Annotated[
     Literal["auto", "cpu", "cuda"],
@@ -23,6 +24,12 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Processor threads; part of a run's identity."),
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc", min=1, help="Processes that share the work, and --threads; part of the same."
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Write one JSON document to stdout instead of a table.")
 ]
@@ -30,6 +37,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show neither progress nor 
 
 
 def apply(
+    context: typer.Context,
     recipe: Annotated[
         str,
         typer.Argument(
@@ -49,6 +57,7 @@ def apply(
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
+    nproc: Processes = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what an unfinished run has left at --out.")
     ] = False,
@@ -79,21 +88,35 @@ def apply(
 
     located = locate(recipe, sets or ())
     folder = out or default_folder(located.recipe)
-    refuse_finished(folder)
+    budget = parse_bytes(max_memory) if max_memory else None
+    member, wanted = launch.member(), nproc or located.recipe.resolved.processes or 1
+    launch.check(member, nproc or located.recipe.resolved.processes, budget)
+    if member.rank == 0:
+        refuse_finished(folder)
+    threads = threads or located.recipe.resolved.threads
+    if member.size == 1 and wanted > 1:
+        raise typer.Exit(launch.processes(wanted, context.find_root().obj, threads))
     from compress import pipeline  # imports torch, so only once the request is known to be right
+    from compress.stages import team
 
+    where = _found(_locked_device(located.recipe, device))
+    among = team.found(where, threads) if member.size > 1 else team.ALONE
+    if among.rank:
+        _follow(located.recipe, where, among)
+        return
     try:
         with console.watching(quiet=quiet) as watch:
             outcome = pipeline.apply(
                 located.recipe,
                 out=folder,
-                device=_found(_locked_device(located.recipe, device)),
-                threads=threads,
+                device=where,
+                threads=threads if among.size == 1 else among.threads,
                 watch=watch,
                 places=located.places,
                 fresh=fresh,
-                max_memory_bytes=parse_bytes(max_memory) if max_memory else None,
+                max_memory_bytes=budget,
                 sign=sign,
+                team=among,
             )
     except (KeyboardInterrupt, RunError):
         console.say(left_behind(folder))
@@ -128,6 +151,16 @@ def evaluate(
         console.emit_json({"model": model, **dataclasses.asdict(side), "divergence": after})
     elif not quiet:
         console.show(console.side_table(side, divergence))
+
+
+def _follow(recipe: Recipe, device: str, team: Team) -> None:
+    """Share the work of another process, and say nothing but why this one has failed."""
+    from compress import pipeline
+
+    try:
+        pipeline.follow(recipe, device=device, team=team)
+    except CompressError as error:
+        raise RunError(f"process {team.rank} of {team.size}: {error}") from error
 
 
 def default_folder(recipe: Recipe) -> Path:

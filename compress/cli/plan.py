@@ -40,6 +40,9 @@ def plan(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Processor threads of the run.")
     ] = None,
+    nproc: Annotated[
+        int, typer.Option("--nproc", min=1, help="Processes that will share the work.")
+    ] = 1,
     json: Json = False,
 ) -> None:
     """Say what a recipe would make, take and cost, from headers alone: no weight is read."""
@@ -57,6 +60,7 @@ def plan(
         budget_bytes=budget,
         threads=threads,
         places=located.places,
+        processes=nproc,
     )
     if json:
         console.emit_json(dataclasses.asdict(found))

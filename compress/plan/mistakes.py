@@ -14,6 +14,7 @@ from compress.artifact.formats import FORMATS
 from compress.artifact.gguf_header import flaws
 from compress.errors import RecipeError
 from compress.plan import beginning, caching, pruning, reshaping, rotation, sizes, teaching
+from compress.plan import processes as sharing
 from compress.plan.beginning import Model
 from compress.plan.naming import Found, by_inputs, matching_nothing, named
 from compress.plan.sizes import stage_schemes
@@ -36,6 +37,7 @@ def check(
     config: Mapping[str, Any] | None = None,
     suite: Suite | None = None,
     teacher: Model | None = None,
+    processes: int = 1,
 ) -> None:
     """Check that a recipe can be carried out on a model, and its artifact hold the outcome.
 
@@ -46,6 +48,7 @@ def check(
         config: of the same; with it, windows are held against the positions that it has.
         suite: by which the student will be judged.
         teacher: the teacher, where the student begins as another model.
+        processes: that will share the run.
 
     Raises:
         RecipeError: every mistake found.
@@ -63,6 +66,7 @@ def check(
         *pruning.mistakes(recipe, left),
         *caching.mistakes(recipe, anatomy, config or {}),
         *beginning.mistakes(recipe, anatomy, teacher),
+        *sharing.mistakes(recipe, processes),
         *(one for read in reading for one in teaching.mistakes(recipe, read)),
         *(one for read in reading for one in _too_long(recipe, read, suite)),
         *_computed_otherwise(recipe, config or {}),

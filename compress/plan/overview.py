@@ -19,6 +19,7 @@ from compress.plan import (
     sizes,
     teaching,
 )
+from compress.plan import processes as sharing
 from compress.plan.consumers import Consumer, consumers
 from compress.plan.footprint import Job
 from compress.plan.mistakes import GROUP_SIZES, check
@@ -76,6 +77,7 @@ def make(
     budget_bytes: int | None = None,
     threads: int | None = None,
     places: Places | None = None,
+    processes: int = 1,
 ) -> Plan:
     """Say what a run on this machine's processor would make, take and cost.
 
@@ -86,13 +88,17 @@ def make(
         budget_bytes: of anonymous memory; see `memory.within`.
         threads: that will compute; those of the last run by default.
         places: where the recipe's parts were written.
+        processes: that will share the run.
 
     Raises:
         RecipeError: every mistake found.
         RequestError: the budget cannot be kept.
     """
     suite, anatomy = suite_of(recipe), headers.anatomy
-    check(recipe, anatomy, places, config=headers.config, suite=suite, teacher=headers.teacher)
+    check(
+        recipe, anatomy, places, config=headers.config, suite=suite, teacher=headers.teacher,
+        processes=processes,
+    )  # fmt: skip
     budget.check(recipe, headers, places)
     job = Job(recipe, headers, suite, memory.computes_in(recipe.teacher.dtype))
     bounded = memory.within(job, budget_bytes)
@@ -120,7 +126,7 @@ def make(
         time.steps,
         time.note,
         consumers(made, left.config, found, recipe.artifact.format, sizes.caches(recipe)),
-        tuple(_notes(recipe, headers)),
+        (*_notes(recipe, headers), *sharing.notes(recipe, processes, threads)),
         caching.per_token(recipe, headers),
     )
 

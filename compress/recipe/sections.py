@@ -274,6 +274,12 @@ class Resolved(BaseModel):
         le=1024,
         description="Threads that computed; sums depend on their number.",
     )
+    processes: int | None = Field(
+        default=None,
+        ge=2,
+        le=1024,
+        description="Processes that shared the work, where there were several; the same.",
+    )
     device: Literal["cpu", "cuda"] | None = Field(
         default=None, description="Where it computed, `cpu` or `cuda`."
     )

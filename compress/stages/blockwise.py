@@ -25,6 +25,7 @@ from compress.results import LinearResult
 from compress.stages.context import Context
 from compress.stages.drift import Drift, Sinks, Teacher, accumulate_windows
 from compress.stages.stream import Stream, check
+from compress.stages.team import Team
 from compress.student import Student
 from compress.surgery import inputs
 from compress.surgery.walk import Walk
@@ -74,6 +75,8 @@ def solve_blocks(  # noqa: PLR0913 - all that a walk can be told
 ) -> tuple[list[LinearResult], Callable[[], Tensor]]:
     """Walk a student, solving and committing each of its blocks.
 
+    Of several processes each walks its own windows; the first solves, from what all have seen.
+
     Args:
         student: read block by block; each block is committed when it is solved.
         context: windows, device, scratch.
@@ -89,8 +92,10 @@ def solve_blocks(  # noqa: PLR0913 - all that a walk can be told
 
     Returns:
         One record a linear, and what gives the normed final hidden states [B, T, D] of the solved
-        model to whoever asks.
+        model (of this process's windows) to whoever asks.
     """
+    team, windows = context.team, len(context.ids)
+    context = replace(context, ids=team.windows(context.ids))
     stream = Stream(student, context)
     teacher = Teacher(student, context, correction, sinks) if correction else None
     blocks = student.anatomy.blocks
@@ -109,16 +114,29 @@ def solve_blocks(  # noqa: PLR0913 - all that a walk can be told
             with stream.walk.filled(block.index, stored) as module, beside as drift:
                 here = _Block(
                     stream.walk, block, module, stored, parts, groups, solve, sinks, context.room,
-                    told, drift,
+                    told, team, windows, drift,
                 )  # fmt: skip
                 rounded, found = solve_block(here)
-            check(block, parts)
-            rounded, plain = finish(stored, rounded)
-            student.commit(block.index, rounded, found, plain)
+            check(block, parts, team)
+            team.first(partial(_commit, student, block, finish, stored, rounded, found))
+            student.finished(block.index)
             stream.passed(block.index)
         results += found
         context.tell(step, block.index + 1, len(blocks))
     return results, stream.final
+
+
+def _commit(
+    student: Student,
+    block: Block,
+    finish: Finish,
+    stored: _Weights,
+    rounded: dict[str, Rounded],
+    found: Sequence[LinearResult],
+) -> None:
+    """Make what has become of a block final."""
+    codes, plain = finish(stored, rounded)
+    student.commit(block.index, codes, found, plain)
 
 
 @dataclass(frozen=True)
@@ -145,6 +163,8 @@ class _Block:
     sinks: Sinks
     room: Callable[..., Tensor]
     tell: Callable[[str], None]
+    team: Team
+    windows: int  # of all processes; `parts` are those of this one
     drift: Drift | None = None
 
     def solve_groups(self, seen: Callable[[Sequence[Linear], _Weights], _Seen]) -> Solution:
@@ -162,7 +182,8 @@ class _Block:
         """Solve linears that share an input, and put what they have become in their place."""
         self.tell(group[0].name)
         give_back_memory()
-        rounded, records = self.solve(group, weights, seen.hessian, seen.peaks, seen.lacks)
+        solve = partial(self.solve, group, weights, seen.hessian, seen.peaks, seen.lacks)
+        rounded, records = self.team.first(solve)
         for linear in group:
             dense = weights[linear.name]
             if linear.name in rounded:
@@ -188,9 +209,10 @@ class _Block:
         total.peaks.copy_(torch.maximum(total.peaks, torch.maximum(x.amax(0), -x.amin(0))))
 
     def mean(self, total: _Seen) -> _Seen:
-        """The finished Hessian: a mean in which sinks count many times."""
-        windows = sum(len(part) for part in self.parts)
-        tokens = self.sinks.counted(windows, self.parts[0].shape[1])
+        """The finished Hessian: a mean in which sinks count many times, over all processes."""
+        self.team.add_up(total.hessian)
+        self.team.largest(total.peaks)
+        tokens = self.sinks.counted(self.windows, self.parts[0].shape[1])
         return replace(total, hessian=mean(total.hessian, tokens))
 
     def with_lacks(self, group: Sequence[Linear], weights: _Weights, seen: _Seen) -> _Seen:

@@ -18,6 +18,7 @@ from compress.recipe.gates import LinearGate
 from compress.recipe.quantize import Quantize
 from compress.results import Limits, Progress, SizePart
 from compress.shape import Shape
+from compress.stages.team import ALONE, Team
 from compress.student import Ledger
 
 _USUAL = Limits()
@@ -71,6 +72,7 @@ class Context:
     ledger: Ledger | None = None  # where units are noted that change no weight
     text: Windows | None = None  # what a stage trains on
     said: Callable[[Tensor], Tensor] | None = None  # ids [B, T] → the teacher's states [B, T, D]
+    team: Team = ALONE  # the processes that share the work
 
     def room(
         self,
@@ -92,7 +94,7 @@ class Context:
         fits = resident and nbytes <= self.limits.resident_bytes
         if fits or torch.device(device).type != "cpu":
             return torch.empty(shape, dtype=dtype, device=device)
-        return storage.mapped(self.scratch / "activations.bin", shape, dtype)
+        return storage.mapped(self.scratch / f"activations-{self.team.rank}.bin", shape, dtype)
 
     def noted(self, unit: str) -> Mapping[str, Any] | None:
         """The record of a unit that an earlier run has finished."""

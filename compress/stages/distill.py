@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,24 +33,32 @@ from compress.surgery.walk import Weights, head_of, hidden_states
 
 
 def run(student: Student, spec: Distill, context: Context) -> StageResult:
-    """Teach a student.
+    """Teach a student, in as many processes as there are.
 
     Raises:
         TrainingError: the loss is no number, or the held-out KL grows out of hand.
-        RunError: several processes were launched.
     """
-    unit = student.unit("distilled")
-    told = context.noted(unit)
+    told = context.noted(student.unit("distilled"))
     if told is None:
         told = dataclasses.asdict(_taught(student, spec, context))
-        context.note(unit, told)
-        forget(context, student.unit("training"))
-    for index in _units(student):
-        student.finished(index)
+        context.team.first(partial(_settle, student, context, told))
+    _take_up(student)
     found = from_json(Distilled, json.dumps(told))
     if spec.train not in ROUNDED and found.kept_step:
         student.become(lambda past: past)  # rounding makes up for what rounding loses, not for this
     return StageResult("distill", found.asked, (), distilled=found)
+
+
+def _settle(student: Student, context: Context, told: Mapping[str, Any]) -> None:
+    """Note what came of it, and let go of the state of the training."""
+    context.note(student.unit("distilled"), told)
+    forget(context, student.unit("training"))
+
+
+def _take_up(student: Student) -> None:
+    """Go on with every unit that was committed."""
+    for index in _units(student):
+        student.finished(index)
 
 
 def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
@@ -56,8 +66,8 @@ def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
     if context.text is None or context.said is None:
         raise TypeError("a stage that trains is given a text, and what its teacher says of it")
     text = context.text
-    lessons = Said(text.ids[: -spec.held_out], context.said)
-    exam = Said(text.ids[-spec.held_out :], context.said)
+    lessons = Said(text.ids[: -spec.held_out], context.said, context.team)
+    exam = Said(text.ids[-spec.held_out :], context.said, context.team)
     before = _held_out(student, exam, context)
     learner = _learner(student, spec, context)
     learned_weights = sum(p.numel() for p in learner.learning().values())
@@ -66,8 +76,10 @@ def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
         lessons=lessons, exam=exam,
     )  # fmt: skip
     course = training.run()
-    found = lora.merged(learner.model, learner.anatomy) if spec.lora else learner.learned()
-    changed = _commit(student, dict(found)) if course.kept_step else 0
+    changed = 0
+    if course.kept_step:
+        changed = context.team.first(partial(_commit, student, learner, merge=bool(spec.lora)))
+        _take_up(student)
     after = _held_out(student, exam, context) if course.kept_step else before
     told = _told(spec, text, course, training.steps, learned_weights)
     return dataclasses.replace(
@@ -113,13 +125,14 @@ def _rounded(student: Student, unit: int) -> dict[str, Rounded]:
     return {name: matrix for name, matrix in found.items() if matrix is not None}
 
 
-def _commit(student: Student, found: Mapping[str, Tensor | Rounded]) -> int:
+def _commit(student: Student, learner: Learner, *, merge: bool) -> int:
     """Make what was learned final, unit by unit; a unit that a cut run committed is taken up.
 
     Returns:
         How many codes changed.
     """
-    changed = 0
+    learned = lora.merged(learner.model, learner.anatomy) if merge else learner.learned()
+    found, changed = dict(learned), 0
     for unit in _units(student):
         kept, before = student.kept, _rounded(student, unit)
         stored = student.outside() if unit == HEAD else student.block(unit)
@@ -146,7 +159,14 @@ def _units(student: Student) -> list[int]:
 
 def _held_out(student: Student, exam: Said, context: Context) -> float:
     """KL(teacher || student) of the held-out windows as the student is stored, nats per token."""
-    ids, said = exam.of(list(range(len(exam.ids))))
+    mine = context.team.own(len(exam.ids))
+    found = _divergence(student, exam, list(mine), context) if mine else 0.0
+    return context.team.mean(found, len(mine))
+
+
+def _divergence(student: Student, exam: Said, windows: list[int], context: Context) -> float:
+    """The same of some of them."""
+    ids, said = exam.of(windows)
     hidden = hidden_states(student, ids, device=context.device, dtype=context.dtype)
     own, theirs = (
         States(states.flatten(0, 1), _head(weights))

@@ -24,6 +24,7 @@ from compress.anatomy import Block, Linear, adds_plainly
 from compress.kernels.hessian import accumulate, accumulate_pairs, outputs
 from compress.stages.context import Context
 from compress.stages.stream import Stream
+from compress.stages.team import ALONE, Team
 from compress.student import Student
 from compress.surgery.inputs import Forwards
 
@@ -63,6 +64,7 @@ class Teacher:
             yield Drift(
                 stored, forwards, self._share, self._sinks, parts[0].shape[1],
                 shortfall(ours, parts, room) if adds_plainly(self._weights.config) else None,
+                self._context.team,
             )  # fmt: skip
             forwards.finish()
         self._stream.passed(block.index)
@@ -78,6 +80,7 @@ class Drift:
     sinks: Sinks
     seq_len: int
     behind: list[Tensor] | None  # [N, D] each: what the stream lacks; None where nobody knows
+    team: Team = ALONE  # whose windows add up
 
     def lacks(
         self,
@@ -124,13 +127,20 @@ class Drift:
         return linear.turned(stored)
 
     def _mean(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-        return mean_of_pairs(left, right, self.seq_len, self.sinks)
+        return mean_of_pairs(left, right, self.seq_len, self.sinks, self.team)
 
 
 def mean_of_pairs(
-    left: Sequence[Tensor], right: Sequence[Tensor], seq_len: int, sinks: Sinks
+    left: Sequence[Tensor],
+    right: Sequence[Tensor],
+    seq_len: int,
+    sinks: Sinks,
+    team: Team = ALONE,
 ) -> Tensor:
-    """E[l rᵀ] over tokens [N, L] and [N, R] of windows: [L, R] float32; sinks count many times."""
+    """E[l rᵀ] over tokens [N, L] and [N, R] of windows: [L, R] float32; sinks count many times.
+
+    Of several processes each gives its own windows, and all get the mean over all of them.
+    """
     total = torch.zeros(left[0].shape[1], right[0].shape[1], device=right[0].device)
     for one, other in zip(left, right, strict=True):
         accumulate_pairs(total, one, other)
@@ -138,8 +148,9 @@ def mean_of_pairs(
             x.view(-1, seq_len, x.shape[1])[:, : sinks.tokens].flatten(0, 1) for x in (one, other)
         )
         accumulate_pairs(total, first * sinks.weight, second)
-    windows = sum(len(part) for part in right) // seq_len
-    return total.div_(sinks.counted(windows, seq_len))
+    windows = torch.tensor(sum(len(part) for part in right) // seq_len, device=total.device)
+    team.add_up(total)
+    return total.div_(sinks.counted(int(team.add_up(windows)), seq_len))
 
 
 def accumulate_windows(total: Tensor, x: Tensor, seq_len: int, sinks: Sinks) -> None:

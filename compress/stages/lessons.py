@@ -9,6 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from compress.stages.team import ALONE, Team
+
 _SHARD_TOKENS = 32_768  # whose hidden states are one file of the cache
 
 
@@ -16,15 +18,22 @@ _SHARD_TOKENS = 32_768  # whose hidden states are one file of the cache
 class Said:
     """Windows and the teacher's final hidden states of them, mapped from files of some thousands.
 
-    The teacher runs when it is made, once for any text: later runs find the files.
+    The teacher runs when it is made, once for any text: later runs find the files. Of several
+    processes each lets it read some; then all find the files.
     """
 
     ids: Tensor  # [B, T]
     get: Callable[[Tensor], Tensor]  # ids [b, T] → [b, T, D]
+    team: Team = ALONE
     _shards: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._shards.extend(self.get(part) for part in self.ids.split(self._size))
+        parts = self.ids.split(self._size)
+        if self.team.size > 1:
+            for number in self.team.own(len(parts)):
+                self.get(parts[number])
+            self.team.meet()
+        self._shards.extend(self.get(part) for part in parts)
 
     @property
     def _size(self) -> int:

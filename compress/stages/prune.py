@@ -32,7 +32,7 @@ def run(student: Student, spec: Prune, context: Context) -> StageResult:
         SolveError: a linear cannot be solved and the recipe does not say to keep it dense.
         GateMissed: a linear shows a larger error than it may.
     """
-    schemes, zeros = shared_out(student, spec, context)
+    schemes, zeros = context.team.first(partial(shared_out, student, spec, context))
     pruner = Pruner(schemes, spec.on_unsolvable, context.limits.solve_rows)
     solve = Gated(pruner, schemes, context.gate)  # type: ignore[arg-type]  # held alike
     finish = partial(_apart, student.anatomy)

@@ -7,6 +7,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compress.kernels.hessian import second_moment
@@ -23,6 +24,7 @@ from compress.stages.curvature import output_curvature
 from compress.stages.drift import Sinks
 from compress.stages.gate import Gated, with_bits
 from compress.stages.rounding import Rounder
+from compress.stages.team import Team
 from compress.student import HEAD, Student
 from compress.surgery.walk import hidden_states
 
@@ -41,7 +43,9 @@ def run(student: Student, spec: Quantize, context: Context) -> StageResult:
     names = [linear.name for linear in student.anatomy.linears]
     found = {name: scheme_for(spec, name, context.allocated) for name in names}
     schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
-    outputs = _outputs(student, schemes, spec, context) if spec.output_curvature else {}
+    outputs: dict[str, Tensor] = {}
+    if spec.output_curvature:  # only the first solves: the others need none of it
+        context.team.first(lambda: outputs.update(_outputs(student, schemes, spec, context)))
     solve = _solve(schemes, spec, context, kept=student.kept, outputs=outputs)
     final_states: Callable[[], Tensor] = partial(_final_states, student, context)
     if spec.method in INT8 and spec.needs_calibration:
@@ -108,20 +112,35 @@ def _round_head(
     if (found := student.finished(HEAD)) is not None:
         return found
     head = student.anatomy.head
-    stored = student.anatomy.embedding if student.anatomy.tied else head.name
     context.tell("quantize", 0, 1, head.name)
-    scheme = solve.asked[head.name]
     hessian = peaks = None
-    if scheme.needs_hessian:
-        states = final_states().flatten(0, 1)
-        hessian, peaks = second_moment(states), states.abs().amax(0).float()
+    if solve.asked[head.name].needs_hessian:
+        hessian, peaks = _moments(final_states().flatten(0, 1), context.team)
+    context.team.first(lambda: _commit_head(student, solve, hessian, peaks))
+    return student.finished(HEAD) or []
+
+
+def _moments(states: Tensor, team: Team) -> tuple[Tensor, Tensor]:
+    """The Hessian [D, D] and the peaks [D] of final hidden states [N, D] of all processes."""
+    tokens = team.add_up(torch.tensor(len(states), device=states.device))
+    hessian = team.add_up(second_moment(states) * (len(states) / tokens))
+    return hessian, team.largest(states.abs().amax(0).float())
+
+
+def _commit_head(
+    student: Student, solve: Gated, hessian: Tensor | None, peaks: Tensor | None
+) -> None:
+    """Round the head, and make it final."""
+    head = student.anatomy.head
+    stored = student.anatomy.embedding if student.anatomy.tied else head.name
     weight = student.outside()[stored + ".weight"]
     rounded, results = solve([head], {head.name: weight}, hessian, peaks)
     codes = {stored: rounded[head.name]} if head.name in rounded else {}
     student.commit(HEAD, codes, results)
-    return results
 
 
 def _final_states(student: Student, context: Context) -> Tensor:
-    walk = partial(hidden_states, student, context.ids, batch_tokens=context.limits.batch_tokens)
+    """Of this process's windows."""
+    ids = context.team.windows(context.ids)
+    walk = partial(hidden_states, student, ids, batch_tokens=context.limits.batch_tokens)
     return walk(device=context.device, dtype=context.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from compress.anatomy import Block
 from compress.errors import SolveError
 from compress.stages.context import Context
+from compress.stages.team import ALONE, Team
 from compress.surgery.walk import Walk, Weights
 
 
@@ -70,14 +71,19 @@ def _activations(walk: Walk, context: Context) -> Sequence[Tensor]:
     return parts
 
 
-def check(block: Block, parts: Sequence[Tensor]) -> None:
-    """Check what comes out of a block.
+def check(block: Block, parts: Sequence[Tensor], team: Team = ALONE) -> None:
+    """Check what comes out of a block, in all processes that share its windows.
 
     Raises:
         SolveError: it is not finite.
     """
-    if not all(torch.isfinite(part).all() for part in parts):
-        raise SolveError(
-            f"{block.prefix}: its outputs hold NaN or infinite values. Check the teacher's "
-            "weights, or run in float32 (teacher.dtype: float32)."
-        )
+    broken = not all(torch.isfinite(part).all() for part in parts)
+    if team.add_up(torch.tensor(float(broken), device=parts[0].device)):
+        team.first(partial(_refuse, block))
+
+
+def _refuse(block: Block) -> None:
+    raise SolveError(
+        f"{block.prefix}: its outputs hold NaN or infinite values. Check the teacher's weights, or "
+        "run in float32 (teacher.dtype: float32)."
+    )

@@ -2,6 +2,11 @@
 
 A killed run goes on from its last look: weights, AdamW's moments, the schedule and the state of the
 random numbers lie in files that the journal names; which windows come next is told by the step.
+
+Of several processes each holds the whole learner and reads its share of the windows of every step.
+Their gradients are added up, the same bits in all, so their learners stay the same; the first alone
+decides, and saves. Gradients are added up in place, weight by weight: buckets would hold all of
+them twice, and be cut otherwise after a run goes on, so that sums would end in other bits.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,25 +65,26 @@ class Training:
             exam: windows that are held out.
 
         Raises:
-            RunError: several processes were launched.
+            RunError: other processes were launched beside this one than share the run.
         """
         self.spec, self.context, self.unit = spec, context, unit
+        self.team = context.team
         self.lessons, self.exam = lessons, exam
         windows, seq_len = lessons.ids.shape
         a_step = spec.windows_a_step(seq_len)
         self.order = Order(windows, a_step, spec.seed)
         self.steps = spec.steps_on(windows, seq_len)
+        most = -(-a_step // self.team.size)  # windows of one process
         self.at_once, recompute = training_pass(
-            learner.anatomy, a_step, seq_len, context.dtype.itemsize, context.limits.resident_bytes
+            learner.anatomy, most, seq_len, context.dtype.itemsize, context.limits.resident_bytes
         )
         if recompute:
             learner.recompute_blocks()
-        self.accelerator = _accelerator(context.device)
+        self.accelerator = _accelerator(context)
+        self.learner = learner.to(self.device)
         optimizer = _adamw(learner, spec)
         schedule = _schedule(optimizer, spec, self.steps)
-        self.learner, self.optimizer, self.schedule = self.accelerator.prepare(
-            learner, optimizer, schedule
-        )
+        self.optimizer, self.schedule = self.accelerator.prepare(optimizer, schedule)
         self.pruned = learner.pruned(pruned)
         self.checks: list[HeldOut] = []
         self.best: str | None = None  # the file of the best weights; None: those of the beginning
@@ -86,12 +93,6 @@ class Training:
     def device(self) -> torch.device:
         """Where it computes."""
         return torch.device(self.accelerator.device)
-
-    @property
-    def _own(self) -> Learner:
-        """The learner itself, whatever moves gradients around it."""
-        found: Learner = self.accelerator.unwrap_model(self.learner)
-        return found
 
     def run(self) -> Course:
         """Train to the end, or as long as it helps; the learner is left at its best step, if any.
@@ -112,30 +113,26 @@ class Training:
                 self._check(step + 1, losses)
                 losses = []
         if self.best is not None:
-            self._own.load(self._read(self.best))
+            self.learner.load(self._read(self.best))
         finished = self.checks[-1].step == self.steps
         return Course(tuple(self.checks), self._best().step, "finished" if finished else "patience")
 
     def _step(self, step: int) -> float:
         """One optimizer step; its loss, nats per token."""
         windows = self.order.of(step)
-        total = 0.0
-        pieces = [windows[i : i + self.at_once] for i in range(0, len(windows), self.at_once)]
-        with self._own.made():
-            for number, piece in enumerate(pieces):
+        mine, total = [windows[place] for place in self.team.own(len(windows))], 0.0
+        with self.learner.made():
+            for first in range(0, len(mine), self.at_once):
+                piece = mine[first : first + self.at_once]
                 share = len(piece) / len(windows)  # all are full: a mean of means over all tokens
                 ids, said = (part.to(self.device) for part in self.lessons.of(piece))
-                if number + 1 < len(pieces):
-                    with self.accelerator.no_sync(self.learner):
-                        total += self._backward(ids, said, share)
-                else:
-                    total += self._backward(ids, said, share)
+                total += self._backward(ids, said, share)
+        total = self._added_up(total)
         for weight in self.pruned:
             if weight.grad is not None:
                 weight.grad *= weight != 0
         norm = self.accelerator.clip_grad_norm_(self.learner.parameters(), self.spec.clip_norm)
-        if not (math.isfinite(total) and math.isfinite(float(norm))):
-            raise self._failed(step + 1, f"the loss is {total}, the norm of its gradient {norm}")
+        self.team.first(partial(self._check_step, step + 1, total, float(norm)))
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -146,53 +143,73 @@ class Training:
         self.accelerator.backward(loss)
         return float(loss.detach())
 
+    def _added_up(self, loss: float) -> float:
+        """The loss of all processes; their gradients become the sum of what each has found."""
+        if self.team.size == 1:
+            return loss
+        for parameter in self.learner.learning().values():
+            if parameter.grad is not None:
+                self.team.add_up(parameter.grad)
+        return float(self.team.add_up(torch.tensor(loss, device=self.device)))
+
+    def _check_step(self, step: int, loss: float, norm: float) -> None:
+        """Refuse to go on with what is no number."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._failed(step, f"the loss is {loss}, the norm of its gradient {norm}")
+
     def _held_out(self) -> float:
         """KL of the held-out windows, mean per token, nats."""
-        total = 0.0
-        with torch.no_grad(), self._own.made():
-            for first in range(0, len(self.exam.ids), self.at_once):
-                windows = list(range(first, min(first + self.at_once, len(self.exam.ids))))
+        mine, total = self.team.own(len(self.exam.ids)), 0.0
+        with torch.no_grad(), self.learner.made():
+            for first in mine[:: self.at_once]:
+                windows = list(range(first, min(first + self.at_once, mine.stop)))
                 ids, said = (part.to(self.device) for part in self.exam.of(windows))
-                total += float(self._own.divergence(ids, said)) * len(windows)
-        return total / len(self.exam.ids)
+                total += float(self.learner.divergence(ids, said)) * len(windows)
+        found = self.team.mean(total / len(mine) if mine else 0.0, len(mine))
+        return self.team.told(found)
 
     def _check(self, step: int, losses: Sequence[float]) -> None:
         """Look at the held-out windows, and make the state final."""
-        kl = self._held_out()
-        first = self.checks[0].kl
-        if not math.isfinite(kl) or kl > _GROWN[0] * first + _GROWN[1]:
-            raise self._failed(step, f"the held-out KL went from {first:.4g} to {kl:.4g} nats")
-        better = kl < self._best().kl
-        self.checks.append(HeldOut(step, kl, sum(losses) / len(losses), self._rate()))
+        look = HeldOut(step, self._held_out(), sum(losses) / len(losses), self._rate())
+        self.best = self.team.first(partial(self._settled, look))
+        self.checks.append(look)
         self._tell(step, losses[-1])
-        self._save(step, better=better)
 
-    def _save(self, step: int, *, better: bool) -> None:
+    def _settled(self, look: HeldOut) -> str | None:
+        """Refuse to go on where the KL diverges; save the state; the file of the best weights."""
+        first = self.checks[0].kl
+        if not math.isfinite(look.kl) or look.kl > _GROWN[0] * first + _GROWN[1]:
+            grown = f"the held-out KL went from {first:.4g} to {look.kl:.4g} nats"
+            raise self._failed(look.step, grown)
+        return self._saved(look)
+
+    def _saved(self, look: HeldOut) -> str | None:
         """Weights and moments in new files; then the journal names them; then old ones go."""
-        weights = self._path(f"weights-{step}")
-        moments = self._path(f"moments-{step}")
-        held = {name: p.detach().cpu() for name, p in self._own.learning().items()}
+        weights = self._path(f"weights-{look.step}")
+        moments = self._path(f"moments-{look.step}")
+        held = {name: p.detach().cpu() for name, p in self.learner.learning().items()}
         storage.write_file(weights, held)
         storage.write_file(moments, {**self._moments(), _RANDOM: torch.get_rng_state()})
-        self.best = weights.name if better else self.best
-        named = dict.fromkeys([weights.name, moments.name, *([self.best] if self.best else [])])
+        best = weights.name if look.kl < self._best().kl else self.best
+        named = dict.fromkeys([weights.name, moments.name, *([best] if best else [])])
         record = {
             "weights": weights.name,
             "moments": moments.name,
-            "best": self.best,
+            "best": best,
             "rates": [group["lr"] for group in self.optimizer.param_groups],
             "schedule": self.schedule.state_dict(),
-            "checks": [dataclasses.asdict(check) for check in self.checks],
+            "checks": [dataclasses.asdict(check) for check in (*self.checks, look)],
         }
         self.context.note(self.unit, record, [self.context.scratch / name for name in named])
         _remove_others(self.context, self.unit, named)
+        return best
 
     def _resumed(self) -> bool:
         """Take up the state that the journal names; False where there is none."""
         record = self.context.noted(self.unit)
         if record is None:
             return False
-        self._own.load(self._read(record["weights"]))
+        self.learner.load(self._read(record["weights"]))
         moments = self._read(record["moments"])
         torch.set_rng_state(moments.pop(_RANDOM).clone())
         state: dict[int, dict[str, Tensor]] = {}
@@ -262,19 +279,19 @@ def _file(unit: str, what: str) -> str:
     return f"{unit.replace('/', '-')}-{what}.safetensors"
 
 
-def _accelerator(device: str) -> Any:
-    """What moves tensors to a device and gradients between processes; here of one process."""
+def _accelerator(context: Context) -> Any:
+    """What knows the device of this process, and steps optimizer and schedule."""
     from accelerate import Accelerator
 
     found = Accelerator(
-        cpu=device == "cpu",
+        cpu=context.device == "cpu",
         mixed_precision="no",  # the learner casts: a recipe's dtype is not a launcher's to change
         step_scheduler_with_optimizer=False,
     )
-    if found.num_processes > 1:
+    if found.num_processes != context.team.size:
         raise RunError(
-            f"distill: launched as {found.num_processes} processes, and trains in one. Run the "
-            "command without accelerate launch."
+            f"distill: launched as {found.num_processes} processes, and {context.team.size} share "
+            "the run. Launch the command compress itself, or a program that runs alone."
         )
     return found
 

@@ -1,0 +1,113 @@
+"""Several processes for one command: torch's own launcher starts them, and ends them together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compress.cli import console
+from compress.errors import RequestError
+
+_NAMES = (  # of variables that tell a process which it is, and of how many
+    ("RANK", "WORLD_SIZE"),  # torchrun, accelerate launch
+    ("PMI_RANK", "PMI_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """This process among those that a launcher has started; by default the only one."""
+
+    rank: int = 0
+    size: int = 1
+
+
+def member() -> Member:
+    """Which process this is, by its environment."""
+    for rank, size in _NAMES:
+        if (count := os.environ.get(size, "")).isdecimal() and int(count) > 1:
+            return Member(int(os.environ.get(rank, "0")), int(count))
+    return Member()
+
+
+def check(here: Member, asked: int | None, budget_bytes: int | None) -> None:
+    """Check what was asked of several processes.
+
+    Args:
+        here: this process.
+        asked: processes, by --nproc.
+        budget_bytes: of memory, by --max-memory.
+
+    Raises:
+        RequestError: a launcher has started another number, or memory is limited.
+    """
+    if here.size > 1 and asked not in (None, here.size):
+        raise RequestError(
+            f"--nproc {asked}: a launcher has started {here.size} processes already. Leave out "
+            "--nproc, or run the command without a launcher."
+        )
+    if budget_bytes is not None and max(here.size, asked or 1) > 1:
+        raise RequestError(
+            "--max-memory: is kept by one process, and several would each take as much. Leave it "
+            "out, or run in 1 process."
+        )
+
+
+def processes(count: int, arguments: Sequence[str], threads: int | None) -> int:
+    """Run one command line in several processes on this machine, and wait for their end.
+
+    Args:
+        count: of processes.
+        arguments: what follows the word `compress`.
+        threads: of all of them together; torch's choice by default.
+
+    Returns:
+        the exit code of the first process; 1 where another one has ended the run.
+
+    Raises:
+        KeyboardInterrupt: the user has ended it.
+        RequestError: there are fewer threads than processes.
+    """
+    import torch
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if threads is not None and threads < count:
+        raise RequestError(
+            f"--threads {threads}: are shared out among {count} processes, and each needs one. "
+            f"Ask for {count} or more, or for fewer processes."
+        )
+    each = max(1, (threads or torch.get_num_threads()) // count)
+    os.environ["OMP_NUM_THREADS"] = str(each)  # which the processes inherit
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we tell it below
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0, run_id=str(os.getpid()),
+        rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1",
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", "compress", *arguments)
+    except ChildFailedError as error:
+        return _code(error.failures)
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from error
+        return 1
+    return 0
+
+
+def _code(failures: Mapping[int, Any]) -> int:
+    """The exit code of a run; says which process was killed, for that one could not."""
+    for rank, failure in sorted(failures.items()):
+        if failure.exitcode < 0:
+            killed = signal.Signals(-failure.exitcode).name
+            console.say(f"Process {rank} of the run was ended by {killed}, and so the others were.")
+    first = failures[0].exitcode if 0 in failures else 1
+    return first if first > 0 else 1
