@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -95,7 +96,7 @@ def apply(
         refuse_finished(folder)
     threads = threads or located.recipe.resolved.threads
     if member.size == 1 and wanted > 1:
-        raise typer.Exit(launch.processes(wanted, context.find_root().obj, threads))
+        raise typer.Exit(_launched(wanted, context.find_root().obj, threads, folder))
     from compress import pipeline  # imports torch, so only once the request is known to be right
     from compress.stages import team
 
@@ -151,6 +152,15 @@ def evaluate(
         console.emit_json({"model": model, **dataclasses.asdict(side), "divergence": after})
     elif not quiet:
         console.show(console.side_table(side, divergence))
+
+
+def _launched(count: int, arguments: Sequence[str], threads: int | None, folder: Path) -> int:
+    """The exit code of a run in several processes, of which the first tells what it has left."""
+    try:
+        return launch.processes(count, arguments, threads)
+    except RunError:
+        console.say(left_behind(folder))
+        raise
 
 
 def _follow(recipe: Recipe, device: str, team: Team) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.cli import console
-from compress.errors import RequestError
+from compress.errors import RequestError, RunError
 
 _NAMES = (  # of variables that tell a process which it is, and of how many
     ("RANK", "WORLD_SIZE"),  # torchrun, accelerate launch
@@ -69,11 +69,12 @@ def processes(count: int, arguments: Sequence[str], threads: int | None) -> int:
         threads: of all of them together; torch's choice by default.
 
     Returns:
-        the exit code of the first process; 1 where another one has ended the run.
+        the exit code of the first process.
 
     Raises:
         KeyboardInterrupt: the user has ended it.
         RequestError: there are fewer threads than processes.
+        RunError: the first process was killed, and could not tell.
     """
     import torch
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -99,15 +100,21 @@ def processes(count: int, arguments: Sequence[str], threads: int | None) -> int:
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from error
-        return 1
+        raise RunError("asked to end (SIGTERM).") from error
     return 0
 
 
 def _code(failures: Mapping[int, Any]) -> int:
     """The exit code of a run; says which process was killed, for that one could not."""
-    for rank, failure in sorted(failures.items()):
-        if failure.exitcode < 0:
-            killed = signal.Signals(-failure.exitcode).name
-            console.say(f"Process {rank} of the run was ended by {killed}, and so the others were.")
     first = failures[0].exitcode if 0 in failures else 1
-    return first if first > 0 else 1
+    for rank, failure in sorted(failures.items()):
+        if rank and failure.exitcode < 0:
+            console.say(_killed(rank, failure.exitcode))
+    if first < 0:
+        raise RunError(_killed(0, first))
+    return int(first)
+
+
+def _killed(rank: int, code: int) -> str:
+    name = signal.Signals(-code).name
+    return f"Process {rank} of the run was ended by {name}, and so the others were."

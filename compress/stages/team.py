@@ -276,10 +276,10 @@ def _connected() -> Iterator[None]:
         yield
     except RuntimeError as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher asks the rest to end, as they do
-        said = str(error).strip().splitlines()[0]
+        said = str(error).partition("] ")[2].partition(". ")[0] or str(error)
         raise RunError(
-            "another process of this run has ended, or cannot be reached, and so this one ends. "
-            f"torch.distributed says: {said}"
+            f"another process of this run has ended or cannot be reached ({said}), and so this one "
+            "ends."
         ) from error
 
 
