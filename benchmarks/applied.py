@@ -23,8 +23,9 @@ class Left:
 
 
 def run(
-    recipe: str, out: Path, *, sets: Sequence[str] = (), threads: int, cache: Path | None = None
-) -> Left:
+    recipe: str, out: Path, *, sets: Sequence[str] = (), threads: int, nproc: int = 1,
+    cache: Path | None = None,
+) -> Left:  # fmt: skip
     """Apply a recipe, unless `out` is there already; then what it holds is read.
 
     Args:
@@ -32,6 +33,7 @@ def run(
         out: the artifact's folder; beside it lies the log, under its name with `.log`.
         sets: arguments of `--set`.
         threads: processor threads.
+        nproc: processes that share them.
         cache: where downloads and what the teacher says are kept; the user's own by default.
 
     Raises:
@@ -41,6 +43,7 @@ def run(
         log = out.with_name(out.name + ".log")
         command = [sys.executable, "-m", "compress", "apply", recipe, "--out", str(out)]
         command += [f"--set={one}" for one in sets] + ["--threads", str(threads)]
+        command += ["--nproc", str(nproc)] if nproc > 1 else []
         env = {"PYTHONPATH": str(measure.ROOT), "OMP_NUM_THREADS": str(threads)}
         env |= {"COMPRESS_CACHE": str(cache)} if cache else {}
         with log.open("ab") as sink:
