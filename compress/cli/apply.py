@@ -90,13 +90,13 @@ def apply(
     located = locate(recipe, sets or ())
     folder = out or default_folder(located.recipe)
     budget = parse_bytes(max_memory) if max_memory else None
-    member, wanted = launch.member(), nproc or located.recipe.resolved.processes or 1
-    launch.check(member, nproc or located.recipe.resolved.processes, budget)
+    member, locked = launch.member(), located.recipe.resolved
+    count = launch.wanted(member, nproc, locked.processes, bounded=budget is not None)
     if member.rank == 0:
         refuse_finished(folder)
-    threads = threads or located.recipe.resolved.threads
-    if member.size == 1 and wanted > 1:
-        raise typer.Exit(_launched(wanted, context.find_root().obj, threads, folder))
+    threads = threads or locked.threads
+    if member.size < count:
+        raise typer.Exit(_launched(count, context.find_root().obj, threads, folder))
     from compress import pipeline  # imports torch, so only once the request is known to be right
     from compress.stages import team
 

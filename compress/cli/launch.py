@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,13 +38,14 @@ def member() -> Member:
     return Member()
 
 
-def check(here: Member, asked: int | None, budget_bytes: int | None) -> None:
-    """Check what was asked of several processes.
+def wanted(here: Member, asked: int | None, locked: int | None, *, bounded: bool) -> int:
+    """How many processes share a run.
 
     Args:
-        here: this process.
-        asked: processes, by --nproc.
-        budget_bytes: of memory, by --max-memory.
+        here: this process; where a launcher has started several, there are as many.
+        asked: by --nproc.
+        locked: by the lock that runs again.
+        bounded: by --max-memory.
 
     Raises:
         RequestError: a launcher has started another number, or memory is limited.
@@ -53,11 +55,13 @@ def check(here: Member, asked: int | None, budget_bytes: int | None) -> None:
             f"--nproc {asked}: a launcher has started {here.size} processes already. Leave out "
             "--nproc, or run the command without a launcher."
         )
-    if budget_bytes is not None and max(here.size, asked or 1) > 1:
+    count = here.size if here.size > 1 else asked or locked or 1
+    if bounded and count > 1:
         raise RequestError(
             "--max-memory: is kept by one process, and several would each take as much. Leave it "
             "out, or run in 1 process."
         )
+    return count
 
 
 def processes(count: int, arguments: Sequence[str], threads: int | None) -> int:
@@ -77,7 +81,7 @@ def processes(count: int, arguments: Sequence[str], threads: int | None) -> int:
         RunError: the first process was killed, and could not tell.
     """
     import torch
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -89,12 +93,14 @@ def processes(count: int, arguments: Sequence[str], threads: int | None) -> int:
     each = max(1, (threads or torch.get_num_threads()) // count)
     os.environ["OMP_NUM_THREADS"] = str(each)  # which the processes inherit
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we tell it below
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0, run_id=str(os.getpid()),
-        rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1",
-    )  # fmt: skip
     try:
-        elastic_launch(config, sys.executable)("-m", "compress", *arguments)
+        with tempfile.TemporaryDirectory() as logs:
+            config = LaunchConfig(
+                min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0,
+                run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0",
+                local_addr="127.0.0.1", logs_specs=DefaultLogsSpecs(log_dir=logs),
+            )  # fmt: skip
+            elastic_launch(config, sys.executable)("-m", "compress", *arguments)
     except ChildFailedError as error:
         return _code(error.failures)
     except SignalException as error:

@@ -192,8 +192,11 @@ class Team:
         raw: list[Any] = [None]
         with _connected():
             distributed.broadcast_object_list(raw, 0, self._waiting)
+        here = None
+        if self.device != "cpu":  # what lies on the first one's device comes to this one's
+            here = {"cuda:0": f"cuda:{torch.cuda.current_device()}"}
         # what processes of one run tell each other is trusted as their own memory is
-        message = torch.load(io.BytesIO(raw[0]), map_location=self.device, weights_only=False)
+        message = torch.load(io.BytesIO(raw[0]), map_location=here, weights_only=False)
         if message is None:
             raise Ended
         return message

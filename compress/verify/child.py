@@ -16,6 +16,10 @@ from typing import Any
 _ERROR = re.compile(r"\b\w*(?:Error|Exception)\b: .+")
 _ELSEWHERE = ("See root cause above", "See stack trace for root cause")  # said by vLLM's parents
 _NO_KERNEL = re.compile(r"\w+ cannot implement due to: .+")
+_LAUNCHER = re.compile(  # which process of how many this is: a consumer is alone
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)"
+    r"|(TORCHELASTIC|ACCELERATE|OMPI|PMI|MV2)_\w+"
+)
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -58,7 +62,12 @@ def run_child(
 
 def _wait(command: list[str], log: Path, timeout_seconds: float) -> int | None:
     """Exit code of a command; None when it had to be stopped. Nothing of it is left running."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | _QUIET
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "PYTHONPATH" and not _LAUNCHER.fullmatch(name)
+    }
+    environment = kept | _QUIET
     with log.open("wb") as file:
         try:
             process = subprocess.Popen(

@@ -12,10 +12,10 @@ from compress.cli.app import app
 FLAGS = {
     "": {"--debug", "--version"},
     "apply": {
-        "RECIPE", "--out", "--set", "--device", "--threads", "--fresh", "--max-memory", "--sign",
-        "--json", "--quiet",
+        "RECIPE", "--out", "--set", "--device", "--threads", "--nproc", "--fresh", "--max-memory",
+        "--sign", "--json", "--quiet",
     },
-    "plan": {"RECIPE", "--set", "--max-memory", "--threads", "--json"},
+    "plan": {"RECIPE", "--set", "--max-memory", "--threads", "--nproc", "--json"},
     "evaluate": {"ARTIFACT|TEACHER", "--suite", "--device", "--threads", "--json", "--quiet"},
     "generate": {
         "ARTIFACT", "PROMPT", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed",

@@ -58,12 +58,20 @@ def test_a_process_knows_which_it_is(monkeypatch):
     assert launch.member() == launch.Member(3, 4)
 
 
+@pytest.mark.parametrize(
+    ("started", "asked", "locked", "count"),
+    [(1, None, None, 1), (1, 2, None, 2), (1, None, 3, 3), (1, 2, 3, 2), (2, 2, 3, 2),
+     (2, None, 3, 2)],
+)  # fmt: skip
+def test_a_launcher_decides_then_the_user_then_the_lock(started, asked, locked, count):
+    assert launch.wanted(launch.Member(0, started), asked, locked, bounded=False) == count
+
+
 def test_what_several_processes_cannot_do_is_refused():
-    launch.check(launch.Member(0, 2), 2, None)
     with pytest.raises(RequestError, match="a launcher has started 2 processes already"):
-        launch.check(launch.Member(0, 2), 3, None)
+        launch.wanted(launch.Member(0, 2), 3, None, bounded=False)
     with pytest.raises(RequestError, match="--max-memory: is kept by one process"):
-        launch.check(launch.Member(), 2, 1 << 30)
+        launch.wanted(launch.Member(), 2, None, bounded=True)
     with pytest.raises(RequestError, match="--threads 1: are shared out among 2 processes"):
         launch.processes(2, [], 1)
 
