@@ -92,7 +92,9 @@ def processes(count: int, arguments: Sequence[str], threads: int | None) -> int:
         )
     each = max(1, (threads or torch.get_num_threads()) // count)
     os.environ["OMP_NUM_THREADS"] = str(each)  # which the processes inherit
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we tell it below
+    told = logging.getLogger("torch.distributed.elastic")  # by us, below
+    told.addHandler(logging.NullHandler())
+    told.propagate = False
     try:
         with tempfile.TemporaryDirectory() as logs:
             config = LaunchConfig(
@@ -106,7 +108,7 @@ def processes(count: int, arguments: Sequence[str], threads: int | None) -> int:
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from error
-        raise RunError("asked to end (SIGTERM).") from error
+        return 1  # the first process was asked to end, too, and has told
     return 0
 
 

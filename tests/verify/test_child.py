@@ -32,6 +32,14 @@ def test_what_it_imports_is_not_ours(tmp_path, monkeypatch):
         child(tmp_path, "import shadow")
 
 
+def test_it_is_alone_where_we_are_one_of_many(tmp_path, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "1")
+    names = "[n for n in os.environ if 'RANK' in n or 'MASTER' in n or n.startswith('TORCHEL')]"
+    told = f"json.dump({{'names': {names}}}, open(sys.argv[2], 'w'))"
+    assert child(tmp_path, told) == {"names": []}
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
