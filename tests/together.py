@@ -23,6 +23,10 @@ from compress.teacher.folder import open_folder
 
 ROWS = torch.randint(0, 256, (15, 16), generator=torch.Generator().manual_seed(1))
 TEXT = tokens.whole(torch.cat([ROWS, ROWS[:7]]), source="dice")  # what is held out was read
+LEARNING = {
+    "held_out": 7, "batch_tokens": 80, "steps": 6, "check_every": 2, "patience": None,
+    "learning_rate": 3e-3,
+}  # fmt: skip
 CASES = {  # stages that share their work; windows are odd in number, so that shares are not alike
     "gptq": [(quantize, Quantize(bits=8, group_size=32, head=8, error_correction=0.5))],
     "output curvature": [(quantize, Quantize(bits=8, group_size=32, output_curvature=True))],
@@ -30,13 +34,11 @@ CASES = {  # stages that share their work; windows are odd in number, so that sh
     "sparsegpt": [(prune, Prune(method="sparsegpt", sparsity=0.5))],
     "distill": [
         (prune, Prune(method="wanda", sparsity=0.5)),
-        (
-            distill,
-            Distill(
-                held_out=7, batch_tokens=80, steps=6, check_every=2, patience=None,
-                learning_rate=3e-3, weight_decay=0.1,
-            ),
-        ),
+        (distill, Distill(weight_decay=0.1, **LEARNING)),
+    ],
+    "codes": [
+        (quantize, Quantize(bits=3, group_size=32)),
+        (distill, Distill(train="codes", **LEARNING)),
     ],
 }  # fmt: skip
 

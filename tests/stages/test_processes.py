@@ -7,7 +7,8 @@ from together import CASES, WALKS, everything, in_processes
 from compress.stages.team import ALONE
 
 pytestmark = pytest.mark.slow
-SOLVED = [case for case in CASES if case != "distill"]
+LEARNED = ("distill", "codes")
+SOLVED = [case for case in CASES if case not in LEARNED]
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +50,17 @@ def test_what_two_processes_make_is_as_good_as_what_one_makes(one, two, case):
         assert found.relative_error == pytest.approx(wanted.relative_error, rel=0.2)
 
 
+@pytest.mark.parametrize("case", LEARNED)
+def test_what_two_processes_learn_is_worth_what_one_learns(one, two, case):
+    ours, theirs = (found[1][case]["results"][-1].distilled for found in (one, two[0]))
+    assert theirs.kl_after < theirs.kl_before
+    # codes begin where GPTQ left them: what lay halfway there may have gone to the other side
+    assert theirs.kl_after == pytest.approx(ours.kl_after, rel=0.1 if case == "codes" else 1e-4)
+
+
 def test_training_in_two_processes_goes_step_for_step_as_in_one(one, two):
     ours, theirs = (found[1]["distill"] for found in (one, two[0]))
     wanted, found = (case["results"][-1].distilled for case in (ours, theirs))
-    assert found.kl_after < found.kl_before
     assert found.kl_after == pytest.approx(wanted.kl_after, rel=1e-5)
     assert found.kept_step == wanted.kept_step
     assert len(wanted.checks) == len(found.checks) == 4
