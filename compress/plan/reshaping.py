@@ -29,7 +29,7 @@ from compress.shape import (
 )
 from compress.teacher.headers import Headers
 
-DEPTH_TOKENS = 1024  # stages.depth: on which blocks are left out
+DEPTH_TOKENS = 4096  # stages.depth: on which blocks are left out
 CANDIDATES = 8  # stages.search: shapes that are tried at most
 FITTED_WINDOWS = 8  # on which each is repaired
 SCORED_WINDOWS, SCORED_TOKENS, SCORED_DRAWS = 64, 128, 4  # stages.first_order: what is walked back

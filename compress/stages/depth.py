@@ -22,7 +22,7 @@ from compress.kernels.divergence import kl
 from compress.stages.context import Context
 from compress.surgery.walk import Walk, Weights, head_of, logits
 
-_WINDOWS, _TOKENS = 8, 128  # on which blocks are left out
+_WINDOWS, _TOKENS = 32, 128  # on which blocks are left out
 _EVERY = 4  # tokens of which one is asked what comes next
 _TRIED_AGAIN = 5
 
