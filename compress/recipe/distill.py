@@ -18,7 +18,7 @@ _USUAL: dict[str, dict[str, Any]] = {
     "lora": {"learning_rate": 1e-3, "lora": {}},
     "scales_and_norms": {"learning_rate": 1e-3},  # scales learn as factors
     # codes in steps of their grids; at the end they come to rest, on one side of what divides two
-    "codes": {"learning_rate": 5e-3, "scale_learning_rate": 1e-3, "final_rate": 0.0},
+    "codes": {"learning_rate": 3e-3, "scale_learning_rate": 1e-3, "final_rate": 0.0},
 }
 _USED_BY = {
     "scale_learning_rate": ("codes",), "weight_decay": ("all", "lora"), "lora": ("lora",)
@@ -136,7 +136,7 @@ class Distill(BaseModel):
         le=10,
         description="Of AdamW, at its peak. The default of `lora` is 0.001, and that of "
         "`scales_and_norms`, where scales learn the factor by which they change. That of `codes` "
-        "is 0.005 and in steps of their grids: half a step away another code is nearer.",
+        "is 0.003 and in steps of their grids: half a step away another code is nearer.",
     )
     scale_learning_rate: float | None = Field(
         default=None,
