@@ -96,6 +96,7 @@ def apply(
         refuse_finished(folder)
     threads = threads or locked.threads
     if member.size < count:
+        launch.check_devices(count, _found(_locked_device(located.recipe, device)))
         raise typer.Exit(_launched(count, context.find_root().obj, threads, folder))
     from compress import pipeline  # imports torch, so only once the request is known to be right
     from compress.stages import team

@@ -64,6 +64,21 @@ def wanted(here: Member, asked: int | None, locked: int | None, *, bounded: bool
     return count
 
 
+def check_devices(count: int, device: str) -> None:
+    """Check that there is a device for each process.
+
+    Raises:
+        RequestError: there are fewer GPUs.
+    """
+    import torch
+
+    if device == "cuda" and count > (there := torch.cuda.device_count()):
+        raise RequestError(
+            f"--nproc {count}: each process takes a CUDA device of its own, and there "
+            f"{'is' if there == 1 else 'are'} {there}. Ask for {there}, or say --device cpu."
+        )
+
+
 def processes(count: int, arguments: Sequence[str], threads: int | None) -> int:
     """Run one command line in several processes on this machine, and wait for their end.
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from compress.artifact import manifest
 from compress.cli import launch
@@ -74,6 +75,14 @@ def test_what_several_processes_cannot_do_is_refused():
         launch.wanted(launch.Member(), 2, None, bounded=True)
     with pytest.raises(RequestError, match="--threads 1: are shared out among 2 processes"):
         launch.processes(2, [], 1)
+
+
+def test_every_process_needs_a_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    launch.check_devices(2, "cpu")
+    launch.check_devices(1, "cuda")
+    with pytest.raises(RequestError, match=r"--nproc 2: .* there is 1\. Ask for 1, or"):
+        launch.check_devices(2, "cuda")
 
 
 def test_the_command_refuses_before_anything_is_started(recipe, tmp_path, capsys):
