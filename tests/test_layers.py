@@ -14,7 +14,7 @@ ROOT = ("__init__", "__main__")  # the package's face may name anything, on use
 RANKS = [
     {"errors", "results", "library", "families"},
     {"recipe", "kernels", "anatomy", "storage", "chat"},
-    {"shape", "machine"},
+    {"shape", "forwards", "machine"},
     {"surgery", "artifact"},
     {"teacher", "calibrate", "journal", "student", "runtime"},
     {"stages", "evaluate", "report", "verify", "plan", "diff"},
@@ -52,6 +52,7 @@ WITHOUT_TORCH = {
     "recipe",
     "anatomy",
     "shape",
+    "forwards",
     "report",
     "plan",
 }

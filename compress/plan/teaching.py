@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from compress.anatomy import Anatomy, longest_window
+from compress.forwards import training_bytes, training_pass
 from compress.plan import sizes
 from compress.plan.footprint import HEAP, Job
 from compress.plan.naming import Found
@@ -15,7 +16,6 @@ from compress.plan.reshaping import made_headers
 from compress.recipe.distill import ROUNDED, Distill
 from compress.recipe.schema import Recipe
 from compress.results import Limits
-from compress.shape import training_bytes, training_pass
 from compress.teacher.headers import Headers
 
 _PIECE_TOKENS, _PIECE_COPIES = 128, 7  # of logits: kernels.distillation

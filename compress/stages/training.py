@@ -25,9 +25,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from compress import storage
 from compress.errors import RunError, TrainingError
+from compress.forwards import training_pass
 from compress.recipe.distill import Distill
 from compress.results import HeldOut
-from compress.shape import training_pass
 from compress.stages.context import Context
 from compress.stages.lessons import Order, Said
 from compress.surgery.learning import Learner

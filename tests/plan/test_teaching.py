@@ -4,10 +4,10 @@ import pytest
 
 from compress import pipeline, plan
 from compress.errors import RecipeError
+from compress.forwards import training_pass
 from compress.plan import overview, pace, teaching
 from compress.plan.footprint import Job
 from compress.results import Limits
-from compress.shape import training_pass
 from compress.surgery.learning import Learner
 from compress.teacher import headers
 
