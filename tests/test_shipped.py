@@ -72,6 +72,6 @@ def test_every_kind_of_error_has_its_section():
     assert sections[:5] == ["Recipe", "Model", "Memory", "Calibration", "Artifact"]
     assert re.findall(r"^\*`(\w+)`, exit \d", text, re.MULTILINE) == [
         "RecipeError", "ModelError", "RequestError", "CalibrationError", "ArtifactError",
-        "SolveError", "TrainingError", "StorageError", "VerificationFailed", "EvaluationError",
-        "GateMissed",
+        "RequestError", "RunError", "SolveError", "TrainingError", "StorageError",
+        "VerificationFailed", "EvaluationError", "GateMissed",
     ]  # fmt: skip
