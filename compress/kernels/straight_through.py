@@ -38,14 +38,16 @@ class Steps:
     pruned: Tensor | None = None  # [O, I] bool, True where a latent weight stays; None: nowhere
 
 
-def start(matrix: Rounded, exact: Tensor | None = None, *, share: float = 1.0) -> Tensor:
+def start(matrix: Rounded, exact: Tensor | None = None) -> Tensor:
     """Latent weights that round to the codes there are.
+
+    Where a code is the nearest to what was rounded, a latent weight lies where that does. Where it
+    is not, it makes up for other weights' errors, and nobody knows how narrowly it was chosen: the
+    latent weight is in the middle. At the edge, all of these would fall back at once.
 
     Args:
         matrix: of integers.
-        exact: [O, I], any float: what was rounded. Latent weights lie as near to it as their codes
-            allow; None: in the middle of their cells.
-        share: of the way there from the middle, 0 to 1.
+        exact: [O, I], any float: what was rounded; None: not known.
 
     Returns:
         [O, I] float32.
@@ -54,8 +56,9 @@ def start(matrix: Rounded, exact: Tensor | None = None, *, share: float = 1.0) -
     if exact is None:
         return middle
     steps = exact.float().view(*matrix.scale.shape, -1) / matrix.scale[..., None]
-    beside = steps.add_(matrix.zero[..., None]).view_as(middle).sub_(middle)
-    return beside.clamp_(-_INSIDE, _INSIDE).mul_(share).add_(middle)
+    there = steps.add_(matrix.zero[..., None]).view_as(middle)
+    nearest = codes(there, matrix.bits) == middle
+    return torch.where(nearest, there.clamp(middle - _INSIDE, middle + _INSIDE), middle)
 
 
 def codes(latent: Tensor, bits: int) -> Tensor:

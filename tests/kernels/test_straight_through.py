@@ -76,14 +76,18 @@ def test_a_start_makes_the_weights_that_are_there(bits, sym):
         assert torch.equal(small, one.dequantize().bfloat16())
 
 
-def test_a_start_lies_where_the_weight_does():
+def test_a_start_lies_where_the_weight_does_or_between_its_neighbours():
     weight, rounded = matrix()
-    latent = start(rounded, weight)
+    moved = rounded.codes.clone()
+    moved[:, 0] = (moved[:, 0].short() + 1).clamp(0, 7).byte()
+    other = Rounded(moved, rounded.scale, rounded.zero, 3, SIZE, True)
+    latent = start(other, weight)
     scale, zero = (t.repeat_interleave(SIZE, 1) for t in (rounded.scale, rounded.zero))
     exact = weight / scale + zero
-    near = (exact - rounded.codes).abs() < 0.48
+    near, others = (exact - moved).abs() < 0.48, codes(exact, 3) != moved
     torch.testing.assert_close(latent[near], exact[near])
-    assert near.sum() > 0.8 * near.numel()
+    assert torch.equal(latent[others], moved[others].float())
+    assert 0 < others.sum() < near.sum()
 
 
 def test_inputs_are_rounded_forward_and_not_back():
