@@ -42,18 +42,22 @@ def test_cut_healed_and_rounded_in_one_recipe(recipe, tmp_path):
     assert Engine.open(tmp_path / "a").generate("The") is not None
 
 
-@pytest.mark.parametrize("format", ["packed", "compressed-tensors", "gptq", "gguf"])
-def test_learned_scales_lie_in_the_plain_layout_of_every_format(recipe, tmp_path, format):
+def matrices_of(recipe, folder, format, train):
+    """Of a student as rounding left it and as it was taught, in as many bytes: matrix by matrix."""
     rounding = "{quantize: {method: rtn, bits: 4, group_size: 32}}"
-    teaching = "{distill: {train: scales_and_norms, LEARN, learning_rate: 0.01}}"
+    teaching = f"{{distill: {{train: {train}, LEARN, learning_rate: 0.01}}}}"
     for name, stages in (("plain", rounding), ("taught", f"{rounding}, {teaching}")):
         asked = recipe(f"[{stages}]", f"artifact.format={format}")
-        pipeline.compress_only(asked, out=tmp_path / name)
-    before, after = open_artifact(tmp_path / "plain"), open_artifact(tmp_path / "taught")
+        pipeline.compress_only(asked, out=folder / name)
+    before, after = open_artifact(folder / "plain"), open_artifact(folder / "taught")
     assert after.size_bytes == before.size_bytes
+    return [(before.rounded(x.name), after.rounded(x.name)) for x in before.anatomy.linears]
+
+
+@pytest.mark.parametrize("format", ["packed", "compressed-tensors", "gptq", "gguf"])
+def test_learned_scales_lie_in_the_plain_layout_of_every_format(recipe, tmp_path, format):
     moved = 0
-    for linear in before.anatomy.linears:
-        was, now = before.rounded(linear.name), after.rounded(linear.name)
+    for was, now in matrices_of(recipe, tmp_path, format, "scales_and_norms"):
         assert torch.equal(was.codes, now.codes)
         moved += int((was.scale != now.scale).sum())
     assert moved > 0
@@ -61,17 +65,8 @@ def test_learned_scales_lie_in_the_plain_layout_of_every_format(recipe, tmp_path
 
 @pytest.mark.parametrize("format", ["packed", "compressed-tensors", "gptq", "gguf"])
 def test_learned_codes_lie_in_the_plain_layout_of_every_format(recipe, tmp_path, format):
-    rounding = "{quantize: {method: rtn, bits: 4, group_size: 32}}"
-    teaching = "{distill: {train: codes, LEARN, learning_rate: 0.01}}"
-    asked = recipe(f"[{rounding}]", f"artifact.format={format}")
-    pipeline.compress_only(asked, out=tmp_path / "plain")
-    asked = recipe(f"[{rounding}, {teaching}]", f"artifact.format={format}")
-    pipeline.compress_only(asked, out=tmp_path / "taught")
-    before, after = open_artifact(tmp_path / "plain"), open_artifact(tmp_path / "taught")
-    assert after.size_bytes == before.size_bytes
     changed = 0
-    for linear in before.anatomy.linears:
-        was, now = before.rounded(linear.name), after.rounded(linear.name)
+    for was, now in matrices_of(recipe, tmp_path, format, "codes"):
         assert torch.equal(was.zero, now.zero)
         changed += int((was.codes != now.codes).sum())
     assert changed > 0
