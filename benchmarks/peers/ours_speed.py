@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import speed
 
-from compress.runtime.engine import Engine, Timings, collect
+from compress.runtime.engine import Engine, collect
+from compress.runtime.request import Timings
 
 
 def timings(engine: Engine, ids: list[int], tokens: int) -> Timings:

@@ -13,7 +13,7 @@ from compress.cli import console
 from compress.cli.apply import Threads
 
 if TYPE_CHECKING:
-    from compress.runtime.engine import Piece, Timings
+    from compress.runtime.request import Piece, Timings
 
 
 def generate(

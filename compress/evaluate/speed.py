@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.errors import RequestError
-from compress.runtime.engine import Engine, Timings, collect
+from compress.runtime.engine import Engine, collect
+from compress.runtime.request import Timings
 
 _PROMPT_TOKENS, _NEW_TOKENS = 128, 64
 

@@ -1,19 +1,33 @@
-"""Prompt in, pieces of text out: open an artifact and generate from it."""
+"""Requests in, pieces of answers out: open an artifact and have it answer.
+
+One step of the engine computes tokens of every request that runs:
+
+    propose ─▶ schedule ─▶ gather ─▶ forward ─▶ choose ─▶ advance ─▶ pieces
+"""
 
 from __future__ import annotations
 
+import os
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from compress.artifact.layout import open_artifact
+from compress.artifact.layout import Artifact, open_artifact
 from compress.errors import RequestError
-from compress.runtime.model import Model, Stored, resident_bytes
+from compress.kernels.kv import KVScales
+from compress.runtime.batch import gather
+from compress.runtime.ledger import PAGE_TOKENS, Ledger
+from compress.runtime.model import Model, resident_bytes
+from compress.runtime.request import FinishReason, Piece, Request, Timings
 from compress.runtime.sampling import Sampling, choose
+from compress.runtime.scheduler import Job, Scheduler, Work
 from compress.runtime.stream import TextStream
 from compress.runtime.tokenizer import Message, Tokenizer, read_json
 
@@ -22,26 +36,20 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 NO_CHAT = "This model has no chat template: a prompt is continued as it stands."
 
 
-@dataclass(frozen=True)
-class Timings:
-    """How long one generation took; times inside the model and the sampler only."""
-
-    prompt_tokens: int
-    new_tokens: int
-    ttft_seconds: float  # from the prompt's first pass to the first token
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: (
-        float | None
-    )  # over all tokens but the first; None when there is no other
+KV_CACHES = ("auto", "int8")
+POOL_TOKENS = 32_768  # whose keys and values there is room for, unless a context is longer
+MEMORY_SHARE = 4  # what they may take of the memory: one part of so many
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A piece of text as it comes; the last, often empty, says why and how fast it ended."""
+class Limits:
+    """How much an engine takes on."""
 
-    text: str
-    finish_reason: Literal["stop", "length"] | None = None
-    timings: Timings | None = None
+    context_tokens: int
+    kv_tokens: int
+    scales: tuple[KVScales, ...]  # how keys and values are rounded, () for not at all
+    step_tokens: int
+    max_running: int
 
 
 @dataclass(frozen=True)
@@ -52,49 +60,121 @@ class Description:
     format: str
     dtype: str
     threads: int
-    max_tokens: int
+    max_tokens: int  # of one request, prompt and answer
+    pool_tokens: int  # whose keys and values there is room for
     resident_bytes: int  # weights in memory
     paths: Mapping[str, str]  # linear → the path it takes, see `compress.runtime.linear`
     notes: tuple[str, ...]  # what a user should know before prompting
 
 
-@dataclass
-class _Clock:
-    steps: list[float] = field(default_factory=list)
+@dataclass(frozen=True)
+class Status:
+    """What an engine is doing, and has done since it was opened."""
 
-    def timings(self, prompt_tokens: int) -> Timings:
-        first, rest = self.steps[0], self.steps[1:]
-        decode = len(rest) / sum(rest) if rest else None
-        return Timings(prompt_tokens, len(self.steps), first, prompt_tokens / first, decode)
+    running: int
+    waiting: int
+    pages: int
+    used_pages: int  # by requests that run
+    prefix_queried_tokens: int  # of prompts that were looked for in the cache
+    prefix_hit_tokens: int  # and found there
+    preemptions: int
+
+
+@dataclass(eq=False)
+class _Answer:
+    """A request on its way: its job is the scheduler's, the rest is ours."""
+
+    request: Request
+    job: Job
+    text: TextStream
+    generator: torch.Generator
+    submitted: float
+    started: float | None = None  # its first step
+    ttft_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.job.tokens) - len(self.request.prompt)
+
+    def spent(self, started: float, seconds: float) -> None:
+        """Count a step that it took part in."""
+        if self.started is None:
+            self.started = started
+        if self.new_tokens:
+            self.decode_seconds += seconds
+        else:
+            self.ttft_seconds += seconds
+
+    def timings(self) -> Timings:
+        """How long it took."""
+        queue = (time.perf_counter() if self.started is None else self.started) - self.submitted
+        return Timings(
+            len(self.request.prompt), self.new_tokens, self.job.cached or 0, queue,
+            self.ttft_seconds, self.decode_seconds,
+        )  # fmt: skip
 
 
 class Engine:
-    """One artifact, ready to answer one prompt at a time."""
+    """One artifact, answering many requests together. For one thread at a time."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, stop_ids: frozenset[int], stored: str, kind: str
+        self, model: Model, tokenizer: Tokenizer, artifact: Artifact, limits: Limits
     ) -> None:
         """Use `Engine.open`."""
-        self.model, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids
-        self._format, self._kind = stored, kind
+        self.model, self.tokenizer = model, tokenizer
+        self.stop_ids: frozenset[int] = frozenset()
+        self.max_tokens = limits.context_tokens
+        self._format, self._kind = str(artifact.format), artifact.anatomy.model_type
+        self._pages = model.pages(limits.kv_tokens, limits.scales)
+        self._ledger = Ledger(-(-limits.kv_tokens // PAGE_TOKENS))
+        self._scheduler = Scheduler(
+            self._ledger, step_tokens=limits.step_tokens, max_running=limits.max_running
+        )
+        self._answers: dict[int, _Answer] = {}
+        self._tickets = count(1)
+        self._inboxes: dict[int, deque[Piece]] = {}  # of tickets that `generate` has drawn
+        self._ready: list[tuple[int, Piece]] = []  # of others, while `generate` made the steps
 
     @classmethod
     def open(
-        cls, folder: Path | str, *, threads: int | None = None, dtype: str = "bfloat16"
+        cls,
+        folder: Path | str,
+        *,
+        threads: int | None = None,
+        dtype: str = "bfloat16",
+        context_tokens: int | None = None,
+        kv_tokens: int | None = None,
+        kv_cache: Literal["auto", "int8"] = "auto",
+        step_tokens: int = 512,
+        max_running: int = 32,
     ) -> Engine:
-        """Open an artifact (packed or compressed-tensors) or a dense model folder.
+        """Open an artifact of any format, or a dense model folder.
 
         Args:
             folder: where it lies; nothing is written there.
             threads: compute threads; None leaves torch's own setting.
             dtype: bfloat16, with packed products; or float32, every weight expanded, for exactness.
+            context_tokens: of one request, prompt and answer; None for all that the model knows and
+                the pool holds.
+            kv_tokens: whose keys and values there is room for, of all requests together; None for
+                a full context or 32,768, within a quarter of the memory.
+            kv_cache: auto caches keys and values as the artifact says; int8 with a scale for each
+                head of each token, in artifacts that say nothing.
+            step_tokens: computed in one step, of all requests together.
+            max_running: requests that run at once; others wait.
 
         Raises:
             ArtifactError, ModelError: the folder is broken or holds a model that is not run here.
-            RequestError: an unknown dtype, or fewer than one thread.
+            RequestError: a setting that is unknown or out of its range.
         """
         if dtype not in DTYPES:
             raise RequestError(f"dtype: {dtype!r} is not run here. Use {' or '.join(DTYPES)}.")
+        if not 1 <= max_running <= step_tokens:
+            raise RequestError(
+                f"max_running: {max_running} must be 1 to {step_tokens} (step_tokens): a step "
+                "computes a token of each request that runs."
+            )
         if threads is not None:
             if threads < 1:
                 raise RequestError(f"threads: {threads} must be 1 or more.")
@@ -102,10 +182,12 @@ class Engine:
         folder = Path(folder)
         stored = open_artifact(folder)
         model = Model(stored, DTYPES[dtype])
-        stop_ids = _stop_ids(stored, read_json(folder / "generation_config.json"))
-        return cls(
-            model, Tokenizer.open(folder), stop_ids, str(stored.format), stored.anatomy.model_type
-        )
+        scales = _scales(model, kv_cache)
+        context, pool = _room(model, scales, context_tokens, kv_tokens)
+        limits = Limits(context, pool, scales, step_tokens, max_running)
+        engine = cls(model, Tokenizer.open(folder), stored, limits)
+        engine.stop_ids = _stop_ids(stored, read_json(folder / "generation_config.json"))
+        return engine
 
     def generate(  # noqa: PLR0913 (what a user may turn, by its usual names)
         self,
@@ -120,7 +202,9 @@ class Engine:
         seed: int | None = None,
         stop: Sequence[str] = (),
     ) -> Iterator[Piece]:
-        """Generate from a prompt. The request is checked now; the model runs as pieces are taken.
+        """Answer one prompt. The request is checked now; the engine steps as pieces are taken.
+
+        Others that were submitted go on meanwhile; their pieces come with the next `step`.
 
         Args:
             prompt: a text (one user message where there is a chat template, else continued as it
@@ -142,13 +226,62 @@ class Engine:
                 of range.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        if max_new_tokens < 1:
-            raise RequestError(f"max_new_tokens: {max_new_tokens} must be 1 or more.")
-        if isinstance(stop, str) or not all(stop):
-            raise RequestError(f"stop: {stop!r} must be a list of texts, none of them empty.")
-        ids = self.encode(prompt)
-        room = self.model.settings.max_tokens - len(ids) + 1  # the last new token is never read
-        return self._pieces(ids, min(max_new_tokens, room), sampling, stop)
+        if isinstance(stop, str):
+            raise RequestError(f"stop: {stop!r} must be a list of texts.")
+        ids = tuple(self.encode(prompt))
+        return self._pieces(Request(ids, sampling, max_new_tokens, tuple(stop)))
+
+    def submit(self, request: Request) -> int:
+        """Let a request wait for its turn.
+
+        Returns:
+            A ticket: pieces of the answer carry it.
+
+        Raises:
+            RequestError: its prompt is too long or not for this model.
+        """
+        self._check(request.prompt)
+        ticket, prompt = next(self._tickets), list(request.prompt)
+        room = self.max_tokens + 1  # the last new token is never read
+        job = Job(ticket, prompt, min(len(prompt) + request.max_new_tokens, room), request.salt)
+        text = TextStream(self.tokenizer.decode, prompt, request.stop)
+        generator = request.sampling.generator()
+        self._answers[ticket] = _Answer(request, job, text, generator, time.perf_counter())
+        self._scheduler.add(job)
+        return ticket
+
+    def step(self) -> list[tuple[int, Piece]]:
+        """Compute one step for all requests that run.
+
+        Returns:
+            A piece for each request that got a token, with its ticket; [] when nothing is to do.
+        """
+        ready, self._ready = self._ready, []
+        return ready + self._advance()
+
+    def cancel(self, ticket: int) -> None:
+        """Stop working for a request; its pages are free, and no piece of it comes any more."""
+        if answer := self._answers.pop(ticket, None):
+            self._scheduler.remove(answer.job)
+        self._ready = [one for one in self._ready if one[0] != ticket]
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do and nothing to hand out."""
+        return not self._answers and not self._ready
+
+    def status(self) -> Status:
+        """What the engine is doing."""
+        scheduler, ledger = self._scheduler, self._ledger
+        return Status(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            pages=ledger.pages,
+            used_pages=ledger.pages - ledger.available,
+            prefix_queried_tokens=scheduler.queried_tokens,
+            prefix_hit_tokens=scheduler.hit_tokens,
+            preemptions=scheduler.preemptions,
+        )
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, as `generate` reads it.
@@ -157,19 +290,7 @@ class Engine:
             RequestError: it is empty, too long, or holds what this model does not know.
         """
         ids = self._ids(prompt)
-        limit, vocabulary = self.model.settings.max_tokens, self.model.vocab_size
-        if not ids:
-            raise RequestError("prompt: empty. Give at least one token.")
-        if len(ids) > limit:
-            raise RequestError(
-                f"prompt: {len(ids):,} tokens, the model reads at most {limit:,} "
-                "(max_position_embeddings). Shorten it."
-            )
-        if not 0 <= min(ids) <= max(ids) < vocabulary:
-            raise RequestError(
-                f"prompt: token ids from {min(ids)} to {max(ids)}; the vocabulary is 0 to "
-                f"{vocabulary - 1}."
-            )
+        self._check(ids)
         return ids
 
     def describe(self) -> Description:
@@ -179,7 +300,8 @@ class Engine:
             format=self._format,
             dtype=str(self.model.dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
-            max_tokens=self.model.settings.max_tokens,
+            max_tokens=self.max_tokens,
+            pool_tokens=self._ledger.pages * PAGE_TOKENS,
             resident_bytes=resident_bytes(self.model),
             paths={name: one.path for name, one in self.model.linears()},
             notes=() if self.tokenizer.has_chat else (NO_CHAT,),
@@ -202,38 +324,146 @@ class Engine:
             self.tokenizer.chat(messages), special=False
         )  # the template has written them
 
-    def _pieces(
-        self, ids: list[int], limit: int, sampling: Sampling, stop: Sequence[str]
-    ) -> Iterator[Piece]:
-        cache, generator = self.model.cache(), sampling.generator()
-        text = TextStream(self.tokenizer.decode, ids, stop)
-        clock, seen, unread = _Clock(), list(ids), ids
-        reason: Literal["stop", "length"] = "length"
-        for _ in range(limit):
-            started = time.perf_counter()
-            logits = self.model.next_logits(torch.tensor([unread]), cache)[0]
-            token = int(choose(logits, sampling, generator=generator, seen=torch.tensor(seen)))
-            clock.steps.append(time.perf_counter() - started)
-            if token in self.stop_ids:
+    def _check(self, ids: Sequence[int]) -> None:
+        vocabulary = self.model.vocab_size
+        if not ids:
+            raise RequestError("prompt: empty. Give at least one token.")
+        if len(ids) > self.max_tokens:
+            raise RequestError(
+                f"prompt: {len(ids):,} tokens, at most {self.max_tokens:,} are read here "
+                "(max_position_embeddings, or what the engine was opened with). Shorten it."
+            )
+        if not 0 <= min(ids) <= max(ids) < vocabulary:
+            raise RequestError(
+                f"prompt: token ids from {min(ids)} to {max(ids)}; the vocabulary is 0 to "
+                f"{vocabulary - 1}."
+            )
+
+    def _pieces(self, request: Request) -> Iterator[Piece]:
+        ticket = self.submit(request)
+        inbox = self._inboxes[ticket] = deque()
+        reason: FinishReason | None = None
+        try:
+            while reason is None:
+                while not inbox:
+                    self._ready += self._advance()
+                piece = inbox.popleft()
+                reason = piece.finish_reason
+                yield piece
+        finally:  # whoever takes no more pieces wants no more work
+            del self._inboxes[ticket]
+            self.cancel(ticket)
+
+    def _advance(self) -> list[tuple[int, Piece]]:
+        """One step; the pieces that nobody has an inbox for."""
+        started = time.perf_counter()
+        self._propose()
+        work = self._scheduler.schedule()
+        if not work:
+            return []
+        self._pages.copy(self._ledger.copies)
+        hidden = self.model.forward(gather([one.span for one in work]), self._pages)
+        wanted = [one.span.wanted for one in work]
+        logits = self.model.logits(hidden).split(wanted) if len(hidden) else [hidden] * len(work)
+        chosen = [self._choose(one, rows) for one, rows in zip(work, logits, strict=True)]
+        seconds = time.perf_counter() - started
+        pieces = []
+        for one, tokens in zip(work, chosen, strict=True):
+            self._answers[one.job.ticket].spent(started, seconds)
+            if tokens:
+                pieces.append((one.job.ticket, self._take(one, tokens)))
+        for ticket, piece in pieces:
+            if ticket in self._inboxes:
+                self._inboxes[ticket].append(piece)
+        return [one for one in pieces if one[0] not in self._inboxes]
+
+    def _propose(self) -> None:
+        """Put proposed tokens behind the last ones of jobs that run: into `Job.drafts`."""
+
+    def _choose(self, work: Work, logits: Tensor) -> list[int]:
+        """Tokens that the logits [wanted, V] of one request become; none while its prompt is read.
+
+        The rows are those behind its last token and behind each of `work.drafts`. What is returned
+        are the first of these drafts that hold, and the token behind them.
+        """
+        if work.span.wanted == 0:
+            return []
+        answer = self._answers[work.job.ticket]
+        seen = torch.tensor(work.job.tokens)
+        sampling, generator = answer.request.sampling, answer.generator
+        return [int(choose(logits[0], sampling, generator=generator, seen=seen))]
+
+    def _take(self, work: Work, tokens: list[int]) -> Piece:
+        """Add chosen tokens to an answer, as far as it goes on."""
+        answer, texts, taken = self._answers[work.job.ticket], [], []
+        reason: FinishReason | None = None
+        for token in tokens:
+            taken.append(token)
+            if token in self.stop_ids and not answer.request.ignore_eos:
                 reason = "stop"
                 break
-            if piece := text.push(token):
-                yield Piece(piece)
-            if text.stopped:
+            texts.append(answer.text.push(token))
+            if answer.text.stopped:
                 reason = "stop"
                 break
-            seen.append(token)
-            unread = [token]
-        yield Piece(text.flush(), reason, clock.timings(len(ids)))
+        self._scheduler.advance(work, taken)
+        if reason is None and len(work.job.tokens) >= work.job.limit:
+            reason = "length"
+        if reason is None:
+            return Piece("".join(texts), tuple(taken))
+        texts.append(answer.text.flush())
+        self.cancel(work.job.ticket)
+        return Piece("".join(texts), tuple(taken), (), reason, answer.timings())
 
 
 def collect(pieces: Iterable[Piece]) -> Piece:
     """The whole answer as one piece."""
     every = list(pieces)
-    return Piece("".join(piece.text for piece in every), every[-1].finish_reason, every[-1].timings)
+    return Piece(
+        "".join(piece.text for piece in every),
+        tuple(token for piece in every for token in piece.tokens),
+        tuple(one for piece in every for one in piece.logprobs),
+        every[-1].finish_reason,
+        every[-1].timings,
+    )
 
 
-def _stop_ids(stored: Stored, generation: Mapping[str, Any]) -> frozenset[int]:
+def _scales(model: Model, kv_cache: str) -> tuple[KVScales, ...]:
+    """How each block caches its keys and values; () for no rounding."""
+    if kv_cache not in KV_CACHES:
+        raise RequestError(f"kv_cache: {kv_cache!r} is not one of {', '.join(KV_CACHES)}.")
+    if kv_cache == "auto":
+        return model.kv_scales
+    if model.kv_scales:
+        raise RequestError(
+            f"kv_cache: {kv_cache} is for artifacts that do not say how they cache keys and "
+            f"values; this one does ({model.kv_scales[0].numbers}). Leave it at auto."
+        )
+    return (KVScales("int8", None, None),) * len(model.blocks)
+
+
+def _room(
+    model: Model, scales: Sequence[KVScales], context: int | None, kv_tokens: int | None
+) -> tuple[int, int]:
+    """Tokens of one request, and of all together."""
+    longest = model.settings.max_tokens
+    if context is not None and not 1 <= context <= longest:
+        raise RequestError(
+            f"context_tokens: {context:,} must be 1 to {longest:,} (max_position_embeddings)."
+        )
+    if kv_tokens is not None and kv_tokens < (context or 1):
+        raise RequestError(
+            f"kv_tokens: {kv_tokens:,} hold no request of {context or 1:,} tokens (context_tokens)."
+        )
+    if kv_tokens is None:
+        page_bytes = model.pages(PAGE_TOKENS, scales).nbytes
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        fits = max(1, memory // MEMORY_SHARE // page_bytes) * PAGE_TOKENS
+        kv_tokens = max(context or 1, min(fits, max(longest, POOL_TOKENS)))
+    return context or min(longest, kv_tokens), kv_tokens
+
+
+def _stop_ids(stored: Artifact, generation: Mapping[str, Any]) -> frozenset[int]:
     """Tokens that end an answer: what generation_config.json says, else config.json."""
     found = generation.get("eos_token_id", stored.config.get("eos_token_id"))
     ids = found if isinstance(found, list) else [found]

@@ -3,7 +3,7 @@
     ids ─ embedding ─▶ blocks ─▶ norm ─▶ head ─▶ logits
     a block:  x + o(attention(rope(qkv(norm(x)))));  x + down(silu(gate) · up), both of norm(x)
 
-Hidden states are [N, hidden] with N = B·T: a linear needs to know only how many rows it has.
+Hidden states are [N, hidden], tokens of all requests of a step: only attention tells them apart.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from compress.errors import ModelError
 from compress.kernels.grid import Rounded
 from compress.kernels.kv import KVScales
 from compress.runtime import rope
-from compress.runtime.kv_cache import KVCache
+from compress.runtime.batch import Batch
+from compress.runtime.ledger import PAGE_TOKENS
 from compress.runtime.linear import Linear, Matrix, linear, stack
+from compress.runtime.pages import Pages
 from compress.runtime.settings import Settings, read_settings
 
 
@@ -115,37 +117,26 @@ class Model:
         self.head = read.fan([head])
         self.embedding = self.head if anatomy.tied else read.fan([anatomy.embedding])
 
-    def cache(self, *, batch: int = 1) -> KVCache:
-        """An empty KV cache for this model."""
-        shape = (len(self.blocks), batch, self.settings.kv_heads, self.settings.head_dim)
-        limit = self.settings.max_tokens
-        return KVCache(shape, dtype=self.dtype, limit=limit, scales=self.kv_scales)
+    def pages(self, tokens: int, scales: Sequence[KVScales] | None = None) -> Pages:
+        """Room for the keys and values of so many tokens, cached as the artifact says, or so."""
+        pages = -(-tokens // PAGE_TOKENS)
+        shape = (len(self.blocks), pages, self.settings.kv_heads, self.settings.head_dim)
+        return Pages(shape, dtype=self.dtype, scales=self.kv_scales if scales is None else scales)
 
     @torch.inference_mode()
-    def hidden(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """Read ids [B, T] behind what the cache holds; return final hidden states [B, T, hidden].
-
-        Raises:
-            RequestError: the cache cannot hold that many tokens.
-        """
-        batch, tokens = ids.shape
-        cache.reserve(tokens)
-        turn = rope.angles(self._frequencies, cache.length, tokens, self.dtype)
-        x = self.embedding.linears[0].rows(ids.flatten())
+    def forward(self, batch: Batch, pages: Pages) -> Tensor:
+        """Read the tokens of a batch; return the final hidden states [M, hidden] of wanted rows."""
+        turn = rope.angles(self._frequencies, batch.positions, self.dtype)
+        x = self.embedding.linears[0].rows(batch.ids)
         for index, block in enumerate(self.blocks):
-            x = x + self._attention(index, block.attention_norm(x), turn, cache)
+            x = x + self._attention(index, block.attention_norm(x), turn, batch, pages)
             x = x + _mlp(block, block.mlp_norm(x))
-        cache.advance(tokens)
-        return self.norm(x).view(batch, tokens, -1)
+        return self.norm(x[batch.wanted])
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] float32 of hidden states [N, hidden]."""
         return self.head(hidden).float()
-
-    def next_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """Read ids [B, T]; return the logits of the token that follows, [B, V] float32."""
-        return self.logits(self.hidden(ids, cache)[:, -1])
 
     def linears(self) -> Iterator[tuple[str, Linear]]:
         """Every linear under each name it was stored as; stacked ones share an object."""
@@ -157,57 +148,83 @@ class Model:
             yield from zip(fan.names, linears, strict=True)
 
     def _attention(
-        self, index: int, x: Tensor, turn: tuple[Tensor, Tensor], cache: KVCache
+        self, index: int, x: Tensor, turn: tuple[Tensor, Tensor], batch: Batch, pages: Pages
     ) -> Tensor:
-        block, s, tokens = self.blocks[index], self.settings, len(turn[0])
-        heads = block.qkv(x).view(-1, tokens, s.heads + 2 * s.kv_heads, s.head_dim)
-        turned, values = heads[:, :, : -s.kv_heads], heads[:, :, -s.kv_heads :]
+        block, s = self.blocks[index], self.settings
+        heads = block.qkv(x).view(len(x), s.heads + 2 * s.kv_heads, s.head_dim)
+        turned, values = heads[:, : -s.kv_heads], heads[:, -s.kv_heads :]
         if block.qk_norm is not None:
             turned = block.qk_norm(turned)
-        turned = rope.rotate(turned, *turn).transpose(1, 2)
+        turned = rope.rotate(turned, *turn)
         queries, keys = turned[:, : s.heads], turned[:, s.heads :]
-        keys, values = cache.write(index, keys, values.transpose(1, 2))
-        steps = cache.steps(index)
+        pages.write(index, batch.slots, keys, values)
+        steps = pages.steps(index)
         if steps is None:
-            return block.o(attend(queries, keys, values, s.windows[index]))
-        mixed = attend(_scaled(queries, steps[0]), keys, values, s.windows[index])
-        by_head = mixed.view(len(mixed), s.heads, 1, s.head_dim)
-        return block.o(_scaled(by_head, steps[1]).view_as(mixed))
+            return block.o(paged_attention(queries, index, pages, batch, s.windows[index]))
+        queries = _scaled(queries, steps[0])
+        mixed = paged_attention(queries, index, pages, batch, s.windows[index])
+        return block.o(_scaled(mixed.view_as(queries), steps[1]).flatten(1))
 
 
 def _scaled(heads: Tensor, steps: Tensor) -> Tensor:
-    """Query heads [N, H, T, D] times the steps [1 or KV, 1, 1 or D] of the keys that each reads."""
-    grouped = heads.unflatten(1, (len(steps), -1))  # [N, 1 or KV, H / KV, T, D]
-    scaled: Tensor = grouped * steps[:, None]
+    """Query heads [N, H, D] times the steps [1 or KV, 1, 1 or D] of the keys that each reads."""
+    grouped = heads.unflatten(1, (len(steps), -1))  # [N, 1 or KV, H / KV, D]
+    scaled: Tensor = grouped * steps
     return scaled.to(heads.dtype).flatten(1, 2)
+
+
+def paged_attention(
+    queries: Tensor, layer: int, pages: Pages, batch: Batch, window: int | None
+) -> Tensor:
+    """Causal attention of each token to those of its request up to itself, read from pages.
+
+    Args:
+        queries: [N, H, D].
+        layer: whose keys and values are read.
+        pages: where they are, those of the queries' own tokens too.
+        batch: which rows belong to which request, and where its tokens lie.
+        window: each query sees this many keys, itself included; None for all.
+
+    Returns:
+        [N, H·D], of codes whose steps all tokens share: still to be scaled, see `Pages.steps`.
+    """
+    starts, lengths = batch.starts.tolist(), batch.lengths.tolist()
+    mixed = []
+    for request, tokens in enumerate(lengths):
+        rows = queries[starts[request] : starts[request + 1]].transpose(0, 1)
+        keys, values = (
+            half.read(layer, batch.tables[request], tokens) for half in (pages.keys, pages.values)
+        )
+        mixed.append(attend(rows, keys, values, window))
+    return torch.cat(mixed)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
     """Causal attention with grouped queries; the queries are the last T of S positions.
 
     Args:
-        queries: [B, H, T, D].
-        keys: [B, KV, S, D]; query head h reads key head h // (H / KV).
-        values: [B, KV, S, D].
+        queries: [H, T, D].
+        keys: [KV, S, D]; query head h reads key head h // (H / KV).
+        values: [KV, S, D].
         window: each query sees this many keys, itself included; None for all.
 
     Returns:
-        [B·T, H·D].
+        [T, H·D].
     """
-    batch, heads, tokens, width = queries.shape
+    heads, tokens, width = queries.shape
+    kv_heads, total, _ = keys.shape
     if tokens == 1:
         # No mask: the queries of a group can stand as rows of one product, 3 to 7 times faster.
-        first = 0 if window is None else max(0, keys.shape[2] - window)
-        rows = queries.reshape(batch, keys.shape[1], -1, width)
-        return scaled_dot_product_attention(rows, keys[:, :, first:], values[:, :, first:]).reshape(
-            batch, -1
-        )
-    plain = tokens == keys.shape[2] and (window is None or tokens <= window)
-    mask = None if plain else visible(tokens, keys.shape[2], window)
+        first = 0 if window is None else max(0, total - window)
+        rows = queries.reshape(1, kv_heads, -1, width)
+        keys, values = keys[None, :, first:], values[None, :, first:]
+        return scaled_dot_product_attention(rows, keys, values).reshape(1, -1)
+    plain = tokens == total and (window is None or tokens <= window)
+    mask = None if plain else visible(tokens, total, window)
     out = scaled_dot_product_attention(
-        queries, keys, values, mask, is_causal=plain, enable_gqa=True
+        queries[None], keys[None], values[None], mask, is_causal=plain, enable_gqa=True
     )
-    return out.transpose(1, 2).reshape(batch * tokens, heads * width)
+    return out[0].transpose(0, 1).reshape(tokens, heads * width)
 
 
 def visible(tokens: int, total: int, window: int | None) -> Tensor:

@@ -65,14 +65,13 @@ def _number(rope: Mapping[str, Any], key: str) -> float:
     return float(rope[key])
 
 
-def angles(frequency: Tensor, start: int, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and signed sine for `tokens` positions from `start`, each [T, 1, D]."""
-    position = torch.arange(start, start + tokens, dtype=torch.float32)
-    angle = torch.outer(position, frequency)[:, None]
+def angles(frequency: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and signed sine of positions [N], each [N, 1, D]."""
+    angle = torch.outer(positions.float(), frequency)[:, None]
     cosine, sine = angle.cos(), angle.sin()
     return torch.cat([cosine, cosine], -1).to(dtype), torch.cat([-sine, sine], -1).to(dtype)
 
 
 def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate [B, T, heads, D]; the halves of a head pair up, so a roll brings each its partner."""
+    """Rotate [N, heads, D]; the halves of a head pair up, so a roll brings each its partner."""
     return torch.addcmul(heads * cosine, heads.roll(heads.shape[-1] // 2, -1), sine)

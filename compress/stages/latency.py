@@ -13,6 +13,7 @@ from torch import Tensor
 from compress.anatomy import Anatomy
 from compress.kernels.grid import Rounded
 from compress.kernels.kv import KVScales
+from compress.runtime.batch import alone
 from compress.runtime.model import Model
 from compress.shape import Shape, remains_of, shape_of
 from compress.surgery.resize import Cut
@@ -24,12 +25,12 @@ _PROMPT, _TOKENS = 64, 24  # read before, and timed
 def decode_seconds(weights: Weights, shape: Shape) -> float:
     """Median time of one token behind a short prompt, with weights of no meaning."""
     model = Model(_Meaningless(weights, shape), torch.bfloat16)
-    cache = model.cache()
-    model.hidden(torch.zeros(1, _PROMPT, dtype=torch.long), cache)
+    pages = model.pages(_PROMPT + _TOKENS)
+    model.forward(alone([0] * _PROMPT), pages)
     spent = []
-    for _ in range(_TOKENS):
+    for at in range(_PROMPT, _PROMPT + _TOKENS):
         begun = time.perf_counter()
-        model.logits(model.hidden(torch.zeros(1, 1, dtype=torch.long), cache))
+        model.logits(model.forward(alone([0], at), pages))
         spent.append(time.perf_counter() - begun)
     return statistics.median(spent)
 

@@ -117,10 +117,15 @@ def _runtime(reading: Reading, _: Pythons) -> list[Consumer]:
 
 
 def _continued(model: Any, prompt: list[int]) -> Answer:
-    """Greedy tokens of our runtime, through its cache."""
-    cache, unread, tokens, top = model.cache(), prompt, [], []
+    """Greedy tokens of our runtime, through its pages."""
+    from compress.runtime.batch import alone
+
+    pages, unread = model.pages(len(prompt) + NEW_TOKENS), prompt
+    tokens: list[int] = []
+    top: list[dict[int, float]] = []
     for _ in range(NEW_TOKENS):
-        values = model.next_logits(torch.tensor([unread]), cache)[0].log_softmax(-1)
+        batch = alone(unread, len(prompt) + len(tokens) - len(unread))
+        values = model.logits(model.forward(batch, pages))[0].log_softmax(-1)
         best = values.topk(min(TOP, len(values)))
         top.append(dict(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
         unread = [int(best.indices[0])]

@@ -11,6 +11,7 @@ from conftest import imported_by
 
 from compress.artifact.write import companions, write
 from compress.errors import ArtifactError, ModelError, RequestError
+from compress.runtime.batch import alone
 from compress.runtime.engine import NO_CHAT, Engine, collect
 from compress.runtime.model import Model
 
@@ -128,13 +129,13 @@ def test_a_full_context_ends_an_answer(folder):
     ("prompt", "settings", "message"),
     [
         ([], {}, "prompt: empty"),
-        ([1] * 257, {}, r"prompt: 257 tokens, the model reads at most 256 .*Shorten it"),
+        ([1] * 257, {}, r"prompt: 257 tokens, at most 256 are read here .*Shorten it"),
         ([1, 400], {}, r"token ids from 1 to 400; the vocabulary is 0 to 319"),
         ([1, "a"], {}, "not a mixture"),
         ([1], {"max_new_tokens": 0}, "max_new_tokens: 0 must be 1 or more"),
         ([1], {"temperature": -1.0}, "temperature: -1.0 must be 0 or more"),
         ([1], {"stop": "END"}, r"stop: 'END' must be a list of texts"),
-        ([1], {"stop": [""]}, "none of them empty"),
+        ([1], {"stop": [""]}, "must hold no empty text"),
     ],
 )
 def test_a_wrong_request_is_refused_before_the_first_piece(engine, prompt, settings, message):
@@ -195,6 +196,6 @@ def test_both_formats_answer_as_the_codes_in_memory_do(tiny_tied, memory, tmp_pa
         engine = Engine.open(tmp_path / "out", dtype=dtype)
         assert engine.describe().paths["model.layers.0.mlp.down_proj"] == path
         assert engine.describe().format == form
-        expected, ids = Model(stored, engine.model.dtype), torch.tensor([IDS])
-        ours = engine.model.next_logits(ids, engine.model.cache())
-        torch.testing.assert_close(ours, expected.next_logits(ids, expected.cache()))
+        models = engine.model, Model(stored, engine.model.dtype)
+        ours, expected = (m.logits(m.forward(alone(IDS), m.pages(len(IDS)))) for m in models)
+        torch.testing.assert_close(ours, expected)

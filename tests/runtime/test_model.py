@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.errors import ModelError, RequestError
+from compress.errors import ModelError
 from compress.kernels.kv import KVScales, fit
+from compress.runtime.batch import alone, gather
+from compress.runtime.ledger import PAGE_TOKENS
 from compress.runtime.model import Model, visible
+from compress.runtime.scheduler import Span
 from compress.runtime.settings import read_settings
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -44,32 +47,36 @@ def theirs(folder: Path, state=None):
     return model.eval()
 
 
-def prompt(tokens=21, batch=1):
-    return torch.randint(0, 256, (batch, tokens), generator=torch.Generator().manual_seed(1))
+def prompt(tokens=21, seed=1):
+    return torch.randint(0, 256, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 @torch.inference_mode()
 def greedy(model: Model, ids, count):
-    cache, found = model.cache(), []
+    pages, tokens, read = model.pages(len(ids) + count), list(ids), 0
     for _ in range(count):
-        ids = model.next_logits(ids, cache).argmax(-1, keepdim=True)
-        found.append(int(ids))
-    return found
+        logits = model.logits(model.forward(alone(tokens[read:], read), pages))
+        read = len(tokens)
+        tokens.append(int(logits.argmax()))
+    return tokens[len(ids) :]
 
 
 @torch.inference_mode()
-def all_logits(model: Model, ids, cache=None):
-    hidden = model.hidden(ids, cache or model.cache(batch=len(ids)))
-    return model.logits(hidden.flatten(0, 1)).view(*ids.shape, -1)
+def all_logits(model: Model, ids, pages=None, start=0):
+    """Logits behind every token, [T, V]; of a request's next tokens where it has pages."""
+    pages = pages or model.pages(len(ids))
+    return model.logits(model.forward(alone(ids, start, wanted=len(ids)), pages))
 
 
 @torch.inference_mode()
 def check(folder, stored, state=None):
     reference, ids = theirs(folder, state), prompt()
     model = Model(stored, F32)
-    torch.testing.assert_close(all_logits(model, ids), reference(ids).logits, rtol=1e-4, atol=1e-4)
-    expected = reference.generate(ids, max_new_tokens=40, do_sample=False, eos_token_id=None)
-    assert greedy(model, ids, 40) == expected[0, ids.shape[1] :].tolist()
+    given = torch.tensor([ids])
+    expected = reference(given).logits[0]
+    torch.testing.assert_close(all_logits(model, ids), expected, rtol=1e-4, atol=1e-4)
+    expected = reference.generate(given, max_new_tokens=40, do_sample=False, eos_token_id=None)
+    assert greedy(model, ids, 40) == expected[0, len(ids) :].tolist()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -109,31 +116,31 @@ def test_a_rope_of_an_older_config_is_read(tiny_model, memory):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_prompt_at_once_equals_its_tokens_one_by_one(tiny_model, memory, family):
+@pytest.mark.parametrize("chunks", [[1] * 75, [4, 1, 9, 7, 33, 21]])
+def test_a_prompt_in_chunks_equals_the_whole(tiny_model, memory, family, chunks):
     folder = tiny_model(family, **FAMILIES[family])
-    model, ids = Model(memory(folder), F32), prompt()
-    whole, cache = all_logits(model, ids), model.cache()
-    single = [all_logits(model, ids[:, i : i + 1], cache) for i in range(ids.shape[1])]
-    torch.testing.assert_close(torch.cat(single, 1), whole, rtol=1e-4, atol=1e-4)
+    model, ids = Model(memory(folder), F32), prompt(75)
+    pages, found, start = model.pages(75), [], 0
+    for size in chunks:
+        found.append(all_logits(model, ids[start : start + size], pages, start))
+        start += size
+    torch.testing.assert_close(torch.cat(found), all_logits(model, ids), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_a_prompt_in_chunks_equals_the_whole(tiny_model, memory, family):
-    folder = tiny_model(family, **FAMILIES[family])
-    model, ids = Model(memory(folder), F32), prompt()
-    cache = model.cache()
-    chunks = [all_logits(model, part, cache) for part in ids.split([4, 1, 9, 7], dim=1)]
-    torch.testing.assert_close(torch.cat(chunks, 1), all_logits(model, ids), rtol=1e-4, atol=1e-4)
-
-
-def test_rows_of_a_batch_do_not_meet(tiny_llama, memory):
-    model, ids = Model(memory(tiny_llama), F32), prompt(batch=3)
-    alone = torch.cat([all_logits(model, row[None]) for row in ids])
-    torch.testing.assert_close(all_logits(model, ids), alone, rtol=1e-4, atol=1e-4)
-    cache = model.cache(batch=3)
-    model.hidden(ids[:, :-1], cache)
-    last = model.next_logits(ids[:, -1:], cache)
-    torch.testing.assert_close(last, alone[:, -1], rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_requests_of_a_batch_do_not_meet(tiny_model, memory, family):
+    model = Model(memory(tiny_model(family, **FAMILIES[family])), F32)
+    asked = [prompt(70, 1), prompt(1, 2), prompt(33, 3)]
+    tables = [[7, 0, 5], [6], [2, 4]]  # pages in no order
+    pages = model.pages(8 * PAGE_TOKENS)
+    for half in (pages.keys, pages.values):
+        half.codes.fill_(torch.nan)  # of what nobody wrote, nothing may be read
+    first = [Span(ids[:-1], 0, t, 0) for ids, t in zip(asked, tables, strict=True) if ids[:-1]]
+    assert len(model.forward(gather(first), pages)) == 0
+    last = [Span(ids[-1:], len(ids) - 1, t) for ids, t in zip(asked, tables, strict=True)]
+    together = model.logits(model.forward(gather(last), pages))
+    apart = torch.stack([all_logits(model, ids)[-1] for ids in asked])
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, {"bits": 8, "group_size": -1}])
@@ -184,12 +191,6 @@ def test_other_families_are_refused_with_those_that_run(tiny_model, memory):
         read_settings(stored.config, stored.anatomy)
 
 
-def test_a_context_past_the_model_is_refused(tiny_model, memory):
-    model = Model(memory(tiny_model("llama", max_position_embeddings=16)), F32)
-    with pytest.raises(RequestError, match="17 tokens, the model was made for 16"):
-        model.hidden(prompt(17), model.cache())
-
-
 CACHES = [
     ("int8", "tensor"), ("int8", "head"), ("int8", "channel"), ("int8", "token"),
     ("fp8_e4m3", "head"),
@@ -199,13 +200,12 @@ CACHES = [
 def cached(made, numbers, granularity):
     """Scales for the blocks of a model in memory, from what it caches of a prompt."""
     plain = Model(made, F32)
-    cache = plain.cache()
-    plain.hidden(prompt(48), cache)
+    pages, table = plain.pages(48), torch.arange(2)
+    all_logits(plain, prompt(48), pages)
     found = {}
     for index in range(len(plain.blocks)):
-        states = (
-            half.codes[index, 0, :, :48].transpose(0, 1) for half in (cache._keys, cache._values)
-        )
+        halves = (pages.keys, pages.values)
+        states = (half.read(index, table, 48).transpose(0, 1) for half in halves)
         fitted = (fit(x, numbers, granularity=granularity, search="none") for x in states)
         scales = (None, None) if granularity == "token" else fitted
         found[index] = KVScales(numbers, *scales)
@@ -218,11 +218,11 @@ def test_decoding_from_codes_is_reading_all_at_once(
     tiny_model, memory, family, numbers, granularity
 ):
     model = Model(cached(memory(tiny_model(family)), numbers, granularity), F32)
-    ids, cache = prompt(31), model.cache()
+    ids, pages = prompt(31), model.pages(31)
     whole = all_logits(model, ids)
-    stepwise = [all_logits(model, ids[:, :9], cache)]
-    stepwise += [all_logits(model, ids[:, at : at + 1], cache) for at in range(9, 31)]
-    close = (torch.cat(stepwise, 1) - whole).abs()
+    stepwise = [all_logits(model, ids[:9], pages)]
+    stepwise += [all_logits(model, ids[at : at + 1], pages, at) for at in range(9, 31)]
+    close = (torch.cat(stepwise) - whole).abs()
     assert close.mean() < 1e-3
     assert close.max() < 0.1
     assert (whole - all_logits(Model(memory(tiny_model(family)), F32), ids)).abs().max() > 1e-3
@@ -241,6 +241,6 @@ def test_the_runtime_rounds_what_a_walk_rounds(tiny_llama, memory, numbers, gran
     )  # fmt: skip
     ids = prompt(40)
     model = Model(made, F32)
-    ours = model.hidden(ids, model.cache())
-    theirs = hidden_states(walked, ids, device="cpu", dtype=F32)
+    ours = model.forward(alone(ids, wanted=40), model.pages(40))
+    theirs = hidden_states(walked, torch.tensor([ids]), device="cpu", dtype=F32)[0]
     assert (ours - theirs).abs().mean() < 1e-3

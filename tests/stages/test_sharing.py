@@ -13,7 +13,10 @@ from compress.errors import ModelError
 from compress.plan import reshaping
 from compress.recipe.schema import Quantize
 from compress.results import Limits
+from compress.runtime.batch import gather
+from compress.runtime.ledger import PAGE_TOKENS
 from compress.runtime.model import Model
+from compress.runtime.scheduler import Span
 from compress.shape import most_uneven, shape_of
 from compress.stages import quantize, sharing
 from compress.stages.context import Context
@@ -112,7 +115,8 @@ def test_the_folder_says_so_to_transformers_and_our_runtime_answers_alike(
     artifact = open_artifact(out)
     assert artifact.anatomy.channels == KEPT
     model = Model(artifact, torch.float32)
-    ours = model.logits(model.hidden(IDS, model.cache(batch=len(IDS))).flatten(0, 1))
+    spans = [Span(row, 0, [at], len(row)) for at, row in enumerate(IDS.tolist())]
+    ours = model.logits(model.forward(gather(spans), model.pages(len(IDS) * PAGE_TOKENS)))
     walked = logits(student, states(student).flatten(0, 1))
     torch.testing.assert_close(ours, walked, rtol=1e-3, atol=1e-3)
     # 5.23 has the config and no models that read it: once this fails, `plan` may say that it opens

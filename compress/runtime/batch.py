@@ -1,0 +1,64 @@
+"""All tokens of one step of the engine, request behind request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.runtime.ledger import PAGE_TOKENS
+from compress.runtime.scheduler import Span
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N tokens of R requests. Requests may share pages that this very step fills.
+
+    So keys and values of all tokens are to be written before those of any are read.
+    """
+
+    ids: Tensor  # [N] int64
+    positions: Tensor  # [N] int64
+    starts: Tensor  # [R + 1] int32: tokens of request r are starts[r]:starts[r + 1]
+    lengths: Tensor  # [R] int32: tokens in its pages after this step
+    tables: Tensor  # [R, P] int32: the page of every PAGE_TOKENS tokens, 0 where unused
+    slots: Tensor  # [N] int64, page * PAGE_TOKENS + offset: where keys and values of a token go
+    wanted: Tensor  # [M] int64: rows whose hidden states are wanted
+
+
+def gather(spans: Sequence[Span]) -> Batch:
+    """Put what a step computes side by side."""
+    ids = [token for span in spans for token in span.ids]
+    counts = torch.tensor([0, *(len(span.ids) for span in spans)], dtype=torch.int32)
+    starts = counts.cumsum(0, dtype=torch.int32)
+    ends = [span.start + len(span.ids) for span in spans]
+    widest = max(len(span.pages) for span in spans)
+    tables = [[*span.pages, *[0] * (widest - len(span.pages))] for span in spans]
+    ranges = [range(span.start, end) for span, end in zip(spans, ends, strict=True)]
+    slots = [
+        span.pages[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS
+        for span, positions in zip(spans, ranges, strict=True)
+        for at in positions
+    ]
+    wanted = [
+        row
+        for span, stop in zip(spans, starts[1:].tolist(), strict=True)
+        for row in range(stop - span.wanted, stop)
+    ]
+    return Batch(
+        ids=torch.tensor(ids),
+        positions=torch.tensor([at for positions in ranges for at in positions]),
+        starts=starts,
+        lengths=torch.tensor(ends, dtype=torch.int32),
+        tables=torch.tensor(tables, dtype=torch.int32),
+        slots=torch.tensor(slots),
+        wanted=torch.tensor(wanted, dtype=torch.int64),
+    )
+
+
+def alone(ids: Sequence[int], start: int = 0, *, wanted: int = 1) -> Batch:
+    """Tokens of the only request there is, whose pages are 0, 1, 2 and so on."""
+    pages = range(-(-(start + len(ids)) // PAGE_TOKENS))
+    return gather([Span(ids, start, pages, wanted)])

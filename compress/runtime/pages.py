@@ -1,0 +1,135 @@
+"""Keys and values of all tokens that have been read, in pages of one size.
+
+They are held in the dtype of the arithmetic or as codes of one byte: half of bfloat16. Scales that
+all tokens share need not be multiplied into what is read: codes are exact in every dtype, so they
+are handed out as they are, and `steps` says by how much queries, and what attention makes of
+values, are to be scaled. Steps that belong to a token are multiplied in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.kernels.kv import DTYPES, KVScales, Numbers, decode, encode, steps
+from compress.runtime.ledger import PAGE_TOKENS
+
+
+@dataclass(frozen=True)
+class Half:
+    """The keys of all layers, or the values."""
+
+    codes: Tensor  # [layers, pages, KV, PAGE_TOKENS, D]: codes, or keys or values themselves
+    steps: Tensor | None  # [layers, pages, KV, PAGE_TOKENS, 1] float16, where tokens have their own
+    dtype: torch.dtype  # of the arithmetic
+    numbers: Numbers | None  # what codes are; None: keys or values themselves
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds, filled or not."""
+        return self.codes.nbytes + (0 if self.steps is None else self.steps.nbytes)
+
+    def write(self, layer: int, slots: Tensor, states: Tensor, scale: Tensor | None) -> None:
+        """Put states [N, KV, D] into slots [N]; `scale` as in `KVScales`."""
+        page, offset = slots // PAGE_TOKENS, slots % PAGE_TOKENS
+        if self.numbers is not None:
+            heads = states.transpose(0, 1)  # scales are told by head
+            step = steps(heads, scale, self.numbers)
+            states = encode(heads, step, self.numbers).transpose(0, 1)
+            if self.steps is not None:
+                self.steps[layer, page, :, offset] = step.transpose(0, 1).half()
+        self.codes[layer, page, :, offset] = states
+
+    def read(self, layer: int, table: Tensor, tokens: int) -> Tensor:
+        """The first `tokens` of a request whose pages are `table` [P], [KV, tokens, D]."""
+        found = _gathered(self.codes[layer], table, tokens)
+        if self.numbers is not None:
+            found = decode(found, self.dtype)
+        if self.steps is None:
+            return found
+        return found.mul_(_gathered(self.steps[layer], table, tokens).to(self.dtype))
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy a page of every layer."""
+        self.codes[:, target] = self.codes[:, source]
+        if self.steps is not None:
+            self.steps[:, target] = self.steps[:, source]
+
+
+class Pages:
+    """Room for the keys and values of a fixed number of tokens, which requests share."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        *,
+        dtype: torch.dtype,
+        scales: Sequence[KVScales] = (),
+    ) -> None:
+        """Set pages aside; memory that is never written is never taken.
+
+        Args:
+            shape: (layers, pages, KV, D).
+            dtype: of keys and values.
+            scales: of each layer, all of one kind; none where nothing is rounded.
+        """
+        self._scales = tuple(scales)
+        self.keys = _empty(shape, dtype, self._scales)
+        self.values = _empty(shape, dtype, self._scales)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes set aside."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Put keys and values [N, KV, D] of a layer into slots [N]."""
+        scales = self._scales[layer] if self._scales else None
+        self.keys.write(layer, slots, keys, scales.keys if scales else None)
+        self.values.write(layer, slots, values, scales.values if scales else None)
+
+    def steps(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """What is held is to be multiplied by; None where that is done, or nothing is rounded.
+
+        Returns:
+            For keys and for values, [1 or KV, 1, 1 or D] float32.
+        """
+        scales = self._scales[layer] if self._scales else None
+        if scales is None or scales.keys is None or scales.values is None:
+            return None
+        nothing = torch.empty(0)
+        return (
+            steps(nothing, scales.keys, scales.numbers),
+            steps(nothing, scales.values, scales.numbers),
+        )
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy pages, from one to another, in order: a source may be the target of a later pair."""
+        for source, target in pairs:
+            self.keys.copy(source, target)
+            self.values.copy(source, target)
+
+
+def _empty(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, scales: Sequence[KVScales]
+) -> Half:
+    layers, pages, heads, width = shape
+    numbers = scales[0].numbers if scales else None
+    stored = DTYPES[numbers] if numbers else dtype
+    own = bool(scales) and scales[0].granularity == "token"
+    return Half(
+        torch.empty(layers, pages, heads, PAGE_TOKENS, width, dtype=stored),
+        torch.empty(layers, pages, heads, PAGE_TOKENS, 1, dtype=torch.float16) if own else None,
+        dtype,
+        numbers,
+    )
+
+
+def _gathered(layer: Tensor, table: Tensor, tokens: int) -> Tensor:
+    """The first `tokens` of pages [pages, KV, PAGE_TOKENS, D], a new tensor [KV, tokens, D]."""
+    used = table[: -(-tokens // PAGE_TOKENS)]
+    found = layer.transpose(0, 1).index_select(1, used)
+    return found.flatten(1, 2)[:, :tokens]
