@@ -362,10 +362,9 @@ class Engine:
         if not work:
             return []
         self._pages.copy(self._ledger.copies)
-        hidden = self.model.forward(gather([one.span for one in work]), self._pages)
-        wanted = [one.span.wanted for one in work]
-        logits = self.model.logits(hidden).split(wanted) if len(hidden) else [hidden] * len(work)
-        chosen = [self._choose(one, rows) for one, rows in zip(work, logits, strict=True)]
+        logits = self.model.next_logits(gather([one.span for one in work]), self._pages)
+        rows_of = logits.split([one.span.wanted for one in work])
+        chosen = [self._choose(one, rows) for one, rows in zip(work, rows_of, strict=True)]
         seconds = time.perf_counter() - started
         pieces = []
         for one, tokens in zip(work, chosen, strict=True):

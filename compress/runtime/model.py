@@ -23,7 +23,8 @@ from compress.kernels.kv import KVScales
 from compress.runtime import rope
 from compress.runtime.batch import Batch
 from compress.runtime.ledger import PAGE_TOKENS
-from compress.runtime.linear import Linear, Matrix, linear, stack
+from compress.runtime.linear import FEW_ROWS, Linear, Matrix, linear
+from compress.runtime.native.decoder import Decoder, refusal
 from compress.runtime.pages import Pages
 from compress.runtime.settings import Settings, read_settings
 
@@ -64,15 +65,14 @@ class Norm:
 
 @dataclass(frozen=True)
 class Fan:
-    """Linears that read the same input, stacked into one where they are stored alike."""
+    """Linears that read the same input."""
 
     names: tuple[str, ...]
     linears: tuple[Linear, ...]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [N, I] to all outputs side by side."""
-        outputs = [one(x) for one in self.linears]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        return torch.cat([one(x) for one in self.linears], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,9 @@ class Model:
         head = anatomy.embedding if anatomy.tied else anatomy.head.name
         self.head = read.fan([head])
         self.embedding = self.head if anatomy.tied else read.fan([anatomy.embedding])
+        self._decoder: tuple[Pages, Decoder | None] | None = (
+            None  # for the pages that were last read
+        )
 
     def pages(self, tokens: int, scales: Sequence[KVScales] | None = None) -> Pages:
         """Room for the keys and values of so many tokens, cached as the artifact says, or so."""
@@ -138,14 +141,31 @@ class Model:
         """Logits [N, V] float32 of hidden states [N, hidden]."""
         return self.head(hidden).float()
 
+    @torch.inference_mode()
+    def next_logits(self, batch: Batch, pages: Pages) -> Tensor:
+        """Read the tokens of a batch; return logits [M, V] float32 of wanted rows.
+
+        A few tokens are read by one compiled step, where the model and its pages allow; see
+        `compress.runtime.native.decoder.refusal`.
+        """
+        decoder = self._decoder_of(pages) if len(batch.ids) <= FEW_ROWS else None
+        if decoder is None:
+            return self.logits(self.forward(batch, pages))
+        x = self.embedding.linears[0].rows(batch.ids).float()
+        angle = torch.outer(batch.positions.float(), self._frequencies)
+        return decoder.logits(x, (angle.cos(), angle.sin()), batch)
+
+    def _decoder_of(self, pages: Pages) -> Decoder | None:
+        if self._decoder is None or self._decoder[0] is not pages:
+            made = Decoder(self, pages) if refusal(self, pages) is None else None
+            self._decoder = pages, made
+        return self._decoder[1]
+
     def linears(self) -> Iterator[tuple[str, Linear]]:
-        """Every linear under each name it was stored as; stacked ones share an object."""
+        """Every linear under its name."""
         fans = [fan for b in self.blocks for fan in (b.qkv, b.o, b.gate_up, b.down)]
         for fan in (*fans, self.head, *([] if self.embedding is self.head else [self.embedding])):
-            linears = (
-                fan.linears if len(fan.linears) == len(fan.names) else fan.linears * len(fan.names)
-            )
-            yield from zip(fan.names, linears, strict=True)
+            yield from zip(fan.names, fan.linears, strict=True)
 
     def _attention(
         self, index: int, x: Tensor, turn: tuple[Tensor, Tensor], batch: Batch, pages: Pages
@@ -258,22 +278,8 @@ class _Reader:
         )
 
     def fan(self, names: Sequence[str]) -> Fan:
-        matrices, biases = (
-            [self._matrix(name) for name in names],
-            [self._bias(name) for name in names],
-        )
-        together = stack(matrices) if len(names) > 1 else matrices[0]
-        if together is None:
-            parts = zip(matrices, biases, strict=True)
-            return Fan(
-                tuple(names), tuple(linear(matrix, bias, self._dtype) for matrix, bias in parts)
-            )
-        rows = [self._stored.anatomy.tensors[name + ".weight"][0] for name in names]
-        filled = [
-            torch.zeros(n) if b is None else b.float() for b, n in zip(biases, rows, strict=True)
-        ]
-        bias = None if all(b is None for b in biases) else torch.cat(filled)
-        return Fan(tuple(names), (linear(together, bias, self._dtype),))
+        linears = (linear(self._matrix(name), self._bias(name), self._dtype) for name in names)
+        return Fan(tuple(names), tuple(linears))
 
     def norm(self, name: str) -> Norm:
         return self._gain(self._stored.tensor(name + ".weight").float())

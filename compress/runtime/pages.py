@@ -13,17 +13,30 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from compress.kernels.kv import DTYPES, KVScales, Numbers, decode, encode, steps
 from compress.runtime.ledger import PAGE_TOKENS
+from compress.runtime.packed import LANES
+
+_MIDDLE = 128  # what is added to an int8 code to make it a byte without a sign
 
 
 @dataclass(frozen=True)
 class Half:
-    """The keys of all layers, or the values."""
+    """The keys of all layers, or the values, in words of four bytes.
 
-    codes: Tensor  # [layers, pages, KV, PAGE_TOKENS, D]: codes, or keys or values themselves
-    steps: Tensor | None  # [layers, pages, KV, PAGE_TOKENS, 1] float16, where tokens have their own
+    They lie as `compress.runtime.packed` lays out a matrix, sixteen rows side by side: keys of a
+    head with tokens as rows, values with channels as rows. So attention's two products are products
+    with what is cached, where it lies. Bytes are codes with 128 added.
+    """
+
+    codes: Tensor  # [layers, pages, KV, blocks, words, 16, each]
+    steps: (
+        Tensor | None
+    )  # [layers, pages, KV, PAGE_TOKENS, 1] bfloat16, where tokens have their own
+    width: int  # D
+    by_channel: bool  # whether the sixteen rows are channels
     dtype: torch.dtype  # of the arithmetic
     numbers: Numbers | None  # what codes are; None: keys or values themselves
 
@@ -34,23 +47,36 @@ class Half:
 
     def write(self, layer: int, slots: Tensor, states: Tensor, scale: Tensor | None) -> None:
         """Put states [N, KV, D] into slots [N]; `scale` as in `KVScales`."""
-        page, offset = slots // PAGE_TOKENS, slots % PAGE_TOKENS
+        page, token = slots // PAGE_TOKENS, slots % PAGE_TOKENS
         if self.numbers is not None:
             heads = states.transpose(0, 1)  # scales are told by head
             step = steps(heads, scale, self.numbers)
             states = encode(heads, step, self.numbers).transpose(0, 1)
             if self.steps is not None:
-                self.steps[layer, page, :, offset] = step.transpose(0, 1).half()
-        self.codes[layer, page, :, offset] = states
+                self.steps[layer, page, :, token] = step.transpose(0, 1).bfloat16()
+        if self.codes.dtype is torch.uint8:
+            states = states.contiguous().view(torch.uint8) ^ _MIDDLE
+        codes, each = self.codes[layer], self.codes.shape[-1]
+        if self.by_channel:
+            codes[page, :, :, token // each, :, token % each] = _filled(states, LANES)
+        else:
+            codes[page, :, token // LANES, :, token % LANES] = _filled(states, each)
 
     def read(self, layer: int, table: Tensor, tokens: int) -> Tensor:
         """The first `tokens` of a request whose pages are `table` [P], [KV, tokens, D]."""
-        found = _gathered(self.codes[layer], table, tokens)
+        used = table[: -(-tokens // PAGE_TOKENS)]
+        found = self.codes[layer].index_select(0, used)  # [P, KV, blocks, words, 16, each]
+        order = (1, 0, 3, 5, 2, 4) if self.by_channel else (1, 0, 2, 4, 3, 5)
+        found = found.permute(order).reshape(found.shape[1], len(used) * PAGE_TOKENS, -1)
+        found = found[:, :tokens, : self.width]
+        if self.codes.dtype is torch.uint8:
+            found = (found ^ _MIDDLE).view(torch.int8)
         if self.numbers is not None:
             found = decode(found, self.dtype)
         if self.steps is None:
             return found
-        return found.mul_(_gathered(self.steps[layer], table, tokens).to(self.dtype))
+        own = self.steps[layer].index_select(0, used).transpose(0, 1).flatten(1, 2)
+        return found.mul_(own[:, :tokens].to(self.dtype))
 
     def copy(self, source: int, target: int) -> None:
         """Copy a page of every layer."""
@@ -77,8 +103,8 @@ class Pages:
             scales: of each layer, all of one kind; none where nothing is rounded.
         """
         self._scales = tuple(scales)
-        self.keys = _empty(shape, dtype, self._scales)
-        self.values = _empty(shape, dtype, self._scales)
+        self.keys = _empty(shape, dtype, self._scales, by_channel=False)
+        self.values = _empty(shape, dtype, self._scales, by_channel=True)
 
     @property
     def nbytes(self) -> int:
@@ -114,22 +140,27 @@ class Pages:
 
 
 def _empty(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, scales: Sequence[KVScales]
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    scales: Sequence[KVScales],
+    *,
+    by_channel: bool,
 ) -> Half:
     layers, pages, heads, width = shape
     numbers = scales[0].numbers if scales else None
-    stored = DTYPES[numbers] if numbers else dtype
+    stored = (torch.uint8 if numbers == "int8" else DTYPES[numbers]) if numbers else dtype
+    each = 4 // stored.itemsize
+    rows, columns = (width, PAGE_TOKENS) if by_channel else (PAGE_TOKENS, width)
+    words = (-(-rows // LANES), -(-columns // each), LANES, each)
     own = bool(scales) and scales[0].granularity == "token"
     return Half(
-        torch.empty(layers, pages, heads, PAGE_TOKENS, width, dtype=stored),
-        torch.empty(layers, pages, heads, PAGE_TOKENS, 1, dtype=torch.float16) if own else None,
-        dtype,
-        numbers,
-    )
+        torch.zeros(layers, pages, heads, *words, dtype=stored),
+        torch.zeros(layers, pages, heads, PAGE_TOKENS, 1, dtype=torch.bfloat16) if own else None,
+        width, by_channel, dtype, numbers,
+    )  # fmt: skip
 
 
-def _gathered(layer: Tensor, table: Tensor, tokens: int) -> Tensor:
-    """The first `tokens` of pages [pages, KV, PAGE_TOKENS, D], a new tensor [KV, tokens, D]."""
-    used = table[: -(-tokens // PAGE_TOKENS)]
-    found = layer.transpose(0, 1).index_select(1, used)
-    return found.flatten(1, 2)[:, :tokens]
+def _filled(states: Tensor, multiple: int) -> Tensor:
+    """States [N, KV, D] as [N, KV, D / multiple, multiple], filled up."""
+    filled: Tensor = pad(states, (0, -states.shape[-1] % multiple)).unflatten(-1, (-1, multiple))
+    return filled

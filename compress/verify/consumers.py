@@ -125,7 +125,7 @@ def _continued(model: Any, prompt: list[int]) -> Answer:
     top: list[dict[int, float]] = []
     for _ in range(NEW_TOKENS):
         batch = alone(unread, len(prompt) + len(tokens) - len(unread))
-        values = model.logits(model.forward(batch, pages))[0].log_softmax(-1)
+        values = model.next_logits(batch, pages)[0].log_softmax(-1)
         best = values.topk(min(TOP, len(values)))
         top.append(dict(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
         unread = [int(best.indices[0])]

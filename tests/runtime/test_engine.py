@@ -192,7 +192,7 @@ def test_both_formats_answer_as_the_codes_in_memory_do(tiny_tied, memory, tmp_pa
         tmp_path / "out", [*plain, *stored.codes.items()], anatomy=stored.anatomy,
         config=stored.config, tokenizer_files=companions(tiny_tied), format=form,
     )  # fmt: skip
-    for dtype, path in (("float32", "expanded"), ("bfloat16", "int4pack")):
+    for dtype, path in (("float32", "expanded"), ("bfloat16", "packed")):
         engine = Engine.open(tmp_path / "out", dtype=dtype)
         assert engine.describe().paths["model.layers.0.mlp.down_proj"] == path
         assert engine.describe().format == form

@@ -7,7 +7,7 @@ import torch
 
 from compress.kernels.activations import Inputs, round_inputs
 from compress.kernels.floats import FloatGrid, fit
-from compress.runtime.linear import linear, stack
+from compress.runtime.linear import linear
 
 GRIDS = {
     "fp8": FloatGrid("fp8_e4m3", "float", -1),
@@ -44,19 +44,3 @@ def test_inputs_are_rounded_first(name, inputs):
     exact = round_inputs(X, inputs).double() @ rounded(name).dequantize().double().T + 1
     assert made.path == "rounding"
     torch.testing.assert_close(made(X).double(), exact, rtol=1e-4, atol=1e-4)
-
-
-@each
-def test_linears_of_one_scheme_are_stacked(name):
-    inputs = Inputs("fp8_e4m3", scale=0.01)
-    pair = [rounded(name, inputs), rounded(name, inputs, WEIGHT[:32] * 3)]
-    both = stack(pair)
-    wanted = torch.cat([one.dequantize() for one in pair])
-    assert both.inputs == inputs
-    assert torch.equal(both.dequantize(), wanted)
-
-
-@pytest.mark.parametrize("other", [None, Inputs("fp8_e4m3", scale=0.02), Inputs("fp8_e4m3")])
-def test_linears_that_round_otherwise_are_not_stacked(other):
-    assert stack([rounded("fp8", Inputs("fp8_e4m3", scale=0.01)), rounded("fp8", other)]) is None
-    assert stack([rounded("nvfp4"), rounded("mxfp4")]) is None

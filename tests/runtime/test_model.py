@@ -151,16 +151,14 @@ def test_packed_logits_are_close_to_the_exact_ones(tiny_tied, memory, scheme):
     assert (packed - exact).norm() / exact.norm() < 0.03
 
 
-def test_what_is_stored_alike_is_stacked(tiny_llama, memory):
-    same = Model(memory(tiny_llama, bits=4, group_size=32), BF16)
-    assert len(same.blocks[0].qkv.linears) == len(same.blocks[0].gate_up.linears) == 1
+def test_each_linear_takes_the_path_of_what_it_is_stored_as(tiny_llama, memory):
     mixed = memory(tiny_llama, bits=4, group_size=32)
     del mixed.codes["model.layers.0.self_attn.v_proj"]
     model = Model(mixed, BF16)
-    assert [one.path for one in model.blocks[0].qkv.linears] == ["int4pack", "int4pack", "dense"]
+    assert [one.path for one in model.blocks[0].qkv.linears] == ["packed", "packed", "dense"]
     paths = {name: one.path for name, one in model.linears()}
     assert paths["model.layers.0.self_attn.v_proj"] == "dense"
-    assert paths["model.layers.1.self_attn.v_proj"] == "int4pack"
+    assert paths["model.layers.1.self_attn.v_proj"] == "packed"
 
 
 def test_a_window_counts_the_query_itself():

@@ -1,0 +1,149 @@
+"""A decoder whose steps are compiled: where its weights lie, and the buffers of a step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from compress.runtime.batch import Batch
+from compress.runtime.linear import FEW_ROWS, Linear
+from compress.runtime.native import layout
+from compress.runtime.native.attention import scratch_floats
+from compress.runtime.native.lanes import kernels
+from compress.runtime.native.products import SPARE, record
+from compress.runtime.native.team import Team
+from compress.runtime.packed import LANES, Packed
+from compress.runtime.pages import Pages
+
+if TYPE_CHECKING:
+    from compress.runtime.model import Model
+
+_ROWS = FEW_ROWS + SPARE
+
+
+def refusal(model: Model, pages: Pages) -> str | None:
+    """Why a model's steps are not compiled; None when they are."""
+    other = next(
+        ((name, one) for name, one in model.linears() if not isinstance(one.weight, Packed)), None
+    )
+    settings, numbers = model.settings, pages.keys.numbers
+    if model.dtype is not torch.bfloat16:
+        return "float32 is computed by torch, weight by weight"
+    if other is not None:
+        return f"{other[0]} is multiplied another way ({other[1].path})"
+    if settings.head_dim % LANES or model.norm.gain.shape[-1] % LANES:
+        return f"heads or hidden states of a width that is no multiple of {LANES}"
+    return None if numbers in (None, "int8") else f"keys and values are cached as {numbers}"
+
+
+class Decoder:
+    """Makes logits of the wanted rows of small batches, up to `FEW_ROWS` tokens."""
+
+    def __init__(self, model: Model, pages: Pages) -> None:
+        """Lay out a model whose `refusal` is None, and start as many threads as torch uses."""
+        self._kept: list[Any] = [pages]  # what addresses point to
+        self._records: list[tuple[int, ...]] = []
+        self._vocab_size = model.vocab_size
+        blocks = [self._block(model, pages, index) for index in range(len(model.blocks))]
+        state = np.zeros(1, layout.STATE)
+        state["head"] = self._matrix(model.head.linears[0])
+        matrices = np.array(self._records, dtype=layout.MATRIX)
+        self._state = state
+        self._fill(model, pages, matrices, np.array(blocks, dtype=layout.BLOCK))
+
+    def logits(self, x: Tensor, turn: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+        """Walk one step.
+
+        Args:
+            x: embeddings [N, hidden] float32, overwritten.
+            turn: cosine and sine of each token's angles, [N, D/2] float32.
+            batch: whose tokens they are.
+
+        Returns:
+            [M, V] float32.
+        """
+        wide = int(self._state["logits_width"][0])
+        made = torch.empty(len(batch.wanted), wide)
+        parts = {
+            "x": x, "cosine": turn[0], "sine": turn[1], "logits": made,
+            "starts": batch.starts.long(), "lengths": batch.lengths.long(),
+            "tables": batch.tables.long(), "slots": batch.slots, "wanted_rows": batch.wanted,
+        }  # fmt: skip
+        for name, part in parts.items():
+            self._state[name] = part.data_ptr()
+        self._state["rows"], self._state["requests"] = len(x), len(batch.lengths)
+        self._state["wanted"], self._state["table_width"] = len(made), batch.tables.shape[1]
+        self._team.walk()
+        return made[:, : self._vocab_size]
+
+    def _fill(self, model: Model, pages: Pages, matrices: Any, blocks: Any) -> None:
+        """Fill in all that stays the same from step to step."""
+        state, s = self._state, model.settings
+        hidden, threads = model.norm.gain.shape[-1], torch.get_num_threads()
+        widths = {
+            name: LANES * max(int(matrices[number]["blocks"]) for number in blocks[role])
+            for name, role in (("q", "q"), ("k", "k"), ("v", "v"), ("mlp", "gate"))
+        }
+        for name, width in widths.items():
+            state[name], state[f"{name}_width"] = self._buffer(_ROWS, width), width
+        state["mixed"] = self._buffer(_ROWS, s.heads * s.head_dim)
+        state["logits_width"] = LANES * matrices[int(state["head"][0])]["blocks"]
+        groups = int(matrices["groups"].max())
+        linears = _ROWS * (3 * groups + 2 * LANES)
+        own = _ROWS * hidden + max(
+            linears, scratch_floats(FEW_ROWS, s.heads // s.kv_heads, s.head_dim)
+        )
+        own += -own % LANES
+        state["own"], state["own_bytes"] = self._buffer(threads, own), 4 * own
+        state["hidden"], state["head_dim"] = hidden, s.head_dim
+        state["final_norm"] = self._floats(model.norm.gain)
+        state["hidden_floor"] = float(model.norm.floor)
+        state["head_floor"] = (s.eps * s.head_dim) ** 0.5
+        state["cache_bits"] = bits = 8 * pages.keys.codes.itemsize
+        state["cache_kernels"] = kernels(bits).ctypes.data
+        state["ones"] = self._keep(np.full(LANES, 0x3F80, np.uint16))
+        state["middle"] = self._keep(np.full(LANES, 128, np.uint8))
+        control = np.zeros(layout.ASLEEP + layout.LINE * threads, np.int64)
+        counters = np.zeros(layout.LINE * (layout.OPERATIONS * len(blocks) + 1), np.int64)
+        state["control"], state["counters"] = self._keep(control), self._keep(counters)
+        self._team = Team((state, matrices, blocks), control, counters, threads)
+
+    def _block(self, model: Model, pages: Pages, index: int) -> tuple[int, ...]:
+        """A block as `layout.BLOCK` describes it."""
+        block, s = model.blocks[index], model.settings
+        norms = [self._floats(one.gain) for one in (block.attention_norm, block.mlp_norm)]
+        qk_norm = 0 if block.qk_norm is None else self._floats(block.qk_norm.gain)
+        fans = (block.qkv, block.o, block.gate_up, block.down)
+        numbers = [self._matrix(one) for fan in fans for one in fan.linears]
+        steps = pages.steps(index)
+        shared = [torch.ones(1, 1, 1) for _ in range(2)] if steps is None else steps
+        scales = [self._floats(one.expand(s.kv_heads, 1, s.head_dim)) for one in shared]
+        halves = (pages.keys, pages.values)
+        return (
+            *norms, qk_norm, *numbers, s.heads, s.kv_heads, s.windows[index] or 0,
+            *(half.codes[index].data_ptr() for half in halves),
+            *(0 if half.steps is None else half.steps[index].data_ptr() for half in halves),
+            *scales,
+        )  # fmt: skip
+
+    def _matrix(self, one: Linear) -> int:
+        """Write down a linear, which is packed; returns its number."""
+        bias = 0 if one.bias is None else self._floats(pad(one.bias, (0, -len(one.bias) % LANES)))
+        self._kept.append(one.weight)
+        self._records.append(record(cast(Packed, one.weight), bias))
+        return len(self._records) - 1
+
+    def _floats(self, values: Tensor) -> int:
+        return self._keep(values.float().contiguous().numpy().copy())
+
+    def _buffer(self, rows: int, width: int) -> int:
+        return self._keep(np.zeros((rows, width), np.float32))
+
+    def _keep(self, array: Any) -> int:
+        """Keep an array as long as this lives; returns its address."""
+        self._kept.append(array)
+        return int(array.ctypes.data)

@@ -1,0 +1,48 @@
+"""What the compiled step is told: records of addresses and numbers, filled in once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def _record(*names: str) -> np.dtype:
+    return np.dtype([(name, np.int64) for name in names])
+
+
+MATRIX = _record(
+    "kernels",  # address of those for its bits, see `lanes.kernels`
+    "codes", "scales", "zeros",  # addresses, see `lanes.kernel`
+    "code_bytes", "scale_bytes", "zero_bytes",  # from sixteen rows to the next sixteen
+    "zero_step",
+    "blocks", "groups", "units", "inputs",
+    "bias",  # address of float32; 0: none
+)  # fmt: skip
+BLOCK = _record(
+    "attention_norm", "mlp_norm", "qk_norm",  # addresses of gains; qk_norm 0: none
+    "q", "k", "v", "o", "gate", "up", "down",  # numbers of matrices
+    "heads", "kv_heads",
+    "window",  # 0: none
+    "keys", "values",  # addresses of this layer's pages
+    "key_steps", "value_steps",  # of bfloat16, where each token has its own; 0: none
+    "key_scales", "value_scales",  # of float32 [KV, D], what all tokens' codes are worth
+)  # fmt: skip
+STATE = _record(
+    "rows", "requests", "wanted",  # tokens, requests and rows with logits of this step
+    "hidden", "head_dim", "table_width",
+    "x", "q", "k", "v", "mixed", "mlp", "logits",  # addresses of float32 [N, …_width]
+    "q_width", "k_width", "v_width", "mlp_width", "logits_width",
+    "cosine", "sine",  # [N, D/2]
+    "starts", "lengths", "tables", "slots", "wanted_rows",  # of int64
+    "own", "own_bytes",  # scratch of the first thread, and from it to the next one's
+    "final_norm", "head",
+    "cache_kernels",  # those for what pages hold
+    "cache_bits",  # of a number in pages: 16, or 8 for int8 codes, stored with 128 added
+    "ones", "middle",  # addresses: sixteen times 1.0 as bfloat16, sixteen times 128
+    "control", "counters",
+)  # fmt: skip
+STATE = np.dtype([*STATE.descr, ("hidden_floor", np.float32), ("head_floor", np.float32)])
+
+LINE = 8  # int64 in a cache line: what threads write apart lies apart
+GO, ARRIVED, BASE, ASLEEP = (LINE * place for place in range(4))  # places in control
+ENDED = np.iinfo(np.int64).min  # of GO: there will be no more steps
+OPERATIONS = 6  # of a block: what threads share out among them, each with a counter

@@ -1,0 +1,73 @@
+"""Loops over vectors of float32 that LLVM turns into vector code: norm, exponential, rotation."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+_LOG2_E = np.float32(1.4426950408889634)
+_LN2_HIGH = np.float32(0.693359375)  # few bits, so that a multiple of it is exact
+_LN2_LOW = np.float32(-2.12194440e-4)
+_HALF, _ONE = np.float32(0.5), np.float32(1.0)
+_LOWEST, _HIGHEST = np.float32(-87.0), np.float32(88.0)  # beyond them, the value at them
+
+
+@njit(inline="always")
+def exponential(x):
+    """e^x from -87 to 88, to 1e-7 of it: a power of two times a polynomial (Cephes' expf)."""
+    x = min(max(x, _LOWEST), _HIGHEST)
+    turned = x * _LOG2_E
+    whole = np.int32(turned + (_HALF if turned >= 0 else -_HALF))
+    rest = x - np.float32(whole) * _LN2_HIGH - np.float32(whole) * _LN2_LOW
+    p = np.float32(1.9875691500e-4)
+    p = p * rest + np.float32(1.3981999507e-3)
+    p = p * rest + np.float32(8.3334519073e-3)
+    p = p * rest + np.float32(4.1665795894e-2)
+    p = p * rest + np.float32(1.6666665459e-1)
+    p = p * rest + np.float32(5.0000001201e-1)
+    power = np.int32((whole + 127) << 23).view(np.float32)
+    return (p * rest * rest + rest + _ONE) * power
+
+
+@njit(fastmath=True, nogil=True)
+def normalize(x, gain, floor, out):
+    """Root-mean-square norm of x [D], as in `compress.runtime.model.Norm`."""
+    squares = np.float32(0.0)
+    for i in range(len(gain)):
+        squares += x[i] * x[i]
+    back = _ONE / np.sqrt(squares + floor * floor)
+    for i in range(len(gain)):
+        out[i] = x[i] * back * gain[i]
+
+
+@njit(fastmath=True, nogil=True)
+def group_sums(x, size, out):
+    """Add up x [G · size] by groups, into out [G]."""
+    for group in range(len(out)):
+        total = np.float32(0.0)
+        for i in range(group * size, (group + 1) * size):
+            total += x[i]
+        out[group] = total
+
+
+@njit(fastmath=True, nogil=True)
+def rotate(head, cosine, sine):
+    """Turn a head [D] by its position's angles [D/2], in place: its halves pair up."""
+    half = len(cosine)
+    for i in range(half):
+        first, second = head[i], head[half + i]
+        head[i] = first * cosine[i] - second * sine[i]
+        head[half + i] = second * cosine[i] + first * sine[i]
+
+
+@njit(inline="always")
+def to_half(x):
+    """The bits of the bfloat16 nearest to a finite x, halves to even."""
+    bits = np.float32(x).view(np.uint32)
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> 16)
+
+
+@njit(inline="always")
+def from_half(bits):
+    """The float32 that bfloat16 bits stand for."""
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)

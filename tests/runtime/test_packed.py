@@ -1,0 +1,61 @@
+"""Packed matrices and the kernels that multiply with them, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compress.runtime.native.expand import transposed
+from compress.runtime.native.products import multiply
+from compress.runtime.packed import pack
+
+SCHEMES = [
+    {"bits": bits, "group_size": group, "sym": sym}
+    for bits in (2, 3, 4, 8) for group in (32, -1) for sym in (True, False)
+]  # fmt: skip
+DENSE = [None]
+
+
+def made(nearest, scheme, outputs=56, inputs=96):
+    """A matrix and its weights in float64; 56 rows fill three blocks of sixteen and a half."""
+    weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0))
+    if scheme is None:
+        return weight, weight.bfloat16().double()
+    rounded = nearest(weight, **scheme)
+    return rounded, rounded.dequantize().double()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES + DENSE)
+def test_packed_weights_are_read_back_exactly(nearest, scheme):
+    matrix, weights = made(nearest, scheme)
+    packed, expected = pack(matrix), weights.bfloat16()
+    assert torch.equal(packed.rows(), expected)
+    which = torch.tensor([3, 55, 0, 3])
+    assert torch.equal(packed.rows(which), expected[which])
+    assert torch.equal(transposed(packed), expected.T)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES + DENSE)
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 15])
+def test_products_are_those_of_float64(nearest, scheme, rows):
+    matrix, weights = made(nearest, scheme)
+    x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows))
+    exact = x.double() @ weights.T
+    error = (multiply(pack(matrix), x) - exact).abs().max() / exact.abs().max()
+    assert error < 1e-5
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(nearest):
+    matrix, _ = made(nearest, {"bits": 4, "group_size": 32})
+    packed, x = pack(matrix), torch.randn(8, 96)
+    together = multiply(packed, x)
+    torch.testing.assert_close(multiply(packed, x[3:4]), together[3:4], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sym", "bits"), [(True, 4.25), (False, 4.375)])
+def test_codes_lie_in_their_bits_with_a_scale_a_group_and_a_zero_where_they_differ(
+    nearest, sym, bits
+):
+    packed = pack(made(nearest, {"bits": 4, "group_size": 64, "sym": sym}, 64, 128)[0])
+    shared = 16 if sym else 0  # bytes: zeros that all groups share
+    assert packed.nbytes - shared == 64 * 128 * bits / 8
