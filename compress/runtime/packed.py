@@ -1,8 +1,10 @@
 """A matrix in the order in which the native kernels read it: sixteen rows side by side.
 
-    codes [O/16, words, 16] int32: of 16 rows, the next few inputs in one word each, lowest first
+    codes [O/16, words, 16] int32: of 16 rows, the next few inputs in one word each
 
-Codes of three bits lie in four. A row count that is no multiple of 16 is filled up with zeros.
+In a word, codes of even inputs fill the lower half and those of odd ones the upper half, see
+`place`: so inputs can be met two by two. Codes of three bits lie in four. A row count that is no
+multiple of 16 is filled up with zeros.
 """
 
 from __future__ import annotations
@@ -58,6 +60,11 @@ def unit(bits: int) -> int:
     return max(8, 32 // bits)
 
 
+def place(number: int, bits: int) -> int:
+    """The bit at which the code of a word's input begins."""
+    return 16 * (number % 2) + bits * (number // 2)
+
+
 def reason(rounded: Rounded) -> str | None:
     """Why codes cannot be packed; None when they can."""
     bits = _stored_bits(rounded.bits)
@@ -103,16 +110,16 @@ def _blocks(rows: Tensor) -> Tensor:
 
 
 def _words(codes: Tensor, bits: int) -> Tensor:
-    """Codes [O, I] as words [O, I · bits / 32] int32, the first code lowest."""
-    each = 32 // bits
-    digits = codes.unflatten(1, (-1, each)).int()
-    words: Tensor = digits[..., 0].clone()
-    for place in range(1, each):
-        words |= digits[..., place] << (bits * place)
+    """Codes [O, I] as words [O, I · bits / 32] int32, see `place`."""
+    digits = codes.unflatten(1, (-1, 32 // bits)).int()
+    words = torch.zeros_like(digits[..., 0])
+    for number in range(32 // bits):
+        words |= digits[..., number] << place(number, bits)
     return words
 
 
 def _digits(words: Tensor, bits: int) -> Tensor:
     """The inverse of `_words`, int32."""
-    places = torch.arange(0, 32, bits, dtype=torch.int32)
-    return ((words[..., None] >> places) & ((1 << bits) - 1)).flatten(1)
+    places = [place(number, bits) for number in range(32 // bits)]
+    moved = words[..., None] >> torch.tensor(places, dtype=torch.int32)
+    return (moved & ((1 << bits) - 1)).flatten(1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from compress.runtime.native.expand import transposed
+from compress.runtime.native.lanes import PAIRS
 from compress.runtime.native.products import multiply
 from compress.runtime.packed import pack
 
@@ -14,6 +15,8 @@ SCHEMES = [
     for bits in (2, 3, 4, 8) for group in (32, -1) for sym in (True, False)
 ]  # fmt: skip
 DENSE = [None]
+PAIRED = pytest.param(True, marks=pytest.mark.skipif(not PAIRS, reason="needs AVX512-BF16"))
+both = pytest.mark.parametrize("pairs", [False, PAIRED])
 
 
 def made(nearest, scheme, outputs=56, inputs=96):
@@ -35,21 +38,33 @@ def test_packed_weights_are_read_back_exactly(nearest, scheme):
     assert torch.equal(transposed(packed), expected.T)
 
 
+@both
 @pytest.mark.parametrize("scheme", SCHEMES + DENSE)
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 15])
-def test_products_are_those_of_float64(nearest, scheme, rows):
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_products_are_those_of_float64_with_inputs_in_bfloat16(nearest, scheme, rows, pairs):
     matrix, weights = made(nearest, scheme)
-    x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows))
+    x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows)).bfloat16().float()
     exact = x.double() @ weights.T
-    error = (multiply(pack(matrix), x) - exact).abs().max() / exact.abs().max()
+    error = (multiply(pack(matrix), x, pairs=pairs) - exact).abs().max() / exact.abs().max()
     assert error < 1e-5
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it(nearest):
-    matrix, _ = made(nearest, {"bits": 4, "group_size": 32})
-    packed, x = pack(matrix), torch.randn(8, 96)
-    together = multiply(packed, x)
-    torch.testing.assert_close(multiply(packed, x[3:4]), together[3:4], rtol=1e-5, atol=1e-5)
+def test_floats_keep_inputs_as_they_are(nearest):
+    matrix, weights = made(nearest, {"bits": 4, "group_size": 32})
+    x = torch.randn(3, 96, generator=torch.Generator().manual_seed(3))
+    found = multiply(pack(matrix), x, pairs=False).double()
+    torch.testing.assert_close(found, x.double() @ weights.T, rtol=1e-4, atol=1e-4)
+
+
+@both
+@pytest.mark.parametrize(
+    "scheme", [{"bits": 4, "group_size": 32}, {"bits": 8, "group_size": -1}, None]
+)
+def test_a_row_is_the_same_to_the_bit_whatever_rows_are_beside_it(nearest, scheme, pairs):
+    packed, x = pack(made(nearest, scheme)[0]), torch.randn(11, 96)
+    together = multiply(packed, x, pairs=pairs)
+    for rows in (1, 2, 3, 4, 6):
+        assert torch.equal(multiply(packed, x[4 : 4 + rows], pairs=pairs), together[4 : 4 + rows])
 
 
 @pytest.mark.parametrize(("sym", "bits"), [(True, 4.25), (False, 4.375)])

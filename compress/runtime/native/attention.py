@@ -25,8 +25,7 @@ _ONE = np.float32(1.0)
 
 def scratch_floats(rows: int, group: int, width: int) -> int:
     """Floats that `attend` needs for so many new tokens and query heads a key head."""
-    many = rows * group + SPARE
-    return many * (3 * width + 2 * LANES * _BLOCKS + 4)
+    return (rows * group + SPARE) * (4 * width + 3 * PAGE_TOKENS + 4)
 
 
 @njit(nogil=True, fastmath=True)
@@ -128,17 +127,18 @@ def attend(s, block, request, head, scratch):
     many = (stop - first) * group
     space = many + SPARE
 
-    queries = carray(floats(scratch), (space, width))
-    sums = carray(floats(scratch + 4 * space * width), (space, width))
-    part = scratch + 8 * space * width  # what one page adds to sums, [D / 16, many, 16]
-    scores = part + 4 * space * width  # [2, many, 16]
-    weights = carray(floats(scores + 4 * space * PAGE_TOKENS), (space, PAGE_TOKENS))
-    notes = carray(floats(scores + 8 * space * PAGE_TOKENS), (4, space))
+    sums = carray(floats(scratch), (space, width))
+    part = scratch + 4 * space * width  # what one page adds to sums, [D / 16, many, 16]
+    queries = part + 4 * space * width  # as kernels read them
+    scores = queries + 8 * space * width  # [2, many, 16], and room for one query's
+    weights = scores + 4 * space * PAGE_TOKENS  # as kernels read them
+    notes = carray(floats(weights + 8 * space * PAGE_TOKENS), (4, space))
     for at in range(many):
-        _query(s, block, first + at // group, head, head * group + at % group, queries[at])
-        sums[at, :] = 0
+        out = sums[at]  # not in use yet
+        _query(s, block, first + at // group, head, head * group + at % group, out)
+        notes[2, at] = _ready(s, queries, at, out)
+        out[:] = 0
         notes[0, at], notes[1, at] = _NOTHING, 0  # the highest score so far, and the total
-        notes[2, at] = queries[at].sum()
 
     back = block.window if block.window > 0 else total
     number = max(0, seen + 1 - back) // PAGE_TOKENS
@@ -174,9 +174,35 @@ def _query(s, block, row, head, one, out):
 
 
 @njit(nogil=True, fastmath=True)
+def _ready(s, address, at, vector):
+    """Put a vector where kernels find it as row `at`; returns its sum."""
+    width = len(vector)
+    if s.cache_paired == 0:
+        made, total = carray(floats(address + 4 * at * width), (width,)), np.float32(0.0)
+        for i in range(width):
+            made[i] = vector[i]
+            total += vector[i]
+        return total
+    place, total = address + 2 * s.cache_paired * at * width, np.float32(0.0)
+    made = carray(halves(place), (width,))
+    more = carray(halves(place + 2 * width), (width * (s.cache_paired - 1),))
+    for i in range(width):
+        made[i] = to_half(vector[i])
+        total += from_half(made[i])
+    for i in range(len(more)):
+        more[i] = to_half(np.float32(16.0) * from_half(made[i]))
+    return total
+
+
+@njit(inline="always")
+def _row_bytes(s, width):
+    return np.int64(2 * s.cache_paired * width if s.cache_paired > 0 else 4 * width)
+
+
+@njit(nogil=True, fastmath=True)
 def _score(s, block, place, queries, many, notes, scores):
     """Scores of all queries for a page, [2, many, 16]."""
-    width = s.head_dim
+    width, each = s.head_dim, _row_bytes(s, s.head_dim)
     bytes_of = LANES * width * s.cache_bits // 8
     for half in range(_BLOCKS):
         steps = s.ones
@@ -188,7 +214,7 @@ def _score(s, block, place, queries, many, notes, scores):
             dot(
                 kernel_for(s.cache_kernels, rows),
                 block.keys + (place * _BLOCKS + half) * bytes_of, steps, s.middle, np.int64(0),
-                queries.ctypes.data + 4 * at * width, width,
+                queries + at * each, each,
                 notes.ctypes.data + 4 * (2 * notes.shape[1] + at), np.int64(1),
                 scores + 4 * (half * many + at) * LANES,
                 np.int64(1), width // 8,
@@ -199,7 +225,8 @@ def _score(s, block, place, queries, many, notes, scores):
 @njit(nogil=True, fastmath=True)
 def _share(s, block, place, at, begin, end, many, scores, weights, notes, sums):
     """Turn a query's scores for a page into weights, relative to its highest score so far."""
-    weight, top = weights[at], notes[0, at]
+    weight = carray(floats(scores + 4 * _BLOCKS * many * LANES), (PAGE_TOKENS,))
+    top = notes[0, at]
     for half in range(_BLOCKS):
         found = carray(floats(scores + 4 * (half * many + at) * LANES), (LANES,))
         for lane in range(LANES):
@@ -216,17 +243,15 @@ def _share(s, block, place, at, begin, end, many, scores, weights, notes, sums):
         sums[at, i] *= kept
     if block.value_steps != 0:
         steps = carray(halves(block.value_steps + 2 * place * PAGE_TOKENS), (PAGE_TOKENS,))
-        total = np.float32(0.0)
         for token in range(PAGE_TOKENS):
             weight[token] *= from_half(steps[token])
-            total += weight[token]
-    notes[3, at] = total
+    notes[3, at] = _ready(s, weights, at, weight)
 
 
 @njit(nogil=True, fastmath=True)
 def _sum(s, block, place, weights, many, notes, part, sums):
     """Add the values of a page by their weights."""
-    width = s.head_dim
+    width, each = s.head_dim, _row_bytes(s, PAGE_TOKENS)
     blocks, bytes_of = width // LANES, LANES * PAGE_TOKENS * s.cache_bits // 8
     for one in range(blocks):
         at = 0
@@ -235,7 +260,7 @@ def _sum(s, block, place, weights, many, notes, part, sums):
             dot(
                 kernel_for(s.cache_kernels, rows),
                 block.values + (place * blocks + one) * bytes_of, s.ones, s.middle, np.int64(0),
-                weights.ctypes.data + 4 * at * PAGE_TOKENS, np.int64(PAGE_TOKENS),
+                weights + at * each, each,
                 notes.ctypes.data + 4 * (3 * notes.shape[1] + at), np.int64(1),
                 part + 4 * (one * many + at) * LANES,
                 np.int64(1), np.int64(PAGE_TOKENS // 8),

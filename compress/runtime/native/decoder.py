@@ -11,10 +11,8 @@ from torch.nn.functional import pad
 
 from compress.runtime.batch import Batch
 from compress.runtime.linear import FEW_ROWS, Linear
-from compress.runtime.native import layout
-from compress.runtime.native.attention import scratch_floats
-from compress.runtime.native.lanes import kernels
-from compress.runtime.native.products import SPARE, record
+from compress.runtime.native import attention, layout, products
+from compress.runtime.native.lanes import PAIRS, kernels
 from compress.runtime.native.team import Team
 from compress.runtime.packed import LANES, Packed
 from compress.runtime.pages import Pages
@@ -22,7 +20,7 @@ from compress.runtime.pages import Pages
 if TYPE_CHECKING:
     from compress.runtime.model import Model
 
-_ROWS = FEW_ROWS + SPARE
+_ROWS = FEW_ROWS + products.SPARE
 
 
 def refusal(model: Model, pages: Pages) -> str | None:
@@ -92,10 +90,11 @@ class Decoder:
             state[name], state[f"{name}_width"] = self._buffer(_ROWS, width), width
         state["mixed"] = self._buffer(_ROWS, s.heads * s.head_dim)
         state["logits_width"] = LANES * matrices[int(state["head"][0])]["blocks"]
-        groups = int(matrices["groups"].max())
-        linears = _ROWS * (3 * groups + 2 * LANES)
+        groups, inputs = (int(matrices[name].max()) for name in ("groups", "inputs"))
+        group = s.heads // s.kv_heads
         own = _ROWS * hidden + max(
-            linears, scratch_floats(FEW_ROWS, s.heads // s.kv_heads, s.head_dim)
+            3 * products.scratch_floats(FEW_ROWS, inputs, groups),
+            attention.scratch_floats(FEW_ROWS, group, s.head_dim),
         )
         own += -own % LANES
         state["own"], state["own_bytes"] = self._buffer(threads, own), 4 * own
@@ -104,7 +103,8 @@ class Decoder:
         state["hidden_floor"] = float(model.norm.floor)
         state["head_floor"] = (s.eps * s.head_dim) ** 0.5
         state["cache_bits"] = bits = 8 * pages.keys.codes.itemsize
-        state["cache_kernels"] = kernels(bits).ctypes.data
+        state["cache_kernels"] = kernels(bits, pairs=PAIRS).ctypes.data
+        state["cache_paired"] = products.paired(bits)
         state["ones"] = self._keep(np.full(LANES, 0x3F80, np.uint16))
         state["middle"] = self._keep(np.full(LANES, 128, np.uint8))
         control = np.zeros(layout.ASLEEP + layout.LINE * threads, np.int64)
@@ -134,7 +134,7 @@ class Decoder:
         """Write down a linear, which is packed; returns its number."""
         bias = 0 if one.bias is None else self._floats(pad(one.bias, (0, -len(one.bias) % LANES)))
         self._kept.append(one.weight)
-        self._records.append(record(cast(Packed, one.weight), bias))
+        self._records.append(products.record(cast(Packed, one.weight), bias))
         return len(self._records) - 1
 
     def _floats(self, values: Tensor) -> int:

@@ -48,7 +48,8 @@ def _expand(words, scales, zeros, bits, out):
             scale, stored = scales[block, group], words[block, word]
             zero = zeros[0, 0] if alike else zeros[block, group]
             for digit in range(each):
+                shift = np.uint32(16 * (digit % 2) + bits * (digit // 2))  # `packed.place`
                 row = out[word * each + digit, block * LANES : (block + 1) * LANES]
                 for lane in range(LANES):
-                    code = np.int32((stored[lane] >> np.uint32(bits * digit)) & mask)
+                    code = np.int32((stored[lane] >> shift) & mask)
                     row[lane] = to_half(np.float32(code - zero[lane]) * from_half(scale[lane]))

@@ -15,6 +15,7 @@ MATRIX = _record(
     "code_bytes", "scale_bytes", "zero_bytes",  # from sixteen rows to the next sixteen
     "zero_step",
     "blocks", "groups", "units", "inputs",
+    "paired",  # 0: kernels read float32; 1: bfloat16; 2: and 16 times the same behind
     "bias",  # address of float32; 0: none
 )  # fmt: skip
 BLOCK = _record(
@@ -35,7 +36,7 @@ STATE = _record(
     "starts", "lengths", "tables", "slots", "wanted_rows",  # of int64
     "own", "own_bytes",  # scratch of the first thread, and from it to the next one's
     "final_norm", "head",
-    "cache_kernels",  # those for what pages hold
+    "cache_kernels", "cache_paired",  # as of a matrix, for what pages hold
     "cache_bits",  # of a number in pages: 16, or 8 for int8 codes, stored with 128 added
     "ones", "middle",  # addresses: sixteen times 1.0 as bfloat16, sixteen times 128
     "control", "counters",

@@ -16,7 +16,7 @@ from numba import carray, njit, types
 from compress.runtime.native.attention import attend, cache
 from compress.runtime.native.lanes import floats, look, numbers, take
 from compress.runtime.native.layout import ARRIVED, ASLEEP, BASE, GO, LINE, OPERATIONS
-from compress.runtime.native.products import SPARE, lanes_of, put, sixteen, summed
+from compress.runtime.native.products import SPARE, lanes_of, prepared, put, sixteen
 from compress.runtime.native.vectors import exponential, normalize
 from compress.runtime.packed import LANES
 
@@ -132,22 +132,23 @@ def _norm_rows(s, gain, out):
 def _project(s, matrices, block, source, rest, operation):
     """Queries, keys and values, as one operation."""
     q, k, v = matrices[block.q], matrices[block.k], matrices[block.v]
-    rows, width, q_sums = s.rows, s.hidden, rest
-    k_sums = summed(q, source, width, rows, q_sums)
-    v_sums = summed(k, source, width, rows, k_sums)
-    out = summed(v, source, width, rows, v_sums)
+    rows, width = s.rows, s.hidden
+    for_q = prepared(q, source, width, rows, rest)
+    for_k = prepared(k, source, width, rows, for_q[3])
+    for_v = prepared(v, source, width, rows, for_k[3])
+    out = for_v[3]
     total = q.blocks + k.blocks + v.blocks
     first = _next(s, operation) * _CHUNK
     while first < total:
         for at in range(first, min(first + _CHUNK, total)):
             if at < q.blocks:
-                sixteen(q, at, source, width, rows, q_sums, out)
+                sixteen(q, at, for_q, rows, out)
                 put(out, rows, s.q, s.q_width, at)
             elif at < q.blocks + k.blocks:
-                sixteen(k, at - q.blocks, source, width, rows, k_sums, out)
+                sixteen(k, at - q.blocks, for_k, rows, out)
                 put(out, rows, s.k, s.k_width, at - q.blocks)
             else:
-                sixteen(v, at - q.blocks - k.blocks, source, width, rows, v_sums, out)
+                sixteen(v, at - q.blocks - k.blocks, for_v, rows, out)
                 put(out, rows, s.v, s.v_width, at - q.blocks - k.blocks)
         first = _next(s, operation) * _CHUNK
 
@@ -173,11 +174,12 @@ def _attend_all(s, block, rest, operation):
 def _add_product(s, matrix, source, step, rest, operation):
     """Add what a matrix makes of `source` to x."""
     rows, width = s.rows, s.hidden
-    out = summed(matrix, source, step, rows, rest)
+    ready = prepared(matrix, source, step, rows, rest)
+    out = ready[3]
     first = _next(s, operation) * _CHUNK
     while first < matrix.blocks:
         for at in range(first, min(first + _CHUNK, matrix.blocks)):
-            sixteen(matrix, at, source, step, rows, rest, out)
+            sixteen(matrix, at, ready, rows, out)
             for row in range(rows):
                 made, x = lanes_of(out, row, LANES, 0), lanes_of(s.x, row, width, at)
                 for lane in range(LANES):
@@ -189,14 +191,15 @@ def _add_product(s, matrix, source, step, rest, operation):
 def _gated(s, gate, up, source, rest, operation):
     """silu(gate) · up: whoever makes sixteen of one makes the same sixteen of the other."""
     rows, width = s.rows, s.hidden
-    up_sums = summed(gate, source, width, rows, rest)
-    out = summed(up, source, width, rows, up_sums)
+    for_gate = prepared(gate, source, width, rows, rest)
+    for_up = prepared(up, source, width, rows, for_gate[3])
+    out = for_up[3]
     other = out + 4 * (rows + SPARE) * LANES
     first = _next(s, operation) * _CHUNK
     while first < gate.blocks:
         for at in range(first, min(first + _CHUNK, gate.blocks)):
-            sixteen(gate, at, source, width, rows, rest, out)
-            sixteen(up, at, source, width, rows, up_sums, other)
+            sixteen(gate, at, for_gate, rows, out)
+            sixteen(up, at, for_up, rows, other)
             for row in range(rows):
                 gates, ups = lanes_of(out, row, LANES, 0), lanes_of(other, row, LANES, 0)
                 mlp = lanes_of(s.mlp, row, s.mlp_width, at)
@@ -215,10 +218,11 @@ def _head(s, matrix, source, rest, operation):
     for at in range(rows):
         x = carray(floats(s.x + 4 * wanted[at] * width), (width,))
         normalize(x, gain, s.hidden_floor, carray(floats(source + 4 * at * width), (width,)))
-    out = summed(matrix, source, width, rows, rest)
+    ready = prepared(matrix, source, width, rows, rest)
+    out = ready[3]
     first = _next(s, operation) * _CHUNK
     while rows > 0 and first < matrix.blocks:
         for at in range(first, min(first + _CHUNK, matrix.blocks)):
-            sixteen(matrix, at, source, width, rows, rest, out)
+            sixteen(matrix, at, ready, rows, out)
             put(out, rows, s.logits, s.logits_width, at)
         first = _next(s, operation) * _CHUNK

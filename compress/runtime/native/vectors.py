@@ -41,16 +41,6 @@ def normalize(x, gain, floor, out):
 
 
 @njit(fastmath=True, nogil=True)
-def group_sums(x, size, out):
-    """Add up x [G · size] by groups, into out [G]."""
-    for group in range(len(out)):
-        total = np.float32(0.0)
-        for i in range(group * size, (group + 1) * size):
-            total += x[i]
-        out[group] = total
-
-
-@njit(fastmath=True, nogil=True)
 def rotate(head, cosine, sine):
     """Turn a head [D] by its position's angles [D/2], in place: its halves pair up."""
     half = len(cosine)
@@ -71,3 +61,29 @@ def to_half(x):
 def from_half(bits):
     """The float32 that bfloat16 bits stand for."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@njit(fastmath=True, nogil=True)
+def group_sums(x, size, out):
+    """Add up x [G · size] by groups, into out [G]."""
+    for group in range(len(out)):
+        total = np.float32(0.0)
+        for i in range(group * size, (group + 1) * size):
+            total += x[i]
+        out[group] = total
+
+
+@njit(fastmath=True, nogil=True)
+def group_halves(x, size, out, halves, sixteenfold):
+    """Round x [G · size] to bfloat16 `halves`, add up what they are by groups, into out [G].
+
+    `sixteenfold` gets 16 times the same where it is not empty.
+    """
+    for group in range(len(out)):
+        total = np.float32(0.0)
+        for i in range(group * size, (group + 1) * size):
+            halves[i] = to_half(x[i])
+            total += from_half(halves[i])
+        out[group] = total
+    for i in range(len(sixteenfold)):
+        sixteenfold[i] = to_half(np.float32(16.0) * from_half(halves[i]))
