@@ -369,8 +369,8 @@ class Engine:
         pieces = []
         for one, tokens in zip(work, chosen, strict=True):
             self._answers[one.job.ticket].spent(started, seconds)
-            if tokens:
-                pieces.append((one.job.ticket, self._take(one, tokens)))
+            if piece := self._take(one, tokens):
+                pieces.append((one.job.ticket, piece))
         for ticket, piece in pieces:
             if ticket in self._inboxes:
                 self._inboxes[ticket].append(piece)
@@ -392,8 +392,8 @@ class Engine:
         sampling, generator = answer.request.sampling, answer.generator
         return [int(choose(logits[0], sampling, generator=generator, seen=seen))]
 
-    def _take(self, work: Work, tokens: list[int]) -> Piece:
-        """Add chosen tokens to an answer, as far as it goes on."""
+    def _take(self, work: Work, tokens: list[int]) -> Piece | None:
+        """Add chosen tokens to an answer, as far as it goes on; None where there are none."""
         answer, texts, taken = self._answers[work.job.ticket], [], []
         reason: FinishReason | None = None
         for token in tokens:
@@ -409,7 +409,7 @@ class Engine:
         if reason is None and len(work.job.tokens) >= work.job.limit:
             reason = "length"
         if reason is None:
-            return Piece("".join(texts), tuple(taken))
+            return Piece("".join(texts), tuple(taken)) if taken else None
         texts.append(answer.text.flush())
         self.cancel(work.job.ticket)
         return Piece("".join(texts), tuple(taken), (), reason, answer.timings())
