@@ -7,11 +7,10 @@ One step of the engine computes tokens of every request that runs:
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -21,35 +20,19 @@ from torch import Tensor
 
 from compress.artifact.layout import Artifact, open_artifact
 from compress.errors import RequestError
-from compress.kernels.kv import KVScales
+from compress.runtime.answer import Answer
 from compress.runtime.batch import gather
 from compress.runtime.ledger import PAGE_TOKENS, Ledger
+from compress.runtime.limits import Limits, limits
 from compress.runtime.model import Model, resident_bytes
-from compress.runtime.request import FinishReason, Piece, Request, Timings
+from compress.runtime.request import FinishReason, Piece, Request
 from compress.runtime.sampling import Sampling, choose
 from compress.runtime.scheduler import Job, Scheduler, Work
 from compress.runtime.stream import TextStream
-from compress.runtime.tokenizer import Message, Tokenizer, read_json
+from compress.runtime.tokenizer import Prompt, Tokenizer, read_json
 
-Prompt = str | Sequence[Message] | Sequence[int]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 NO_CHAT = "This model has no chat template: a prompt is continued as it stands."
-
-
-KV_CACHES = ("auto", "int8")
-POOL_TOKENS = 32_768  # whose keys and values there is room for, unless a context is longer
-MEMORY_SHARE = 4  # what they may take of the memory: one part of so many
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much an engine takes on."""
-
-    context_tokens: int
-    kv_tokens: int
-    scales: tuple[KVScales, ...]  # how keys and values are rounded, () for not at all
-    step_tokens: int
-    max_running: int
 
 
 @dataclass(frozen=True)
@@ -80,41 +63,6 @@ class Status:
     preemptions: int
 
 
-@dataclass(eq=False)
-class _Answer:
-    """A request on its way: its job is the scheduler's, the rest is ours."""
-
-    request: Request
-    job: Job
-    text: TextStream
-    generator: torch.Generator
-    submitted: float
-    started: float | None = None  # its first step
-    ttft_seconds: float = 0.0
-    decode_seconds: float = 0.0
-
-    @property
-    def new_tokens(self) -> int:
-        return len(self.job.tokens) - len(self.request.prompt)
-
-    def spent(self, started: float, seconds: float) -> None:
-        """Count a step that it took part in."""
-        if self.started is None:
-            self.started = started
-        if self.new_tokens:
-            self.decode_seconds += seconds
-        else:
-            self.ttft_seconds += seconds
-
-    def timings(self) -> Timings:
-        """How long it took."""
-        queue = (time.perf_counter() if self.started is None else self.started) - self.submitted
-        return Timings(
-            len(self.request.prompt), self.new_tokens, self.job.cached or 0, queue,
-            self.ttft_seconds, self.decode_seconds,
-        )  # fmt: skip
-
-
 class Engine:
     """One artifact, answering many requests together. For one thread at a time."""
 
@@ -131,7 +79,7 @@ class Engine:
         self._scheduler = Scheduler(
             self._ledger, step_tokens=limits.step_tokens, max_running=limits.max_running
         )
-        self._answers: dict[int, _Answer] = {}
+        self._answers: dict[int, Answer] = {}
         self._tickets = count(1)
         self._inboxes: dict[int, deque[Piece]] = {}  # of tickets that `generate` has drawn
         self._ready: list[tuple[int, Piece]] = []  # of others, while `generate` made the steps
@@ -170,11 +118,6 @@ class Engine:
         """
         if dtype not in DTYPES:
             raise RequestError(f"dtype: {dtype!r} is not run here. Use {' or '.join(DTYPES)}.")
-        if not 1 <= max_running <= step_tokens:
-            raise RequestError(
-                f"max_running: {max_running} must be 1 to {step_tokens} (step_tokens): a step "
-                "computes a token of each request that runs."
-            )
         if threads is not None:
             if threads < 1:
                 raise RequestError(f"threads: {threads} must be 1 or more.")
@@ -182,10 +125,11 @@ class Engine:
         folder = Path(folder)
         stored = open_artifact(folder)
         model = Model(stored, DTYPES[dtype])
-        scales = _scales(model, kv_cache)
-        context, pool = _room(model, scales, context_tokens, kv_tokens)
-        limits = Limits(context, pool, scales, step_tokens, max_running)
-        engine = cls(model, Tokenizer.open(folder), stored, limits)
+        told = limits(
+            model, context_tokens=context_tokens, kv_tokens=kv_tokens, kv_cache=kv_cache,
+            step_tokens=step_tokens, max_running=max_running,
+        )  # fmt: skip
+        engine = cls(model, Tokenizer.open(folder), stored, told)
         engine.stop_ids = _stop_ids(stored, read_json(folder / "generation_config.json"))
         return engine
 
@@ -246,7 +190,7 @@ class Engine:
         job = Job(ticket, prompt, min(len(prompt) + request.max_new_tokens, room), request.salt)
         text = TextStream(self.tokenizer.decode, prompt, request.stop)
         generator = request.sampling.generator()
-        self._answers[ticket] = _Answer(request, job, text, generator, time.perf_counter())
+        self._answers[ticket] = Answer(request, job, text, generator, time.perf_counter())
         self._scheduler.add(job)
         return ticket
 
@@ -289,7 +233,7 @@ class Engine:
         Raises:
             RequestError: it is empty, too long, or holds what this model does not know.
         """
-        ids = self._ids(prompt)
+        ids = self.tokenizer.ids(prompt)
         self._check(ids)
         return ids
 
@@ -306,23 +250,6 @@ class Engine:
             paths={name: one.path for name, one in self.model.linears()},
             notes=() if self.tokenizer.has_chat else (NO_CHAT,),
         )
-
-    def _ids(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            if not self.tokenizer.has_chat:
-                return self.tokenizer.encode(prompt)
-            prompt = [{"role": "user", "content": prompt}]
-        ids = [item for item in prompt if isinstance(item, int)]
-        messages = [item for item in prompt if isinstance(item, Mapping)]
-        if len(ids) == len(prompt):
-            return ids
-        if len(messages) < len(prompt):
-            raise RequestError(
-                "prompt: give a text, a list of messages or a list of token ids, not a mixture."
-            )
-        return self.tokenizer.encode(
-            self.tokenizer.chat(messages), special=False
-        )  # the template has written them
 
     def _check(self, ids: Sequence[int]) -> None:
         vocabulary = self.model.vocab_size
@@ -369,7 +296,7 @@ class Engine:
         pieces = []
         for one, tokens in zip(work, chosen, strict=True):
             self._answers[one.job.ticket].spent(started, seconds)
-            if piece := self._take(one, tokens):
+            if piece := self._taken(one, tokens):
                 pieces.append((one.job.ticket, piece))
         for ticket, piece in pieces:
             if ticket in self._inboxes:
@@ -392,27 +319,15 @@ class Engine:
         sampling, generator = answer.request.sampling, answer.generator
         return [int(choose(logits[0], sampling, generator=generator, seen=seen))]
 
-    def _take(self, work: Work, tokens: list[int]) -> Piece | None:
-        """Add chosen tokens to an answer, as far as it goes on; None where there are none."""
-        answer, texts, taken = self._answers[work.job.ticket], [], []
-        reason: FinishReason | None = None
-        for token in tokens:
-            taken.append(token)
-            if token in self.stop_ids and not answer.request.ignore_eos:
-                reason = "stop"
-                break
-            texts.append(answer.text.push(token))
-            if answer.text.stopped:
-                reason = "stop"
-                break
-        self._scheduler.advance(work, taken)
-        if reason is None and len(work.job.tokens) >= work.job.limit:
-            reason = "length"
-        if reason is None:
-            return Piece("".join(texts), tuple(taken)) if taken else None
-        texts.append(answer.text.flush())
+    def _taken(self, work: Work, tokens: Sequence[int]) -> Piece | None:
+        """What chosen tokens add to an answer; None where there are none."""
+        answer = self._answers[work.job.ticket]
+        piece = answer.take(tokens, self.stop_ids)
+        self._scheduler.advance(work, piece.tokens)
+        if piece.finish_reason is None:
+            return piece if tokens else None
         self.cancel(work.job.ticket)
-        return Piece("".join(texts), tuple(taken), (), reason, answer.timings())
+        return replace(piece, timings=answer.timings())
 
 
 def collect(pieces: Iterable[Piece]) -> Piece:
@@ -425,41 +340,6 @@ def collect(pieces: Iterable[Piece]) -> Piece:
         every[-1].finish_reason,
         every[-1].timings,
     )
-
-
-def _scales(model: Model, kv_cache: str) -> tuple[KVScales, ...]:
-    """How each block caches its keys and values; () for no rounding."""
-    if kv_cache not in KV_CACHES:
-        raise RequestError(f"kv_cache: {kv_cache!r} is not one of {', '.join(KV_CACHES)}.")
-    if kv_cache == "auto":
-        return model.kv_scales
-    if model.kv_scales:
-        raise RequestError(
-            f"kv_cache: {kv_cache} is for artifacts that do not say how they cache keys and "
-            f"values; this one does ({model.kv_scales[0].numbers}). Leave it at auto."
-        )
-    return (KVScales("int8", None, None),) * len(model.blocks)
-
-
-def _room(
-    model: Model, scales: Sequence[KVScales], context: int | None, kv_tokens: int | None
-) -> tuple[int, int]:
-    """Tokens of one request, and of all together."""
-    longest = model.settings.max_tokens
-    if context is not None and not 1 <= context <= longest:
-        raise RequestError(
-            f"context_tokens: {context:,} must be 1 to {longest:,} (max_position_embeddings)."
-        )
-    if kv_tokens is not None and kv_tokens < (context or 1):
-        raise RequestError(
-            f"kv_tokens: {kv_tokens:,} hold no request of {context or 1:,} tokens (context_tokens)."
-        )
-    if kv_tokens is None:
-        page_bytes = model.pages(PAGE_TOKENS, scales).nbytes
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        fits = max(1, memory // MEMORY_SHARE // page_bytes) * PAGE_TOKENS
-        kv_tokens = max(context or 1, min(fits, max(longest, POOL_TOKENS)))
-    return context or min(longest, kv_tokens), kv_tokens
 
 
 def _stop_ids(stored: Artifact, generation: Mapping[str, Any]) -> frozenset[int]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 Message = Mapping[str, Any]
+Prompt = str | Sequence[Message] | Sequence[int]
 
 
 class Tokenizer:
@@ -66,6 +67,26 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; a text is one user message where there is a chat template.
+
+        Raises:
+            RequestError: it is a mixture, or messages that cannot be formatted.
+        """
+        if isinstance(prompt, str):
+            if not self.has_chat:
+                return self.encode(prompt)
+            prompt = [{"role": "user", "content": prompt}]
+        ids = [item for item in prompt if isinstance(item, int)]
+        messages = [item for item in prompt if isinstance(item, Mapping)]
+        if len(ids) == len(prompt):
+            return ids
+        if len(messages) < len(prompt):
+            raise RequestError(
+                "prompt: give a text, a list of messages or a list of token ids, not a mixture."
+            )
+        return self.encode(self.chat(messages), special=False)  # the template has written them
 
     def chat(self, messages: Sequence[Message]) -> str:
         """Format messages with the model's own template, up to where its answer begins.
