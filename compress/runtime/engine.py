@@ -205,8 +205,8 @@ class Engine:
 
     def cancel(self, ticket: int) -> None:
         """Stop working for a request; its pages are free, and no piece of it comes any more."""
-        if answer := self._answers.pop(ticket, None):
-            self._scheduler.remove(answer.job)
+        if ticket in self._answers:
+            self._scheduler.remove(self._answers.pop(ticket).job)
         self._ready = [one for one in self._ready if one[0] != ticket]
 
     @property
@@ -273,7 +273,7 @@ class Engine:
         try:
             while reason is None:
                 while not inbox:
-                    self._ready += self._advance()
+                    self._ready.extend(self._advance())
                 piece = inbox.popleft()
                 reason = piece.finish_reason
                 yield piece
@@ -326,7 +326,7 @@ class Engine:
         self._scheduler.advance(work, piece.tokens)
         if piece.finish_reason is None:
             return piece if tokens else None
-        self.cancel(work.job.ticket)
+        self._scheduler.remove(self._answers.pop(work.job.ticket).job)
         return replace(piece, timings=answer.timings())
 
 

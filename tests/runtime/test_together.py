@@ -170,6 +170,7 @@ def test_answers_taken_in_turns_and_submitted_ones_do_not_lose_pieces(tiny_llama
     for taken, one in zip(zip(*pairs, strict=True), expected, strict=False):
         assert collect(taken).tokens == one.tokens
     rest = [piece for one, piece in engine.step() if one == ticket]
+    assert len(rest) == 9
     assert collect(rest).tokens[: len(expected[2].tokens)] == expected[2].tokens
     assert rest[-1].finish_reason == "length"
     assert engine.idle
