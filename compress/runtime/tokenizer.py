@@ -60,6 +60,14 @@ class Tokenizer:
         """Whether messages can be formatted."""
         return self._template is not None
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, added ones too."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
+    def to_json(self) -> str:
+        """What ``tokenizer.json`` holds."""
+        return str(self._tokenizer.to_str())
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text, with what the tokenizer puts around one (such as a first token)."""
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
