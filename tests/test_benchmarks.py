@@ -365,6 +365,19 @@ def test_decode_names_each_side_and_refuses_none(bench, tmp_path, capsys):
     assert "nothing to measure" in capsys.readouterr().err
 
 
+def test_speculation_tells_both_texts(bench, tiny_llama, tmp_path, capsys):
+    out = tmp_path / "speculation.json"
+    asked = ["--artifact", str(tiny_llama), "--draft", str(tiny_llama), "--dtype", "float32"]
+    asked += ["--tokens", "6", "--rounds", "1", "--threads", "1", "--requests", "2"]
+    speculation = bench("speculation")
+    speculation.REPETITIVE = "again and again and "
+    assert speculation.main([*asked, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["texts"]
+    assert set(found) == {"repetitive", "ordinary"}
+    assert all(one["same_tokens"] == 1 and one["ratio"] > 0 for one in found.values())
+    assert "| repetitive |" in capsys.readouterr().out
+
+
 @pytest.fixture
 def apply_(bench, monkeypatch):
     """Stands for `compress apply`: notes what was run, and leaves the records of a run."""

@@ -35,7 +35,8 @@ DOORS = {
     "jinja2": {"report", "chat"}, "markupsafe": {"report"}, "matplotlib": {"report"},
     "huggingface_hub": {"teacher"}, "pypi_simple": {"teacher"}, "platformdirs": {"teacher"},
     "datasets": {"calibrate", "evaluate"},  # lm-eval reads its tasks through it
-    "tokenizers": {"runtime"}, "numba": {"runtime"}, "llvmlite": {"runtime"}, "llguidance": {"runtime"},
+    "tokenizers": {"runtime"}, "llguidance": {"runtime"},
+    "numba": {"runtime"}, "llvmlite": {"runtime"},
     "transformers": {"surgery", "verify"}, "greenlet": {"surgery"},
     # consumers, as transformers is: each in a process of its own
     "vllm": {"verify"}, "xllamacpp": {"verify"},

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from dataclasses import dataclass
 
-import torch
-
+from compress.runtime.choosing import Chooser, Chosen
 from compress.runtime.request import FinishReason, Piece, Request, Timings
 from compress.runtime.scheduler import Job
 from compress.runtime.stream import TextStream
@@ -20,7 +19,7 @@ class Answer:
     request: Request
     job: Job
     text: TextStream
-    generator: torch.Generator
+    chooser: Chooser
     submitted: float
     started: float | None = None  # its first step
     ttft_seconds: float = 0.0
@@ -48,7 +47,7 @@ class Answer:
             self.ttft_seconds, self.decode_seconds,
         )  # fmt: skip
 
-    def take(self, tokens: Sequence[int], stop_ids: Set[int]) -> Piece:
+    def take(self, chosen: Chosen, stop_ids: Set[int]) -> Piece:
         """Go on with chosen tokens, up to the one that ends the answer, if one does.
 
         The tokens of the piece are those that were taken; `job` does not hold them yet.
@@ -56,16 +55,21 @@ class Answer:
         taken: list[int] = []
         text = ""
         reason: FinishReason | None = None
-        for token in tokens:
+        for token in chosen.tokens:
             taken.append(token)
             if token in stop_ids and not self.request.ignore_eos:
-                reason = "stop"
-            else:
-                text += self.text.push(token)
-                reason = self._ended(len(taken))
+                break  # the last one, and no text
+            text += self.text.push(token)
+            reason = self._ended(len(taken))
             if reason is not None:
-                return Piece(text + self.text.flush(), tuple(taken), finish_reason=reason)
-        return Piece(text, tuple(taken))
+                break
+        if len(taken) == len(chosen.tokens):
+            reason = chosen.finish or reason
+        told = chosen.logprobs[: len(taken)]
+        if reason is None:
+            return Piece(text, tuple(taken), told)
+        text += self.text.flush()
+        return Piece(text, tuple(taken), told, reason, error=chosen.error)
 
     def _ended(self, taken: int) -> FinishReason | None:
         if self.text.stopped:

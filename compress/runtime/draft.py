@@ -136,10 +136,9 @@ class Draft:
     def _write(self, writing: list[_Writing], spans: list[Span]) -> None:
         """Read the spans, then token after token what comes of them."""
         while True:
-            hidden = self._model.forward(gather(spans), self._pages)
-            if not len(hidden):
+            logits = self._model.next_logits(gather(spans), self._pages)
+            if not len(logits):
                 return
-            logits = self._model.logits(hidden)
             missing = self._vocab_size - logits.shape[-1]  # rows that only fill up a matrix
             for one, row in zip(writing, pad(logits, (0, missing), value=-torch.inf), strict=True):
                 one.write(row, self._chance)
@@ -153,14 +152,14 @@ class Draft:
                 one.seat.ahead.append(one.tokens[-1])
 
 
-def open_draft(folder: Path, tokenizer: Tokenizer, dtype: torch.dtype, **room: int) -> Draft:
+def open_draft(folder: Path, model: Model, tokenizer: Tokenizer, **room: int) -> Draft:
     """Open an artifact as a draft.
 
     Args:
         folder: where it lies.
-        tokenizer: of the large model.
-        dtype: of its activations.
-        room: what `Draft` needs to know.
+        model: the large one.
+        tokenizer: of the large one.
+        room: kv_tokens and step_tokens, see `Draft`.
 
     Raises:
         ArtifactError, ModelError: it is broken or holds a model that is not run here.
@@ -174,4 +173,5 @@ def open_draft(folder: Path, tokenizer: Tokenizer, dtype: torch.dtype, **room: i
             f"{ours.get(text)} here; a draft needs the very tokens of the model it writes for. "
             "Take a student of the same teacher."
         )
-    return Draft(Model(open_artifact(folder), dtype), **room)
+    small = Model(open_artifact(folder), model.dtype)
+    return Draft(small, vocab_size=model.vocab_size, **room)

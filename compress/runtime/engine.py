@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +23,16 @@ from compress.artifact.layout import Artifact, open_artifact
 from compress.errors import RequestError
 from compress.runtime.answer import Answer
 from compress.runtime.batch import gather
+from compress.runtime.choosing import Chooser, Chosen, choose_all
+from compress.runtime.draft import open_draft
+from compress.runtime.grammar import Grammars
 from compress.runtime.ledger import PAGE_TOKENS, Ledger
 from compress.runtime.limits import Limits, limits
 from compress.runtime.model import Model, resident_bytes
 from compress.runtime.request import FinishReason, Piece, Request
-from compress.runtime.sampling import Sampling, choose
+from compress.runtime.sampling import Sampling
 from compress.runtime.scheduler import Job, Scheduler, Work
+from compress.runtime.speculative import Speculation
 from compress.runtime.stream import TextStream
 from compress.runtime.tokenizer import Prompt, Tokenizer, read_json
 
@@ -61,6 +66,10 @@ class Status:
     prefix_queried_tokens: int  # of prompts that were looked for in the cache
     prefix_hit_tokens: int  # and found there
     preemptions: int
+    drafts: int  # times that tokens were proposed to a request
+    draft_tokens: int  # proposed
+    kept_tokens: int  # of them
+    kept_at: tuple[int, ...]  # by position among the proposed
 
 
 class Engine:
@@ -79,13 +88,14 @@ class Engine:
         self._scheduler = Scheduler(
             self._ledger, step_tokens=limits.step_tokens, max_running=limits.max_running
         )
+        self._speculation = Speculation(None)
         self._answers: dict[int, Answer] = {}
         self._tickets = count(1)
         self._inboxes: dict[int, deque[Piece]] = {}  # of tickets that `generate` has drawn
         self._ready: list[tuple[int, Piece]] = []  # of others, while `generate` made the steps
 
     @classmethod
-    def open(
+    def open(  # noqa: PLR0913 (what a user may turn, by its usual names)
         cls,
         folder: Path | str,
         *,
@@ -96,6 +106,8 @@ class Engine:
         kv_cache: Literal["auto", "int8"] = "auto",
         step_tokens: int = 512,
         max_running: int = 32,
+        speculate: bool = True,
+        draft: Path | str | None = None,
     ) -> Engine:
         """Open an artifact of any format, or a dense model folder.
 
@@ -111,10 +123,13 @@ class Engine:
                 head of each token, in artifacts that say nothing.
             step_tokens: computed in one step, of all requests together.
             max_running: requests that run at once; others wait.
+            speculate: verify proposed tokens as long as that pays; the text stays as it would be.
+            draft: an artifact that proposes them; None looks them up in a request's own text.
 
         Raises:
             ArtifactError, ModelError: the folder is broken or holds a model that is not run here.
-            RequestError: a setting that is unknown or out of its range.
+            RequestError: a setting that is unknown or out of its range, or a draft with other
+                tokens.
         """
         if dtype not in DTYPES:
             raise RequestError(f"dtype: {dtype!r} is not run here. Use {' or '.join(DTYPES)}.")
@@ -122,6 +137,8 @@ class Engine:
             if threads < 1:
                 raise RequestError(f"threads: {threads} must be 1 or more.")
             torch.set_num_threads(threads)
+        if draft is not None and not speculate:
+            raise RequestError("draft: given, but speculate is off. Leave one of them out.")
         folder = Path(folder)
         stored = open_artifact(folder)
         model = Model(stored, DTYPES[dtype])
@@ -131,6 +148,13 @@ class Engine:
         )  # fmt: skip
         engine = cls(model, Tokenizer.open(folder), stored, told)
         engine.stop_ids = _stop_ids(stored, read_json(folder / "generation_config.json"))
+        if draft is not None:
+            room = {"kv_tokens": told.kv_tokens, "step_tokens": step_tokens}
+            engine._speculation = Speculation(
+                open_draft(Path(draft), model, engine.tokenizer, **room)
+            )
+        elif speculate:
+            engine._speculation = Speculation("lookup")
         return engine
 
     def generate(  # noqa: PLR0913 (what a user may turn, by its usual names)
@@ -182,15 +206,23 @@ class Engine:
             A ticket: pieces of the answer carry it.
 
         Raises:
-            RequestError: its prompt is too long or not for this model.
+            RequestError: its prompt is too long or not for this model, or so is its sampling; its
+                schema cannot be followed.
         """
         self._check(request.prompt)
+        request.sampling.check(self.model.vocab_size)
         ticket, prompt = next(self._tickets), list(request.prompt)
         room = self.max_tokens + 1  # the last new token is never read
         job = Job(ticket, prompt, min(len(prompt) + request.max_new_tokens, room), request.salt)
         text = TextStream(self.tokenizer.decode, prompt, request.stop)
-        generator = request.sampling.generator()
-        self._answers[ticket] = Answer(request, job, text, generator, time.perf_counter())
+        chooser = Chooser(
+            request.sampling,
+            prompt,
+            ends=frozenset() if request.ignore_eos else self.stop_ids,
+            matcher=None if request.grammar is None else self._grammars.matcher(request.grammar),
+            logprobs=request.logprobs,
+        )
+        self._answers[ticket] = Answer(request, job, text, chooser, time.perf_counter())
         self._scheduler.add(job)
         return ticket
 
@@ -206,7 +238,7 @@ class Engine:
     def cancel(self, ticket: int) -> None:
         """Stop working for a request; its pages are free, and no piece of it comes any more."""
         if ticket in self._answers:
-            self._scheduler.remove(self._answers.pop(ticket).job)
+            self._forget(ticket)
         self._ready = [one for one in self._ready if one[0] != ticket]
 
     @property
@@ -216,7 +248,7 @@ class Engine:
 
     def status(self) -> Status:
         """What the engine is doing."""
-        scheduler, ledger = self._scheduler, self._ledger
+        scheduler, ledger, counts = self._scheduler, self._ledger, self._speculation.counts
         return Status(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -225,6 +257,10 @@ class Engine:
             prefix_queried_tokens=scheduler.queried_tokens,
             prefix_hit_tokens=scheduler.hit_tokens,
             preemptions=scheduler.preemptions,
+            drafts=counts.drafts,
+            draft_tokens=counts.proposed,
+            kept_tokens=counts.kept,
+            kept_at=tuple(counts.kept_at),
         )
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -284,50 +320,54 @@ class Engine:
     def _advance(self) -> list[tuple[int, Piece]]:
         """One step; the pieces that nobody has an inbox for."""
         started = time.perf_counter()
-        self._propose()
+        running = self._scheduler.running
+        self._speculation.propose([(job, self._answers[job.ticket].chooser) for job in running])
         work = self._scheduler.schedule()
         if not work:
             return []
         self._pages.copy(self._ledger.copies)
         logits = self.model.next_logits(gather([one.span for one in work]), self._pages)
-        rows_of = logits.split([one.span.wanted for one in work])
-        chosen = [self._choose(one, rows) for one, rows in zip(work, rows_of, strict=True)]
+        chosen = self._choose(work, logits)
         seconds = time.perf_counter() - started
         pieces = []
-        for one, tokens in zip(work, chosen, strict=True):
+        for one, found in zip(work, chosen, strict=True):
             self._answers[one.job.ticket].spent(started, seconds)
-            if piece := self._taken(one, tokens):
+            if piece := self._taken(one, found):
                 pieces.append((one.job.ticket, piece))
         for ticket, piece in pieces:
             if ticket in self._inboxes:
                 self._inboxes[ticket].append(piece)
         return [one for one in pieces if one[0] not in self._inboxes]
 
-    def _propose(self) -> None:
-        """Put proposed tokens behind the last ones of jobs that run: into `Job.drafts`."""
+    def _choose(self, work: Sequence[Work], logits: Tensor) -> list[Chosen]:
+        """What each request gets, from the logits [M, V] of the rows it wants."""
+        speculation, asked = self._speculation, [one for one in work if one.span.wanted]
+        turns = [
+            (self._answers[one.job.ticket].chooser, speculation.proposal(one)) for one in asked
+        ]
+        found = iter(choose_all(logits, turns) if asked else ())
+        chosen = [next(found) if one.span.wanted else Chosen(()) for one in work]
+        speculation.learn(work, [one.tokens for one in chosen])
+        return chosen
 
-    def _choose(self, work: Work, logits: Tensor) -> list[int]:
-        """Tokens that the logits [wanted, V] of one request become; none while its prompt is read.
-
-        The rows are those behind its last token and behind each of `work.drafts`. What is returned
-        are the first of these drafts that hold, and the token behind them.
-        """
-        if work.span.wanted == 0:
-            return []
-        answer = self._answers[work.job.ticket]
-        seen = torch.tensor(work.job.tokens)
-        sampling, generator = answer.request.sampling, answer.generator
-        return [int(choose(logits[0], sampling, generator=generator, seen=seen))]
-
-    def _taken(self, work: Work, tokens: Sequence[int]) -> Piece | None:
+    def _taken(self, work: Work, chosen: Chosen) -> Piece | None:
         """What chosen tokens add to an answer; None where there are none."""
         answer = self._answers[work.job.ticket]
-        piece = answer.take(tokens, self.stop_ids)
+        piece = answer.take(chosen, self.stop_ids)
         self._scheduler.advance(work, piece.tokens)
         if piece.finish_reason is None:
-            return piece if tokens else None
-        self._scheduler.remove(self._answers.pop(work.job.ticket).job)
+            return piece if piece.tokens else None
+        self._forget(work.job.ticket)
         return replace(piece, timings=answer.timings())
+
+    def _forget(self, ticket: int) -> None:
+        self._scheduler.remove(self._answers.pop(ticket).job)
+        self._speculation.forget(ticket)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        ends = sorted(self.stop_ids)
+        return Grammars(self.tokenizer.to_json(), self.model.vocab_size, ends)
 
 
 def collect(pieces: Iterable[Piece]) -> Piece:
@@ -339,6 +379,7 @@ def collect(pieces: Iterable[Piece]) -> Piece:
         tuple(one for piece in every for one in piece.logprobs),
         every[-1].finish_reason,
         every[-1].timings,
+        every[-1].error,
     )
 
 

@@ -39,6 +39,10 @@ class Request:
             raise RequestError(f"stop: {self.stop!r} must hold no empty text.")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
             raise RequestError(f"logprobs: {self.logprobs} must be 0 to {MOST_LOGPROBS}.")
+        if self.grammar is not None and self.ignore_eos:
+            raise RequestError(
+                "grammar: an answer that follows a schema ends with it. Leave ignore_eos out."
+            )
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,4 @@ class Piece:
     logprobs: tuple[Logprob, ...] = ()  # one a token, where asked for
     finish_reason: FinishReason | None = None
     timings: Timings | None = None
+    error: str | None = None  # why it ended, where finish_reason is "error"
