@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from compress.kernels.kv import DTYPES, KVScales, Numbers, decode, encode, steps
 from compress.runtime.ledger import PAGE_TOKENS
-from compress.runtime.packed import LANES
+from compress.runtime.packed import LANES, place
 
 _MIDDLE = 128  # what is added to an int8 code to make it a byte without a sign
 
@@ -58,14 +58,17 @@ class Half:
             states = states.contiguous().view(torch.uint8) ^ _MIDDLE
         codes, each = self.codes[layer], self.codes.shape[-1]
         if self.by_channel:
-            codes[page, :, :, token // each, :, token % each] = _filled(states, LANES)
+            order = torch.tensor(_order(each))
+            codes[page, :, :, token // each, :, order[token % each]] = _filled(states, LANES)
         else:
-            codes[page, :, token // LANES, :, token % LANES] = _filled(states, each)
+            words = _filled(states, each)[..., _order(each)]
+            codes[page, :, token // LANES, :, token % LANES] = words
 
     def read(self, layer: int, table: Tensor, tokens: int) -> Tensor:
         """The first `tokens` of a request whose pages are `table` [P], [KV, tokens, D]."""
         used = table[: -(-tokens // PAGE_TOKENS)]
         found = self.codes[layer].index_select(0, used)  # [P, KV, blocks, words, 16, each]
+        found = found[..., _order(found.shape[-1])]
         order = (1, 0, 3, 5, 2, 4) if self.by_channel else (1, 0, 2, 4, 3, 5)
         found = found.permute(order).reshape(found.shape[1], len(used) * PAGE_TOKENS, -1)
         found = found[:, :tokens, : self.width]
@@ -158,6 +161,11 @@ def _empty(
         torch.zeros(layers, pages, heads, PAGE_TOKENS, 1, dtype=torch.bfloat16) if own else None,
         width, by_channel, dtype, numbers,
     )  # fmt: skip
+
+
+def _order(each: int) -> list[int]:
+    """Where in a word its numbers lie, see `packed.place`; it is its own inverse."""
+    return [place(number, 32 // each) * each // 32 for number in range(each)]
 
 
 def _filled(states: Tensor, multiple: int) -> Tensor:

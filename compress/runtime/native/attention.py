@@ -66,14 +66,22 @@ def cache(s, block, row, head):
 def _key_place(i, token, width, each):
     """Where channel i of a token lies in a page [2, D / each, 16, each] of keys."""
     words = width // each
-    return ((token // LANES * words + i // each) * LANES + token % LANES) * each + i % each
+    word = (token // LANES * words + i // each) * LANES + token % LANES
+    return word * each + _byte(i % each, each)
 
 
 @njit(inline="always")
 def _value_place(i, token, each):
     """Where channel i of a token lies in a page [D / 16, 32 / each, 16, each] of values."""
     words = PAGE_TOKENS // each
-    return ((i // LANES * words + token // each) * LANES + i % LANES) * each + token % each
+    word = (i // LANES * words + token // each) * LANES + i % LANES
+    return word * each + _byte(token % each, each)
+
+
+@njit(inline="always")
+def _byte(number, each):
+    """Where in its word a number of pages lies, see `packed.place`."""
+    return number % 2 * (each // 2) + number // 2
 
 
 @njit(nogil=True, fastmath=True)

@@ -1,0 +1,160 @@
+"""Compiled steps against the same model in float32, whose arithmetic is held to transformers'."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compress.kernels.kv import KVScales, fit
+from compress.runtime.batch import alone, gather
+from compress.runtime.ledger import PAGE_TOKENS
+from compress.runtime.model import Model
+from compress.runtime.native.decoder import Decoder, refusal
+from compress.runtime.scheduler import Span
+
+F32, BF16 = torch.float32, torch.bfloat16
+SHAPE = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 96}
+FAMILIES = {
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "mistral": {"sliding_window": 12},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    "qwen3": {},
+}
+SCHEMES = [
+    None,
+    {"bits": 4, "group_size": 32},
+    {"bits": 3, "group_size": 16, "sym": False},
+    {"bits": 8, "group_size": -1},
+]
+
+
+def prompt(tokens, seed=1):
+    return torch.randint(0, 256, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def models(stored):
+    """The model in float32, and in bfloat16 with compiled steps."""
+    exact, model = Model(stored, F32), Model(stored, BF16)
+    assert refusal(model, model.pages(32)) is None
+    return exact, model
+
+
+def near(found, exact, share=0.02):
+    """Whether logits are as near as bfloat16 keys, values and inputs let them be."""
+    return (found - exact).norm() < share * exact.norm()
+
+
+def spoken(model, ids, parts, pages=None):
+    """Logits behind every token of a prompt, read in parts."""
+    pages, found, start = pages or model.pages(len(ids)), [], 0
+    for size in parts:
+        batch = alone(ids[start : start + size], start, wanted=size)
+        found.append(model.next_logits(batch, pages))
+        start += size
+    return torch.cat(found)
+
+
+@pytest.fixture(scope="module")
+def wide(tiny_model, memory):
+    """A tiny model of widths that compiled steps take: `wide("llama", scheme)`."""
+
+    def make(family, scheme=None, **head):
+        folder = tiny_model(family, **SHAPE, **FAMILIES[family])
+        return memory(folder, **(scheme or {}), **head)
+
+    return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_logits_are_those_of_float32(wide, family, scheme):
+    exact, model = models(wide(family, scheme))
+    ids = prompt(75)
+    expected = spoken(exact, ids, [75])
+    for parts in ([1] * 75, [40, 1, 3, 31]):
+        assert near(spoken(model, ids, parts), expected)
+
+
+def test_compiled_steps_read_what_long_prompts_wrote(wide):
+    exact, model = models(wide("llama", {"bits": 4, "group_size": 32}))
+    ids = prompt(75)
+    assert near(spoken(model, ids, [70, 4, 1])[70:], spoken(exact, ids, [75])[70:], 0.04)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "head", "channel", "token"])
+def test_codes_of_keys_and_values_are_read_as_torch_reads_them(wide, granularity):
+    stored, ids = wide("llama"), prompt(75)
+    written = torch.randn(500, 2, 16)
+    made = (
+        fit(written, "int8", granularity=granularity, search="none")
+        if granularity != "token"
+        else None
+    )
+    stored.caches = lambda index: KVScales("int8", made, made)
+    exact, model = models(stored)
+    assert near(spoken(model, ids, [40, 30, 1, 4]), spoken(exact, ids, [75]), 0.04)
+
+
+def test_a_request_says_the_same_to_the_bit_whatever_is_in_its_batch(wide):
+    _, model = models(wide("llama", {"bits": 4, "group_size": 32}))
+    asked = [prompt(40, 1), prompt(1, 2), prompt(33, 3)]
+    tables = [[7, 0], [6], [2, 4]]
+    pages = model.pages(8 * PAGE_TOKENS)
+    for ids, table in zip(asked, tables, strict=True):
+        if ids[:-1]:
+            model.next_logits(gather([Span(ids[:-1], 0, table, 0)]), pages)
+    last = [Span(ids[-1:], len(ids) - 1, t) for ids, t in zip(asked, tables, strict=True)]
+    together = model.next_logits(gather(last), pages)
+    for span, row in zip(last, together, strict=True):
+        assert torch.equal(model.next_logits(gather([span]), pages)[0], row)
+
+
+def test_a_request_reads_pages_that_another_fills_in_the_same_step(wide):
+    _, model = models(wide("llama"))
+    ids = prompt(34)
+    pages = model.pages(4 * PAGE_TOKENS)
+    both = gather([Span(ids[:33], 0, [0, 1]), Span(ids[32:33], 32, [0, 2])])
+    first, second = model.next_logits(both, pages)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_no_bit(wide, threads):
+    _, model = models(wide("llama", {"bits": 4, "group_size": 32}))
+    ids, before = prompt(40), torch.get_num_threads()
+    alone_ = spoken(model, ids, [37, 1, 1, 1])
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(spoken(model, ids, [37, 1, 1, 1]), alone_)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_not_compiled_says_why(tiny_model, memory, wide):
+    narrow = Model(memory(tiny_model("llama", hidden_size=48, head_dim=8)), BF16)
+    assert "multiple of 16" in refusal(narrow, narrow.pages(32))
+    exact, model = models(wide("llama"))
+    assert "float32" in refusal(exact, exact.pages(32))
+    fp8 = model.pages(32, [KVScales("fp8_e4m3", None, None)] * len(model.blocks))
+    assert "fp8" in refusal(model, fp8)
+
+
+def test_threads_end_with_their_decoder(wide):
+    import gc
+    import threading
+    import time
+
+    _, model = models(wide("llama"))
+    before, threads = threading.active_count(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        decoder = Decoder(model, model.pages(32))
+    finally:
+        torch.set_num_threads(threads)
+    assert threading.active_count() == before + 2
+    del decoder
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
