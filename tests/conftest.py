@@ -28,7 +28,7 @@ _GATED = {
     "max_position_embeddings": POSITIONS,
 }  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _GATED),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), _GATED),
     **{name: {**_GATED, "sliding_window": 32} for name in ("gemma2", "gemma3_text")},
     "gpt2": {"n_embd": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, "n_positions": POSITIONS},
     "opt": {

@@ -7,7 +7,6 @@ from typing import Any
 
 from compress.anatomy import Anatomy, kv_width
 from compress.artifact.formats.kv import bytes_per_token
-from compress.plan.consumers import FAMILIES
 from compress.plan.footprint import HEAP, Job
 from compress.plan.reshaping import made_headers
 from compress.plan.sizes import caches
@@ -17,6 +16,7 @@ from compress.results import Limits
 from compress.teacher.headers import Headers
 
 _TRIED = 29 * 4  # ranges that a search tries, and what trying one does with a number
+_BY_CHANNEL = ("llama", "mistral", "qwen2", "qwen3")
 _TRIED_TOKENS = 8192  # on which it tries them
 
 
@@ -33,10 +33,10 @@ def mistakes(
             f"{anatomy.model_type} caps the scores of its attention, by a function that rounds no "
             "keys and values. Leave out the stage.",
         )
-    if spec.granularity == "channel" and anatomy.model_type not in FAMILIES:
+    if spec.granularity == "channel" and anatomy.model_type not in _BY_CHANNEL:
         yield (
             (*loc, "granularity"),
-            f"channel, which compress alone reads, and it runs {', '.join(FAMILIES)}, not "
+            f"channel is for {', '.join(_BY_CHANNEL)}, whose heads are rotated whole, not for "
             f"{anatomy.model_type}. Use head.",
         )
     separate = all(any(x.role == "k" for x in block.linears) for block in anatomy.blocks)

@@ -16,9 +16,10 @@ from compress.artifact.formats.floats import Kind, kind_of
 from compress.artifact.formats.kv import KVScheme
 from compress.artifact.formats.matrix import Matrix
 from compress.artifact.gguf_header import flaws
+from compress.errors import ModelError
+from compress.runtime.settings import read_settings
 
-# Of `runtime.settings` and `runtime.rope`, which need torch; a test holds them equal.
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+# Of `runtime.rope`, which needs torch; a test holds them equal.
 ROTATIONS = ("default", "linear", "llama3")
 _EXPORT = "compressed-tensors"  # what engines other than ours open
 _BNB = "bnb-int8"
@@ -105,10 +106,10 @@ def _plain(told: Mapping[str, tuple[str, ...]], terms: str) -> tuple[Consumer, .
 
 
 def _ours(anatomy: Anatomy, config: Mapping[str, Any]) -> Iterator[str]:
-    if anatomy.model_type not in FAMILIES:
-        yield f"runs {', '.join(FAMILIES)}, not {anatomy.model_type}"
-    elif (activation := config.get("hidden_act", "silu")) != "silu":
-        yield f"runs the activation silu, not {activation}"
+    try:
+        read_settings(config, anatomy)
+    except ModelError as error:
+        yield f"refuses it: {error}"
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ROTATIONS:

@@ -14,33 +14,48 @@ from compress.errors import ModelError
 SUPPORTED = ("default", "linear", "llama3")
 
 
-def frequencies(config: Mapping[str, Any], head_dim: int) -> Tensor:
-    """Angle per position of each pair of dimensions, [D/2] float32.
+def frequencies(config: Mapping[str, Any], head_dim: int, kind: str) -> Tensor:
+    """Angle per position of each pair of dimensions that are turned, float32; [D/2] if all are.
 
-    Reads `rope_parameters` (transformers 5), or `rope_scaling` and `rope_theta` (before).
+    Reads `rope_parameters` (transformers 5), or `rope_scaling` and `rope_theta` (before); of each
+    kind of attention apart where a family tells them apart.
 
     Raises:
         ModelError: a rotation of another kind, or one whose numbers are missing.
     """
-    rope = {
-        "rope_theta": config.get("rope_theta"),
-        **(config.get("rope_scaling") or config.get("rope_parameters") or {}),
-    }
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    if kind not in SUPPORTED or partial != 1.0:
-        found = (
-            f"rope type {kind!r}" if kind not in SUPPORTED else f"partial_rotary_factor {partial}"
+    rope = _told(config, kind)
+    found = rope.get("rope_type") or rope.get("type") or "default"
+    neox = config.get("model_type") == "gpt_neox"
+    named = (rope.get("partial_rotary_factor"), config.get("partial_rotary_factor"))
+    share = next((one for one in named if one is not None), 0.25 if neox else 1.0)
+    if found not in SUPPORTED or not (share == 1.0 or neox):
+        shown = (
+            f"rope type {found!r}" if found not in SUPPORTED else f"partial_rotary_factor {share}"
         )
         raise ModelError(
-            f"config.json: {found} is not run here. Supported: {', '.join(SUPPORTED)}, over the "
+            f"config.json: {shown} is not run here. Supported: {', '.join(SUPPORTED)}, over the "
             "whole head. Export the artifact and serve it with another engine."
         )
+    width = int(head_dim * share)
     base = 10_000.0 if rope["rope_theta"] is None else float(rope["rope_theta"])
-    plain = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    if kind == "linear":
+    plain = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+    if found == "linear":
         return plain / _number(rope, "factor")
-    return plain if kind == "default" else _llama3(plain, rope, config)
+    return plain if found == "default" else _llama3(plain, rope, config)
+
+
+def _told(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """What a config says of the rotation in one kind of attention."""
+    scaling, told = config.get("rope_scaling"), config.get("rope_parameters") or {}
+    if kind in told:
+        return dict(told[kind])
+    theta = config.get("rope_theta", config.get("rotary_emb_base"))
+    if config.get("model_type") == "gemma3_text" and not told:  # before transformers 5
+        if kind != "full_attention":
+            return {"rope_theta": config.get("rope_local_base_freq")}
+        theta = 1_000_000.0 if theta is None else theta
+    share = config.get("rotary_pct")
+    return {"rope_theta": theta, "partial_rotary_factor": share, **(scaling or told)}
 
 
 def _llama3(plain: Tensor, rope: Mapping[str, Any], config: Mapping[str, Any]) -> Tensor:
@@ -73,5 +88,11 @@ def angles(frequency: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Te
 
 
 def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate [N, heads, D]; the halves of a head pair up, so a roll brings each its partner."""
-    return torch.addcmul(heads * cosine, heads.roll(heads.shape[-1] // 2, -1), sine)
+    """Rotate [N, heads, D], the first dimensions of each head where there are angles for no more.
+
+    The halves of what is rotated pair up, so a roll brings each its partner.
+    """
+    width = cosine.shape[-1]
+    first, rest = heads[..., :width], heads[..., width:]
+    turned = torch.addcmul(first * cosine, first.roll(width // 2, -1), sine)
+    return torch.cat([turned, rest], -1) if rest.shape[-1] else turned

@@ -57,7 +57,7 @@ def test_what_cannot_work_is_told_before_a_run(tiny_model, recipe_for):
     assert "find attention by its k_proj, and gpt2 has none. Use artifact.format: packed" in mistake
     (mistake,) = refused(recipe_for(gpt2, ALONE, "kv_cache.granularity=channel"), gpt2)
     assert "stages[0].kv_cache.granularity: channel" in mistake
-    assert "not gpt2. Use head." in mistake
+    assert "not for gpt2. Use head." in mistake
 
 
 @pytest.mark.parametrize(("numbers", "opens"), [("int8", False), ("fp8_e4m3", True)])

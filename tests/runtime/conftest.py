@@ -60,9 +60,17 @@ class Memory:
     def tensor(self, name: str) -> Tensor:
         return self.tensors[name]
 
+    def turned(self, name: str, weight: Tensor) -> Tensor:
+        """A weight as it is stored, given as [O, I]; or as [O, I], given as it is stored."""
+        linears = {one.name: one for one in self.anatomy.linears}
+        return linears[name].turned(weight) if name in linears else weight
+
     def dense(self) -> dict[str, Tensor]:
         """The state that these codes stand for, as transformers loads it."""
-        expanded = {f"{name}.weight": codes.dequantize() for name, codes in self.codes.items()}
+        expanded = {
+            f"{name}.weight": self.turned(name, codes.dequantize())
+            for name, codes in self.codes.items()
+        }
         return {**self.tensors, **expanded}
 
 
@@ -81,7 +89,8 @@ def memory() -> Callable[..., Memory]:
             top = anatomy.embedding if anatomy.tied else anatomy.head.name
             names[top] = {"bits": head, "group_size": -1 if head == 8 else 32}
         made.codes = {
-            name: round_to_nearest(tensors[name + ".weight"], **s) for name, s in names.items()
+            name: round_to_nearest(made.turned(name, tensors[name + ".weight"]), **s)
+            for name, s in names.items()
         }
         return made
 

@@ -150,8 +150,8 @@ def test_a_wrong_opening_is_refused(tiny_llama, tiny_model, tmp_path):
         Engine.open(tiny_llama, threads=0)
     with pytest.raises(ArtifactError, match="cannot be read"):
         Engine.open(tmp_path)
-    with pytest.raises(ModelError, match="'opt' is not run here"):
-        Engine.open(tiny_model("opt"))
+    with pytest.raises(ModelError, match="do_layer_norm_before False is not run here"):
+        Engine.open(tiny_model("opt", do_layer_norm_before=False))
 
 
 def test_threads_are_set_only_when_given(tiny_llama):

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from compress.errors import ModelError
+from compress.families import FAMILIES as FAMILIES_OF_ALL
 from compress.kernels.kv import KVScales, fit
+from compress.runtime.attention import visible
 from compress.runtime.batch import alone, gather
 from compress.runtime.ledger import PAGE_TOKENS
-from compress.runtime.model import Model, visible
+from compress.runtime.model import Model
 from compress.runtime.scheduler import Span
-from compress.runtime.settings import read_settings
+from compress.runtime.settings import WAYS, read_settings
 
 F32, BF16 = torch.float32, torch.bfloat16
 FAMILIES = {
@@ -23,6 +25,12 @@ FAMILIES = {
     "mistral": {"sliding_window": 12},
     "qwen2": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
     "qwen3": {"head_dim": 24},
+    "gemma": {"head_dim": 24},
+    "gemma2": {"sliding_window": 9, "attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 5},
+    "gemma3_text": {"sliding_window": 9, "layer_types": ["full_attention", "sliding_attention"]},
+    "gpt2": {},
+    "opt": {},
+    "gpt_neox": {"use_parallel_residual": False},
 }
 ROPES = {
     "default": {"rope_theta": 500.0},
@@ -90,6 +98,51 @@ def test_forty_greedy_tokens_equal_those_of_transformers(tiny_model, memory, fam
 def test_every_rope_equals_that_of_transformers(tiny_model, memory, kind):
     folder = tiny_model("llama", rope_parameters={"rope_type": kind, **ROPES[kind]})
     check(folder, memory(folder))
+
+
+OTHER_WAYS = {
+    "parallel": ("gpt_neox", {}),
+    "no cap": ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "a window a whole": ("gemma3_text", {"sliding_window_pattern": 2, "num_hidden_layers": 4}),
+    "no window": ("mistral", {"sliding_window": None}),
+    "gelu": ("llama", {"hidden_act": "gelu"}),
+    "ungated": ("opt", {"enable_bias": False, "activation_function": "gelu"}),
+}
+
+
+@pytest.mark.parametrize("way", OTHER_WAYS)
+def test_what_a_config_can_ask_of_its_family_equals_transformers(tiny_model, memory, way):
+    family, config = OTHER_WAYS[way]
+    folder = tiny_model(family, **config)
+    check(folder, memory(folder))
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt2", "opt", "gpt_neox"])
+def test_codes_of_other_families_run_too(tiny_model, memory, family):
+    folder = tiny_model(family, tied=True)
+    stored = memory(folder, **SCHEMES[0])
+    check(folder, stored, stored.dense())
+
+
+REFUSED = [
+    ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before False is not run here"),
+    ("opt", {"word_embed_proj_dim": 32}, "embeddings of width 32 in a model of width 64"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "True is not run here. Supported: False"),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+]
+
+
+@pytest.mark.parametrize(("family", "config", "message"), REFUSED)
+def test_what_a_family_can_be_told_and_is_not_run_is_refused(
+    tiny_model, memory, family, config, message
+):
+    stored = memory(tiny_model(family, **config))
+    with pytest.raises(ModelError, match=message):
+        read_settings(stored.config, stored.anatomy)
+
+
+def test_every_family_of_the_first_picture_has_ways():
+    assert WAYS.keys() == FAMILIES_OF_ALL.keys() == FAMILIES.keys()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -169,7 +222,7 @@ def test_a_window_counts_the_query_itself():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not run here. Supported: silu"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish' is not run here. Supported: silu, gelu"),
         ({"num_attention_heads": None}, "num_attention_heads missing"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not run here"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
@@ -181,12 +234,6 @@ def test_what_is_not_run_is_refused_by_name(tiny_llama, memory, change, message)
     stored.config = {**stored.config, **change}
     with pytest.raises(ModelError, match=message):
         Model(stored, F32)
-
-
-def test_other_families_are_refused_with_those_that_run(tiny_model, memory):
-    stored = memory(tiny_model("gpt2"))
-    with pytest.raises(ModelError, match=r"'gpt2' is not run here\. Supported: llama, mistral"):
-        read_settings(stored.config, stored.anatomy)
 
 
 CACHES = [

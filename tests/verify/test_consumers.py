@@ -39,10 +39,17 @@ def test_our_runtime_agrees_in_both_dtypes(artifact, format):
     assert fast.kl_mean < 0.02
 
 
-def test_our_runtime_refuses_families_that_it_does_not_run(artifact):
-    found = ask(open_folder(artifact(family="gpt2", tied=True)), "compress")
+def test_our_runtime_refuses_what_it_does_not_run(artifact):
+    folder = artifact(family="gpt2", tied=True, scale_attn_weights=False)
+    found = ask(open_folder(folder), "compress")
     assert {one.outcome for one in found} == {"refused"}
-    assert "model_type 'gpt2' is not run here" in found[0].detail
+    assert "scale_attn_weights False is not run here" in found[0].detail
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox", "opt"])
+def test_our_runtime_agrees_in_other_families(artifact, family):
+    found = ask(open_folder(artifact(family=family, tied=True)), "compress")
+    assert [one.outcome for one in found] == ["passed"] * 2
 
 
 def outcome(folder, name, **options):

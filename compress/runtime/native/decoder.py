@@ -16,6 +16,8 @@ from compress.runtime.native.lanes import PAIRS, kernels
 from compress.runtime.native.team import Team
 from compress.runtime.packed import LANES, Packed
 from compress.runtime.pages import Pages
+from compress.runtime.settings import Ways
+from compress.runtime.weights import Norm
 
 if TYPE_CHECKING:
     from compress.runtime.model import Model
@@ -31,9 +33,11 @@ def refusal(model: Model, pages: Pages) -> str | None:
     settings, numbers = model.settings, pages.keys.numbers
     if model.dtype is not torch.bfloat16:
         return "float32 is computed by torch, weight by weight"
+    if settings.ways != Ways() or settings.activation != "silu":
+        return "only what Llama, Mistral and Qwen do is compiled"
     if other is not None:
         return f"{other[0]} is multiplied another way ({other[1].path})"
-    if settings.head_dim % LANES or model.norm.gain.shape[-1] % LANES:
+    if settings.head_dim % LANES or cast(Norm, model.norm).gain.shape[-1] % LANES:
         return f"heads or hidden states of a width that is no multiple of {LANES}"
     return None if numbers in (None, "int8") else f"keys and values are cached as {numbers}"
 
@@ -81,7 +85,7 @@ class Decoder:
     def _fill(self, model: Model, pages: Pages, matrices: Any, blocks: Any) -> None:
         """Fill in all that stays the same from step to step."""
         state, s = self._state, model.settings
-        hidden, threads = model.norm.gain.shape[-1], torch.get_num_threads()
+        hidden, threads = cast(Norm, model.norm).gain.shape[-1], torch.get_num_threads()
         widths = {
             name: LANES * max(int(matrices[number]["blocks"]) for number in blocks[role])
             for name, role in (("q", "q"), ("k", "k"), ("v", "v"), ("mlp", "gate"))
@@ -99,8 +103,8 @@ class Decoder:
         own += -own % LANES
         state["own"], state["own_bytes"] = self._buffer(threads, own), 4 * own
         state["hidden"], state["head_dim"] = hidden, s.head_dim
-        state["final_norm"] = self._floats(model.norm.gain)
-        state["hidden_floor"] = float(model.norm.floor)
+        state["final_norm"] = self._floats(cast(Norm, model.norm).gain)
+        state["hidden_floor"] = float(cast(Norm, model.norm).floor)
         state["head_floor"] = (s.eps * s.head_dim) ** 0.5
         state["cache_bits"] = bits = 8 * pages.keys.codes.itemsize
         state["cache_kernels"] = kernels(bits, pairs=PAIRS).ctypes.data
@@ -115,7 +119,9 @@ class Decoder:
     def _block(self, model: Model, pages: Pages, index: int) -> tuple[int, ...]:
         """A block as `layout.BLOCK` describes it."""
         block, s = model.blocks[index], model.settings
-        norms = [self._floats(one.gain) for one in (block.attention_norm, block.mlp_norm)]
+        norms = [
+            self._floats(cast(Norm, one).gain) for one in (block.attention_norm, block.mlp_norm)
+        ]
         qk_norm = 0 if block.qk_norm is None else self._floats(block.qk_norm.gain)
         fans = (block.qkv, block.o, block.gate_up, block.down)
         numbers = [self._matrix(one) for fan in fans for one in fan.linears]
