@@ -123,7 +123,8 @@ class Engine:
                 head of each token, in artifacts that say nothing.
             step_tokens: computed in one step, of all requests together.
             max_running: requests that run at once; others wait.
-            speculate: verify proposed tokens as long as that pays; the text stays as it would be.
+            speculate: verify proposed tokens as long as that pays; the text stays as it would be,
+                but for near-ties in bfloat16.
             draft: an artifact that proposes them; None looks them up in a request's own text.
 
         Raises:

@@ -121,13 +121,18 @@ class Matcher:
     def _check(self) -> None:
         if self._matcher.is_error():
             raise RunError(
-                f"grammar: the answer cannot go on ({shown(self._matcher.get_error())}). Use a "
-                "simpler schema."
+                f"grammar: the answer cannot go on ({_first_line(self._matcher.get_error())}). Use "
+                "a simpler schema."
             )
 
 
 def _refused(why: str) -> RequestError:
     return RequestError(
-        f"grammar: not a JSON schema that can be followed ({shown(why)}). Give a schema with the "
-        "keywords that llguidance knows."
+        f"grammar: not a JSON schema that can be followed ({_first_line(why)}). Give a smaller "
+        "schema, or one with the keywords that llguidance knows."
     )
+
+
+def _first_line(message: str) -> str:
+    """What llguidance says first; the state of its parser follows."""
+    return shown(message.partition("\n")[0])
