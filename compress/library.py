@@ -1,4 +1,4 @@
-"""Names and paths of what ships with compress: recipes, calibration sets, evaluation suites.
+"""Names and paths of what ships with compress, and of what it keeps: recipes, sets, suites, caches.
 
 An argument that ends in a file's suffix or holds a separator is a path; anything else is a shipped
 name; never a fallback from one to the other.
@@ -31,6 +31,13 @@ def root() -> Path:
     package = Path(compress.__file__).resolve().parent
     shipped = package / "shipped"
     return shipped if shipped.is_dir() else package.parent
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: COMPRESS_CACHE, or the user's cache folder."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("COMPRESS_CACHE") or user_cache_dir("compress")).expanduser()
 
 
 def folder(kind: Kind) -> Path:

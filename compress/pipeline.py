@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compress import machine, storage
+from compress import library, machine, storage
 from compress.artifact import manifest, output, provenance, signature, write
 from compress.artifact.held import Held
 from compress.artifact.layout import open_artifact
@@ -44,7 +44,6 @@ from compress.stages.team import ALONE, Ended, Team
 from compress.student import Student
 from compress.surgery import load
 from compress.surgery.walk import Watch
-from compress.teacher import sources
 from compress.verify import reference
 from compress.verify.consumers import CONSUMERS
 from compress.verify.run import verify
@@ -338,7 +337,7 @@ def _remember(run: Run, measured: Measured) -> None:
     """Note how long it took, for the plans of later runs; not one that was cut short or shared."""
     if not measured.resumed_units and run.team.size == 1:
         pace.remember(
-            sources.cache_folder(),
+            library.cache_folder(),
             job(run.recipe, run.here),
             measured.seconds,
             device=run.here.device,

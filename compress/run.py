@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from compress import machine, plan
+from compress import library, machine, plan
 from compress.artifact import output
 from compress.calibrate import sets
 from compress.calibrate.selfgen import Author
@@ -95,7 +95,7 @@ class Run:
     @property
     def said(self) -> HiddenCache:
         """What the teacher says of texts that stages train on."""
-        folder, watch = sources.cache_folder() / "said", self.watch
+        folder, watch = library.cache_folder() / "said", self.watch
 
         def told(record: Progress) -> None:
             if watch:
@@ -245,7 +245,7 @@ def find_windows(
 ) -> tuple[Windows | None, dict[int, Windows]]:
     """The calibration of a recipe, None when no stage looks at it; and what its stages train on."""
     tokenizer = load.tokenizer(teacher.folder)
-    cache = sources.cache_folder() / "written"
+    cache = library.cache_folder() / "written"
     author = Author(teacher, tokenizer, teacher.fingerprint, cache, here.device, watch)
     windows = sets.of_recipe(recipe, tokenizer, author)
     return windows, sets.texts_of(recipe, tokenizer, author, windows)

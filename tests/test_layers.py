@@ -33,7 +33,7 @@ DOORS = {
     "lm_eval": {"evaluate"},
     "scipy": {"kernels"},
     "jinja2": {"report", "chat"}, "markupsafe": {"report"}, "matplotlib": {"report"},
-    "huggingface_hub": {"teacher"}, "pypi_simple": {"teacher"}, "platformdirs": {"teacher"},
+    "huggingface_hub": {"teacher"}, "pypi_simple": {"teacher"}, "platformdirs": {"library"},
     "datasets": {"calibrate", "evaluate"},  # lm-eval reads its tasks through it
     "tokenizers": {"runtime"}, "llguidance": {"runtime"},
     "numba": {"runtime"}, "llvmlite": {"runtime"},

@@ -188,7 +188,7 @@ def environment() -> dict[str, Any]:
     """Versions, processor, devices, cache folder and free disk, as plain facts by name."""
     import torch
 
-    from compress.teacher.sources import cache_folder
+    from compress.library import cache_folder
 
     cache = cache_folder()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())

@@ -46,17 +46,18 @@ def plan(
     json: Json = False,
 ) -> None:
     """Say what a recipe would make, take and cost, from headers alone: no weight is read."""
+    from compress import library
     from compress import plan as plans
     from compress.plan.memory import parse_bytes
     from compress.recipe.load import locate
-    from compress.teacher import headers, sources
+    from compress.teacher import headers
 
     located = locate(recipe, sets or ())
     budget = parse_bytes(max_memory) if max_memory else None
     found = plans.make(
         located.recipe,
         headers.of_recipe(located.recipe),
-        cache=sources.cache_folder(),
+        cache=library.cache_folder(),
         budget_bytes=budget,
         threads=threads,
         places=located.places,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress import machine, storage
+from compress import library, machine, storage
 from compress.artifact.layout import open_artifact
 from compress.evaluate import sizes
 from compress.evaluate.judge import Judge, Judgement
@@ -69,7 +69,7 @@ def _beside_teacher(
 def judge_for(folder: Path, suite: Suite, here: Machine, watch: Watch) -> Judge:
     """The judge of a suite, with the tokenizer of a model folder."""
     tokenizer = load.tokenizer(folder)
-    cache = sources.cache_folder() / "judged"
+    cache = library.cache_folder() / "judged"
     return Judge(suite, tokenizer, cache, here.device, here.dtype, watch)
 
 

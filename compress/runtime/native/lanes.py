@@ -29,6 +29,7 @@ from numba import cfunc
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from compress.runtime.native.caching import cached
 from compress.runtime.packed import LANES, place, unit
 
 BITS = (2, 4, 8, 16)  # of a stored code; 16: bfloat16 itself
@@ -106,7 +107,8 @@ def kernel(bits: int, rows: int, pairs: int) -> Any:
             bits, rows, pairs,
         )  # fmt: skip
 
-    return cfunc(types.void(*[types.int64] * 11), cache=True)(multiply)
+    with cached():
+        return cfunc(types.void(*[types.int64] * 11), cache=True)(multiply)
 
 
 @cache
