@@ -15,7 +15,6 @@ import numba
 
 from compress import library
 
-
 _ALSO = ("packed.py", "ledger.py")  # whose numbers the kernels are made with
 
 
