@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import platform
 import resource
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -75,6 +76,17 @@ def prepare(
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
     return Machine(device, compute_dtype(device, dtype), prefer_onednn(), processes)
+
+
+@contextlib.contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """So many threads for torch's operations, until it is left."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def compute_dtype(device: str, teacher_dtype: str) -> torch.dtype:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from compress.artifact.layout import Artifact, open_artifact
 from compress.errors import RequestError
+from compress.machine import computing_with
 from compress.runtime.answer import Answer
 from compress.runtime.batch import gather
 from compress.runtime.choosing import Chooser, Chosen, choose_all
@@ -280,7 +281,7 @@ class Engine:
             model_type=self._kind,
             format=self._format,
             dtype=str(self.model.dtype).removeprefix("torch."),
-            threads=torch.get_num_threads(),
+            threads=self.model.threads,
             max_tokens=self.max_tokens,
             pool_tokens=self._ledger.pages * PAGE_TOKENS,
             resident_bytes=resident_bytes(self.model),
@@ -320,6 +321,10 @@ class Engine:
 
     def _advance(self) -> list[tuple[int, Piece]]:
         """One step; the pieces that nobody has an inbox for."""
+        with computing_with(1):  # but for the model, what is computed is too little to share
+            return self._stepped()
+
+    def _stepped(self) -> list[tuple[int, Piece]]:
         started = time.perf_counter()
         running = self._scheduler.running
         self._speculation.propose([(job, self._answers[job.ticket].chooser) for job in running])

@@ -18,6 +18,7 @@ from torch.nn.functional import gelu, relu, silu
 
 from compress.errors import ModelError
 from compress.kernels.kv import KVScales
+from compress.machine import computing_with
 from compress.runtime import rope
 from compress.runtime.attention import paged_attention
 from compress.runtime.batch import Batch
@@ -46,6 +47,7 @@ class Model:
         """
         anatomy = stored.anatomy
         self.dtype = dtype
+        self.threads = torch.get_num_threads()
         self.vocab_size = anatomy.vocab_size
         try:
             self.settings = read_settings(stored.config, anatomy)
@@ -111,7 +113,13 @@ class Model:
         """
         decoder = self._decoder_of(pages) if len(batch.ids) <= FEW_ROWS else None
         if decoder is None:
-            return self.logits(self.forward(batch, pages))
+            with computing_with(self.threads):
+                return self.logits(self.forward(batch, pages))
+        # torch's threads would wait, spinning, where those of the step are to compute
+        with computing_with(1):
+            return self._walked(decoder, batch)
+
+    def _walked(self, decoder: Decoder, batch: Batch) -> Tensor:
         x = self.embedding.linears[0].rows(batch.ids).float()
         frequency = next(iter(self._frequencies.values()))
         angle = torch.outer(batch.positions.float(), frequency)

@@ -43,7 +43,7 @@ class Packed:
 
     def rows(self, which: Tensor | slice = _EVERY) -> Tensor:
         """Rows as weights, [n, I] bfloat16: the exact product of code and scale, rounded once."""
-        index = torch.arange(self.outputs)[which]
+        index = which if isinstance(which, Tensor) else torch.arange(self.outputs)[which]
         block, lane = index // LANES, index % LANES
         words = self.codes[block, :, lane]  # [n, words]
         if self.bits == 16:

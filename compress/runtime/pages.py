@@ -58,17 +58,17 @@ class Half:
             states = states.contiguous().view(torch.uint8) ^ _MIDDLE
         codes, each = self.codes[layer], self.codes.shape[-1]
         if self.by_channel:
-            order = torch.tensor(_order(each))
-            codes[page, :, :, token // each, :, order[token % each]] = _filled(states, LANES)
+            digit = torch.tensor(_order(each))[token % each]
+            codes[page, :, :, token // each, :, digit] = _filled(states, LANES)
         else:
-            words = _filled(states, each)[..., _order(each)]
+            words = _ordered(_filled(states, each))
             codes[page, :, token // LANES, :, token % LANES] = words
 
     def read(self, layer: int, table: Tensor, tokens: int) -> Tensor:
         """The first `tokens` of a request whose pages are `table` [P], [KV, tokens, D]."""
         used = table[: -(-tokens // PAGE_TOKENS)]
         found = self.codes[layer].index_select(0, used)  # [P, KV, blocks, words, 16, each]
-        found = found[..., _order(found.shape[-1])]
+        found = _ordered(found)
         order = (1, 0, 3, 5, 2, 4) if self.by_channel else (1, 0, 2, 4, 3, 5)
         found = found.permute(order).reshape(found.shape[1], len(used) * PAGE_TOKENS, -1)
         found = found[:, :tokens, : self.width]
@@ -161,6 +161,12 @@ def _empty(
         torch.zeros(layers, pages, heads, PAGE_TOKENS, 1, dtype=torch.bfloat16) if own else None,
         width, by_channel, dtype, numbers,
     )  # fmt: skip
+
+
+def _ordered(words: Tensor) -> Tensor:
+    """Numbers of words [..., each] in the order of their words, or back."""
+    order = _order(words.shape[-1])
+    return words if order == sorted(order) else words[..., order]
 
 
 def _order(each: int) -> list[int]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from compress import machine
 from compress.errors import RequestError, RunError
+from compress.machine import computing_with
 from compress.student import Ledger
 
 T = TypeVar("T")
@@ -100,7 +101,7 @@ class Team:
             self._heard |= heard[1]
             return heard[0]
         in_step, self._in_step = self._in_step, False
-        with _computing_with(self.threads):
+        with computing_with(self.threads):
             made = make()
         self._send((made, self._news))
         self._news.clear()
@@ -133,7 +134,7 @@ class Team:
         if self.size == 1:
             yield
             return
-        with _computing_with(self.share):
+        with computing_with(self.share):
             self._in_step = True
             yield
             self._in_step = False
@@ -256,16 +257,6 @@ def found(device: str, threads: int | None) -> Team:
     if rank == 0:
         signal.signal(signal.SIGTERM, _asked_to_end)
     return team
-
-
-@contextlib.contextmanager
-def _computing_with(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

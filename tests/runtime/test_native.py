@@ -121,13 +121,10 @@ def test_a_request_reads_pages_that_another_fills_in_the_same_step(wide):
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_no_bit(wide, threads):
     _, model = models(wide("llama", {"bits": 4, "group_size": 32}))
-    ids, before = prompt(40), torch.get_num_threads()
-    alone_ = spoken(model, ids, [37, 1, 1, 1])
-    try:
-        torch.set_num_threads(threads)
-        assert torch.equal(spoken(model, ids, [37, 1, 1, 1]), alone_)
-    finally:
-        torch.set_num_threads(before)
+    ids, model.threads = prompt(40), 1
+    one = spoken(model, ids, [37, 1, 1, 1])
+    model.threads = threads
+    assert torch.equal(spoken(model, ids, [37, 1, 1, 1]), one)
 
 
 def test_what_is_not_compiled_says_why(tiny_model, memory, wide):
@@ -145,12 +142,8 @@ def test_threads_end_with_their_decoder(wide):
     import time
 
     _, model = models(wide("llama"))
-    before, threads = threading.active_count(), torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        decoder = Decoder(model, model.pages(32))
-    finally:
-        torch.set_num_threads(threads)
+    before, model.threads = threading.active_count(), 3
+    decoder = Decoder(model, model.pages(32))
     assert threading.active_count() == before + 2
     del decoder
     gc.collect()

@@ -12,7 +12,7 @@ import numpy as np
 from numba import carray, njit
 
 from compress.runtime.ledger import PAGE_TOKENS
-from compress.runtime.native.lanes import dot, floats, halves, numbers, octets
+from compress.runtime.native.lanes import dot, floats, halves, numbers, octets, prefetch
 from compress.runtime.native.products import SPARE, kernel_for, passes
 from compress.runtime.native.vectors import exponential, from_half, normalize, rotate, to_half
 from compress.runtime.packed import LANES
@@ -152,6 +152,8 @@ def attend(s, block, request, head, scratch):
     number = max(0, seen + 1 - back) // PAGE_TOKENS
     while number * PAGE_TOKENS < total:
         place, start = table[number] * block.kv_heads + head, number * PAGE_TOKENS
+        if start + PAGE_TOKENS < total:
+            _bring(s, block, table[number + 1] * block.kv_heads + head)
         _score(s, block, place, queries, many, notes, scores)
         for at in range(many):
             last = seen + at // group - start  # of the page, what this token may see
@@ -166,6 +168,15 @@ def attend(s, block, request, head, scratch):
         scales = carray(floats(block.value_scales + 4 * head * width), (width,))
         for i in range(width):
             out[i] = sums[at, i] / notes[1, at] * scales[i]
+
+
+@njit(nogil=True)
+def _bring(s, block, place):
+    """Have the next page brought near while this one is read: pages lie in no order."""
+    page_bytes = PAGE_TOKENS * s.head_dim * s.cache_bits // 8
+    for line in range(0, page_bytes, 64):
+        prefetch(block.keys + place * page_bytes + line)
+        prefetch(block.values + place * page_bytes + line)
 
 
 @njit(nogil=True, fastmath=True)

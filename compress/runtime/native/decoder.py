@@ -85,7 +85,7 @@ class Decoder:
     def _fill(self, model: Model, pages: Pages, matrices: Any, blocks: Any) -> None:
         """Fill in all that stays the same from step to step."""
         state, s = self._state, model.settings
-        hidden, threads = cast(Norm, model.norm).gain.shape[-1], torch.get_num_threads()
+        hidden, threads = cast(Norm, model.norm).gain.shape[-1], model.threads
         widths = {
             name: LANES * max(int(matrices[number]["blocks"]) for number in blocks[role])
             for name, role in (("q", "q"), ("k", "k"), ("v", "v"), ("mlp", "gate"))

@@ -251,10 +251,7 @@ class _Dot:
         return self._weight(stored, 0)
 
     def _prefetch(self, place: Value) -> None:
-        kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
-        function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
-        address = self.b.bitcast(self._at(self.codes, _INTS, place), _I8.as_pointer())
-        self.b.call(function, [address, _I32(0), _I32(3), _I32(1)])
+        _prefetched(self.b, self._at(self.codes, _INTS, place))
 
     def _at(self, address: Value, kind: Any, index: Value) -> Value:
         return self.b.gep(self.b.inttoptr(address, kind.as_pointer()), [index])
@@ -285,6 +282,12 @@ def _fma(b: Builder, left: Value, right: Value, plus: Value) -> Value:
     kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
     function = cgutils.get_or_insert_function(b.module, kind, "llvm.fmuladd.v16f32")
     return b.call(function, [left, right, plus])
+
+
+def _prefetched(b: Builder, pointer: Value) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+    b.call(function, [b.bitcast(pointer, _I8.as_pointer()), _I32(0), _I32(3), _I32(1)])
 
 
 def _added(b: Builder, parts: list[Value]) -> Value:
@@ -322,6 +325,17 @@ def _read(builder: Builder, pointer: Value) -> Value:
 
 take = _on_memory(_add_one)  # the value before; no two threads get the same
 look = _on_memory(_read)  # the value now, once what was written before it can be seen
+
+
+@intrinsic
+def prefetch(typing, address):
+    """Have the cache line at an address brought near."""
+
+    def emit(context, builder, signature, given):
+        _prefetched(builder, builder.inttoptr(given[0], _I8.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
 
 
 def _pointer_to(kind: Any) -> Any:
