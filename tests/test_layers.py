@@ -40,7 +40,8 @@ DOORS = {
     "transformers": {"surgery", "verify"}, "greenlet": {"surgery"},
     # consumers, as transformers is: each in a process of its own
     "vllm": {"verify"}, "xllamacpp": {"verify"},
-    "pydantic": {"recipe"}, "yaml": {"recipe", "evaluate"},  # lm-eval's tasks are YAML
+    "starlette": {"runtime.server"}, "prometheus_client": {"runtime.server"},
+    "pydantic": {"recipe", "runtime.server"}, "yaml": {"recipe", "evaluate"},  # lm-eval's tasks are YAML
     "model_signing": {"artifact"}, "cryptography": {"artifact"},
     "safetensors": {"storage"}, "gguf": {"storage"},
 }  # fmt: skip
@@ -119,7 +120,9 @@ def broken(path: Path) -> Iterator[str]:
                 yield f"{where}: {room} works without torch"
             elif room in TORCH_ON_USE and when == "start":
                 yield f"{where}: {room} starts without torch; import it on use"
-        elif top not in sys.stdlib_module_names and room not in DOORS.get(top, set()):
+        elif top not in sys.stdlib_module_names and not any(
+            (here + ".").startswith(door + ".") for door in DOORS.get(top, ())
+        ):
             yield f"{where}: the doors of {top} are {sorted(DOORS.get(top, set())) or 'none'}"
 
 

@@ -1,25 +1,51 @@
-"""The commands that answer from an artifact: `generate`."""
+"""The commands that answer from an artifact: `generate` and `serve`."""
 
 from __future__ import annotations
 
+import signal
+import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from compress.cli import console
 from compress.cli.apply import Threads
+from compress.errors import RequestError
 
 if TYPE_CHECKING:
+    import uvicorn
+
+    from compress.runtime.engine import Engine
     from compress.runtime.request import Piece, Timings
+    from compress.runtime.server.loop import Loop, State
+
+DRAIN_SECONDS = 30  # for answers that are on their way when the server is told to end
+BACKLOG = 2048  # connections that the system holds before they are taken
+TEACHER = "teacher"  # its name, beside a student
+
+Artifact = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="A finished artifact, or a model folder.")
+]
+Draft = Annotated[
+    Path | None,
+    typer.Option("--draft", help="A small artifact that proposes tokens; the text stays the same."),
+]
+Dtype = Annotated[
+    Literal["bfloat16", "float32"],
+    typer.Option("--dtype", help="Of the arithmetic; float32 expands every weight."),
+]
+KVCache = Annotated[
+    Literal["auto", "int8"],
+    typer.Option("--kv-cache", help="Keys and values: as the artifact says, or a byte each."),
+]
 
 
 def generate(
-    folder: Annotated[
-        Path, typer.Argument(metavar="ARTIFACT", help="A finished artifact, or a model folder.")
-    ],
+    folder: Artifact,
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="One user message, or with --raw plain text.")
     ],
@@ -51,6 +77,134 @@ def generate(
     timings = _stream(pieces)
     if timings and sys.stderr.isatty():
         console.say(_speed(timings))
+
+
+def serve(
+    folder: Artifact,
+    draft: Draft = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option("--teacher", help="A model folder to serve beside it, as `teacher`."),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option("--api-key-file", help="Ask for a key: any of this file, one a line."),
+    ] = None,
+    max_queued: Annotated[
+        int, typer.Option("--max-queued", min=0, help="Requests that may wait; more are refused.")
+    ] = 64,
+    max_running: Annotated[
+        int, typer.Option("--max-running", min=1, help="Requests that are answered at once.")
+    ] = 32,
+    threads: Threads = None,
+    dtype: Dtype = "bfloat16",
+    kv_cache: KVCache = "auto",
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the model.  [default: the folder's]")
+    ] = None,
+) -> None:
+    """Answer over HTTP as OpenAI's API does, until told to end; a page to try it is at /."""
+    keys = _keys(api_key_file) if api_key_file else ()
+    listening = _listen(host, port)
+
+    import uvicorn
+
+    from compress.runtime.engine import Engine
+    from compress.runtime.server.app import make_app
+    from compress.runtime.server.limits import LOOPBACK
+    from compress.runtime.server.loop import Loop
+    from compress.runtime.server.metrics import Metrics
+
+    def opener(model: Path, draft: Path | None) -> Callable[[], Engine]:
+        return lambda: Engine.open(
+            model, threads=threads, dtype=dtype, kv_cache=kv_cache, max_running=max_running,
+            draft=draft,
+        )  # fmt: skip
+
+    served = {name or folder.resolve().name or "model": opener(folder, draft)}
+    if teacher is not None:
+        if TEACHER in served:
+            raise RequestError(f"--name: {TEACHER} is the name of --teacher. Choose another.")
+        served[TEACHER] = opener(teacher, None)
+    metrics, loops = Metrics(), {}
+    for each, opens in served.items():
+        loops[each] = Loop(
+            opens, metrics=metrics.model(each), max_running=max_running, max_queued=max_queued
+        )
+    private = frozenset({*LOOPBACK, host}) if host in LOOPBACK else None
+    config = uvicorn.Config(
+        make_app(loops, metrics, keys=keys, hosts=private),
+        log_level="warning", access_log=False, ws="none", server_header=False, proxy_headers=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )  # fmt: skip
+    if private is None and not keys:
+        console.say("Note: whoever reaches this address is answered. --api-key-file asks for keys.")
+    _run(uvicorn.Server(config), listening, loops)
+
+
+def _keys(path: Path) -> tuple[str, ...]:
+    """The keys of a file: one a line, lines that begin with # left out.
+
+    Raises:
+        RequestError: it cannot be read, holds none, or one that no header can carry.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--api-key-file: {path} cannot be read ({error}).") from error
+    keys = tuple(key for line in lines if (key := line.strip()) and not key.startswith("#"))
+    if not keys:
+        raise RequestError(f"--api-key-file: {path} holds no key. Write one a line.")
+    if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+        raise RequestError(
+            f"--api-key-file: {path} holds a key with a space or a character that is not ASCII. "
+            "Use letters, digits and signs."
+        )
+    return keys
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections; bound before anything slow, so that a mistake shows soon.
+
+    Raises:
+        RequestError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise RequestError(
+            f"--host {host} --port {port}: cannot be listened on ({error.strerror}). Choose others."
+        ) from error
+
+
+def _run(server: uvicorn.Server, listening: socket.socket, loops: dict[str, Loop]) -> None:
+    """Serve until a signal comes or an engine fails; answers on their way are finished.
+
+    Raises:
+        CompressError: an engine could not be opened, or broke.
+    """
+    began = time.perf_counter()
+    address, port = listening.getsockname()[:2]
+    url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+    def watch(state: State) -> None:
+        if state == "failed":
+            server.should_exit = True
+        elif state == "ready" and all(loop.state == "ready" for loop in loops.values()):
+            seconds = time.perf_counter() - began
+            console.say(f"Serving {' and '.join(loops)} at {url} (ready after {seconds:.1f} s).")
+
+    for loop in loops.values():
+        loop.watch = watch
+    for which in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is done
+        signal.signal(which, lambda *_: None)
+    server.run(sockets=[listening])
+    for loop in loops.values():
+        if loop.error is not None:
+            raise loop.error
 
 
 def _stream(pieces: Iterator[Piece]) -> Timings | None:

@@ -99,7 +99,6 @@ class Loop:
         metrics: ModelMetrics,
         max_running: int,
         max_queued: int,
-        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare to run an engine.
 
@@ -108,9 +107,9 @@ class Loop:
             metrics: what is counted of it.
             max_running: requests that it works on at once.
             max_queued: requests beyond those that may wait; one more is refused.
-            on_failure: called in the HTTP loop when the engine could not be opened or broke.
         """
-        self._opener, self.metrics, self._on_failure = opener, metrics, on_failure
+        self._opener, self.metrics = opener, metrics
+        self.watch: Callable[[State], None] = lambda state: None  # told of every new state
         self.most = max_running + max_queued
         self.state: State = "loading"
         self.error: Exception | None = None
@@ -199,8 +198,7 @@ class Loop:
 
     def _set(self, state: State, error: Exception | None = None) -> None:
         self.state, self.error = state, error
-        if state == "failed":
-            self._on_failure()
+        self.watch(state)
 
     # The engine's thread.
 

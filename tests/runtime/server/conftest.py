@@ -54,7 +54,9 @@ class Running:
 class Scripted:
     """Says `text`, a letter a step, to at most `max_running` requests at once."""
 
-    def __init__(self, text: str = "Hello there, this is a script.", *, max_running: int = 2) -> None:
+    def __init__(
+        self, text: str = "Hello there, this is a script.", *, max_running: int = 2
+    ) -> None:
         self.tokenizer = Letters()
         self.text, self.max_running = text, max_running
         self.seconds = 0.0  # that a step takes
@@ -88,9 +90,9 @@ class Scripted:
 
     def status(self) -> SimpleNamespace:
         return SimpleNamespace(
-            running=len(self.running), waiting=len(self.waiting), pages_used=len(self.running),
-            pages=4, queried_tokens=10, hit_tokens=5, preemptions=0, drafts=3, draft_tokens=9,
-            accepted_by_position=(3, 1, 0), computed_tokens=self.computed,
+            running=len(self.running), waiting=len(self.waiting), used_pages=len(self.running),
+            pages=4, prefix_queried_tokens=10, prefix_hit_tokens=5, preemptions=0, drafts=3,
+            draft_tokens=9, kept_tokens=4, kept_at=(3, 1, 0), computed_tokens=self.computed,
         )  # fmt: skip
 
     def step(self) -> list[tuple[int, Piece]]:
@@ -177,7 +179,19 @@ def serve(
 
 
 @pytest.fixture
+def script() -> type[Scripted]:
+    """The engine that answers by a script."""
+    return Scripted
+
+
+@pytest.fixture
+def serving() -> Callable[..., contextlib.AbstractContextManager[Served]]:
+    """`with serving(engine) as served:`, see `serve`."""
+    return serve
+
+
+@pytest.fixture
 def scripted() -> Iterator[Served]:
     """A server that answers by a script."""
-    with serve(Scripted(), limits=Limits(body_bytes=100_000, body_seconds=0.5, send_seconds=0.5)) as s:
-        yield s
+    with serve(Scripted(), limits=Limits(body_bytes=100_000, body_seconds=0.5)) as served:
+        yield served
