@@ -65,7 +65,8 @@ class Scripted:
         self.cancelled: list[int] = []
         self.running: list[Running] = []
         self.waiting: deque[Running] = deque()
-        self.computed = 0
+        self.computed = self.tickets = 0
+        self.width = 1  # letters a token
 
     def describe(self) -> SimpleNamespace:
         return SimpleNamespace(max_tokens=CONTEXT)
@@ -80,8 +81,9 @@ class Scripted:
                 f"prompt: token id {max(request.prompt)}; the vocabulary is 0 to {VOCABULARY - 1}."
             )
         self.asked.append(request)
-        self.waiting.append(Running(len(self.asked), request))
-        return len(self.asked)
+        self.tickets += 1
+        self.waiting.append(Running(self.tickets, request))
+        return self.tickets
 
     def cancel(self, ticket: int) -> None:
         self.cancelled.append(ticket)
@@ -121,7 +123,7 @@ class Scripted:
         full = one.done == request.max_new_tokens
         timings = Timings(len(request.prompt), one.done, 1, 0.001, 0.002, 0.003)
         return Piece(
-            letter, (ord(letter),), logprobs,
+            letter * self.width, (ord(letter),), logprobs,
             "stop" if ended else "length" if full else None,
             timings if ended or full else None,
         )  # fmt: skip
@@ -178,20 +180,20 @@ def serve(
         assert not thread.is_alive()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def script() -> type[Scripted]:
     """The engine that answers by a script."""
     return Scripted
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serving() -> Callable[..., contextlib.AbstractContextManager[Served]]:
     """`with serving(engine) as served:`, see `serve`."""
     return serve
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def scripted() -> Iterator[Served]:
-    """A server that answers by a script."""
+    """A server that answers by a script, one for all tests of a file."""
     with serve(Scripted(), limits=Limits(body_bytes=100_000, body_seconds=0.5)) as served:
         yield served
