@@ -22,7 +22,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive
+from starlette.types import Receive, Scope, Send
 
 from compress import __version__
 from compress.errors import RequestError, shown
@@ -42,7 +42,7 @@ from compress.runtime.server.answers import (
     usage,
 )
 from compress.runtime.server.limits import Guard, Limits, read_body
-from compress.runtime.server.loop import Loop, Unavailable
+from compress.runtime.server.loop import Answer, Loop, Unavailable
 from compress.runtime.server.metrics import Metrics
 from compress.runtime.server.openapi import EVENTS, JSON, Endpoint
 from compress.runtime.server.protocol import (
@@ -228,15 +228,26 @@ class Api:
         writer = writes(header, body.alternatives is not None, text_of)
         if body.stream:
             options = body.stream_options or StreamOptions()
-            return StreamingResponse(
-                generation.events(answer, choices, writer, options),
-                media_type=EVENTS,
-                headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-            )
+            return _Events(generation.events(answer, choices, writer, options), answer)
         work = generation.collect(answer, choices)
         if not await _attended(request.receive, work):
             return Response(status_code=CLIENT_LEFT)
         return _json(writer.whole(choices, usage(choices, n=n)))
+
+
+class _Events(StreamingResponse):
+    """Server-sent events; however they end, nothing is computed for them any more."""
+
+    def __init__(self, events: AsyncIterator[bytes], answer: Answer) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type=EVENTS, headers=headers)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # a generator that is left in its middle would be closed some time later
+            self._answer.close()
 
 
 async def _attended(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:

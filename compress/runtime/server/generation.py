@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from compress.errors import RequestError
-from compress.runtime.request import Request
+from compress.runtime.request import Piece, Request
 from compress.runtime.sampling import Sampling
 from compress.runtime.server.answers import ChatWriter, Choice, CompletionWriter, usage
 from compress.runtime.server.loop import Answer, Engine
@@ -93,7 +93,7 @@ async def collect(answer: Answer, choices: Sequence[Choice]) -> None:
         async for index, piece in answer.pieces():
             choices[index].add(piece)
             if piece.finish_reason in ("error", "cancelled"):
-                raise _broken()
+                raise _broken(piece)
     finally:
         answer.close()
 
@@ -103,24 +103,21 @@ async def events(
 ) -> AsyncIterator[bytes]:
     """An answer as server-sent events, while it is computed."""
     told, always = options.include_usage, options.continuous_usage_stats
-    try:
-        for choice in choices:
-            if (opening := writer.opening(choice)) is not None:
-                yield _event(opening, choices[:0] if always else None, told=told)
-        async for index, piece in answer.pieces():
-            choice = choices[index]
-            choice.add(piece)
-            if piece.finish_reason in ("error", "cancelled"):
-                yield f"data: {_broken().body.model_dump_json()}\n\n".encode()
-                return
-            if piece.text or piece.logprobs or piece.finish_reason:
-                part = writer.part(choice, piece)
-                yield _event(part, [choice] if always else None, told=told)
-        if told:
-            yield _event(writer.closing(), choices, told=told)
-        yield DONE
-    finally:
-        answer.close()
+    for choice in choices:
+        if (opening := writer.opening(choice)) is not None:
+            yield _event(opening, choices[:0] if always else None, told=told)
+    async for index, piece in answer.pieces():
+        choice = choices[index]
+        choice.add(piece)
+        if piece.finish_reason in ("error", "cancelled"):
+            yield f"data: {_broken(piece).body.model_dump_json()}\n\n".encode()
+            return
+        if piece.text or piece.logprobs or piece.finish_reason:
+            part = writer.part(choice, piece)
+            yield _event(part, [choice] if always else None, told=told)
+    if told:
+        yield _event(writer.closing(), choices, told=told)
+    yield DONE
 
 
 @functools.lru_cache(maxsize=8)
@@ -179,5 +176,5 @@ def _event(found: BaseModel, used: Sequence[Choice] | None, *, told: bool | None
     return f"data: {found.model_dump_json(exclude_unset=True)}\n\n".encode()
 
 
-def _broken() -> Refusal:
-    return Refusal(500, "server: the engine has stopped; the answer is not whole.")
+def _broken(piece: Piece) -> Refusal:
+    return Refusal(500, piece.error or "server: the engine has stopped; the answer is not whole.")

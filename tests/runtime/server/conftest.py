@@ -137,7 +137,7 @@ class Served:
     server: uvicorn.Server
 
     def http(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=20, **options)
+        return httpx.Client(base_url=self.url, timeout=20, verify=False, **options)
 
     def until(self, holds: Callable[[], bool], seconds: float = 5.0) -> None:
         """Wait for something that another thread brings about."""

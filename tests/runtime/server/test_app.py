@@ -199,7 +199,7 @@ def test_what_is_asked_reaches_the_engine(http, scripted):
         json={
             "prompt": [5, 6], "n": 2, "seed": 7, "max_tokens": 3, "temperature": 0.5, "top_p": 0.9,
             "top_k": -1, "min_p": 0.1, "presence_penalty": 1, "frequency_penalty": -1,
-            "repetition_penalty": 1.5, "logit_bias": {"5": -100}, "stop": "x", "ignore_eos": True,
+            "repetition_penalty": 1.5, "logit_bias": {"5": -100}, "stop": "x",
             "logprobs": 2, "cache_salt": "mine",
             "response_format": {
                 "type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer"}},
@@ -208,7 +208,7 @@ def test_what_is_asked_reaches_the_engine(http, scripted):
     )  # fmt: skip
     first, second = scripted.engine.asked
     assert (first.prompt, first.max_new_tokens, first.stop) == ((5, 6), 3, ("x",))
-    assert (first.ignore_eos, first.logprobs, first.salt) == (True, 2, "mine")
+    assert (first.logprobs, first.salt) == (2, "mine")
     assert json.loads(first.grammar) == {"type": "integer"}
     sampling = first.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, None)
