@@ -29,7 +29,7 @@ from compress.runtime.draft import open_draft
 from compress.runtime.grammar import Grammars
 from compress.runtime.ledger import PAGE_TOKENS, Ledger
 from compress.runtime.limits import Limits, limits
-from compress.runtime.model import Model, resident_bytes
+from compress.runtime.model import Model, read_bytes, resident_bytes
 from compress.runtime.request import FinishReason, Piece, Request
 from compress.runtime.sampling import Sampling
 from compress.runtime.scheduler import Job, Scheduler, Work
@@ -52,6 +52,9 @@ class Description:
     max_tokens: int  # of one request, prompt and answer
     pool_tokens: int  # whose keys and values there is room for
     resident_bytes: int  # weights in memory
+    read_bytes: int  # of them, by a step of one token
+    kv_bytes: float  # keys and values of one token
+    weights: int  # numbers that a token is multiplied with, of all linears and the head
     paths: Mapping[str, str]  # linear → the path it takes, see `compress.runtime.linear`
     notes: tuple[str, ...]  # what a user should know before prompting
 
@@ -67,6 +70,7 @@ class Status:
     prefix_queried_tokens: int  # of prompts that were looked for in the cache
     prefix_hit_tokens: int  # and found there
     preemptions: int
+    computed_tokens: int  # of prompts, answers and proposals
     drafts: int  # times that tokens were proposed to a request
     draft_tokens: int  # proposed
     kept_tokens: int  # of them
@@ -259,6 +263,7 @@ class Engine:
             prefix_queried_tokens=scheduler.queried_tokens,
             prefix_hit_tokens=scheduler.hit_tokens,
             preemptions=scheduler.preemptions,
+            computed_tokens=scheduler.computed_tokens,
             drafts=counts.drafts,
             draft_tokens=counts.proposed,
             kept_tokens=counts.kept,
@@ -285,6 +290,9 @@ class Engine:
             max_tokens=self.max_tokens,
             pool_tokens=self._ledger.pages * PAGE_TOKENS,
             resident_bytes=resident_bytes(self.model),
+            read_bytes=read_bytes(self.model),
+            kv_bytes=self._pages.nbytes / (self._ledger.pages * PAGE_TOKENS),
+            weights=self.model.weights,
             paths={name: one.path for name, one in self.model.linears()},
             notes=() if self.tokenizer.has_chat else (NO_CHAT,),
         )

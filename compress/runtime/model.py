@@ -49,6 +49,7 @@ class Model:
         self.dtype = dtype
         self.threads = torch.get_num_threads()
         self.vocab_size = anatomy.vocab_size
+        self.weights = anatomy.weights + anatomy.head.weights
         try:
             self.settings = read_settings(stored.config, anatomy)
             self._frequencies = {
@@ -187,3 +188,9 @@ def _scaled(heads: Tensor, steps: Tensor) -> Tensor:
 def resident_bytes(model: Model) -> int:
     """Bytes that the weights of all linears and the embedding hold in memory."""
     return sum({id(one): one.nbytes for _, one in model.linears()}.values())
+
+
+def read_bytes(model: Model) -> int:
+    """Bytes of weights that a step of one token reads; of an embedding it looks up one row."""
+    looked_up = 0 if model.embedding is model.head else model.embedding.linears[0].nbytes
+    return resident_bytes(model) - looked_up

@@ -57,6 +57,7 @@ class Scheduler:
         self.running: list[Job] = []
         self.preemptions = 0
         self.queried_tokens = self.hit_tokens = 0  # of prompts, in the prefix cache
+        self.computed_tokens = 0  # of prompts, answers and proposals
         self._step_tokens, self._max_running = step_tokens, max_running
 
     def add(self, job: Job) -> None:
@@ -132,6 +133,7 @@ class Scheduler:
         wanted = int(end == len(job.tokens))
         drafts = self._drafts(job, budget - len(ids)) if wanted else ()
         job.drafts = []
+        self.computed_tokens += len(ids) + len(drafts)
         self.ledger.note(job.table, job.tokens, end)
         pages = tuple(job.table.pages)
         return Work(job, Span([*ids, *drafts], job.computed, pages, wanted + len(drafts)), drafts)
