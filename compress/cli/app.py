@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from compress import __version__
-from compress.cli import apply, console, diff, export, look, plan, serve, verify
+from compress.cli import apply, bench, console, diff, export, look, plan, serve, verify
 from compress.errors import CompressError
 
 DEBUG = "COMPRESS_DEBUG"
@@ -37,6 +37,7 @@ app.command()(apply.apply)
 app.command()(apply.evaluate)
 app.command()(serve.generate)
 app.command()(serve.serve)
+app.command()(bench.bench)
 app.command()(look.inspect)
 app.command()(export.export)
 app.command()(verify.verify)

@@ -188,6 +188,13 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def process_began() -> float:
+    """When this process began, in seconds as `time.time` counts them."""
+    import psutil
+
+    return float(psutil.Process().create_time())
+
+
 def summary_table(rows: Sequence[Row]) -> Table:
     """The one table that ends a run: before, after, difference; below it, what was measured."""
     table = _table("", "before", "after", "difference")

@@ -54,6 +54,7 @@ from compress.runtime.server.protocol import (
     read,
 )
 from compress.runtime.server.refusals import Refusal, of_request
+from compress.runtime.server.summary import Summaries
 
 PAGE = Path(__file__).with_name("page") / "index.html"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -74,7 +75,7 @@ ENDPOINTS = (
     Endpoint("health", "GET", "/health", "200 once all models are ready.", refuses=(503,)),
     Endpoint("prometheus", "GET", "/metrics", "Prometheus metrics, under vLLM's names."),
     Endpoint("percentiles", "GET", "/metrics.json", "Exact percentiles of the last values.",
-             answers=JSON),
+             None, Summaries),
     Endpoint("document", "GET", "/openapi.json", "This document.", answers=JSON),
     Endpoint("page", "GET", "/", "A page to try it.", answers="text/html"),
 )  # fmt: skip
@@ -185,7 +186,7 @@ class Api:
 
     async def percentiles(self, request: Request) -> Response:
         """`/metrics.json`."""
-        return JSONResponse(self._metrics.json())
+        return _json(self._metrics.summary())
 
     async def document(self, request: Request) -> Response:
         """`/openapi.json`."""

@@ -14,9 +14,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Literal, Protocol
 
-from compress.errors import CompressError, RunError
+from compress.errors import CompressError, RequestError, RunError
+from compress.runtime.bench import read_roof
 from compress.runtime.request import Piece, Request
 from compress.runtime.server.metrics import ModelMetrics, Times
+from compress.runtime.server.summary import Facts
 
 LOADING_RETRY_SECONDS = 2
 MAX_RETRY_SECONDS = 60
@@ -99,6 +101,7 @@ class Loop:
         metrics: ModelMetrics,
         max_running: int,
         max_queued: int,
+        roof: Callable[[], float] = read_roof,
     ) -> None:
         """Prepare to run an engine.
 
@@ -107,8 +110,9 @@ class Loop:
             metrics: what is counted of it.
             max_running: requests that it works on at once.
             max_queued: requests beyond those that may wait; one more is refused.
+            roof: measures bytes a second that the machine can read; called in its thread.
         """
-        self._opener, self.metrics = opener, metrics
+        self._opener, self._roof, self.metrics = opener, roof, metrics
         self.watch: Callable[[State], None] = lambda state: None  # told of every new state
         self.most = max_running + max_queued
         self.state: State = "loading"
@@ -169,6 +173,10 @@ class Loop:
 
     def _admit(self, count: int) -> None:
         self.engine  # noqa: B018 - raises unless it is ready
+        if count > self.most:
+            raise RequestError(
+                f"n: {count} answers; this server takes on {self.most} at most. Ask for fewer."
+            )
         if self._open + count > self.most:
             self.metrics.rejected("queue_full")
             seconds = min(max(1, round(self.metrics.typical_seconds())), MAX_RETRY_SECONDS)
@@ -205,7 +213,7 @@ class Loop:
     def _run(self) -> None:
         try:
             self._engine = self._opener()
-            self.context_tokens = self._engine.describe().max_tokens
+            self._describe()
             self.metrics.look(self._engine.status())
             self._tell(self._set, "ready")
             while True:
@@ -216,6 +224,12 @@ class Loop:
             if not isinstance(error, CompressError):
                 _log.exception("the engine has stopped")
             self._end(error)
+
+    def _describe(self) -> None:
+        told = self._engine.describe()
+        self.context_tokens = told.max_tokens
+        roof = self._roof()
+        self.metrics.facts = Facts(told.read_bytes, told.kv_bytes, told.weights, roof)
 
     def _work(self) -> None:
         """Take the commands there are, waiting for one where nothing else is to do; then step."""

@@ -6,8 +6,6 @@ only bound a percentile, so the last values are kept as well, and theirs are exa
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,10 +20,20 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from compress.runtime.ledger import PAGE_TOKENS
+from compress.runtime.server.summary import (
+    Facts,
+    ModelSummary,
+    Recent,
+    Speculation,
+    Step,
+    Steps,
+    Summaries,
+)
+
 if TYPE_CHECKING:
     from compress.runtime.request import Piece, Timings
 
-KEPT = 8192  # values of each measure, the last ones
 ITL_SECONDS = (
     0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.0125,
     0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0,
@@ -99,30 +107,6 @@ class Times:
     tokens: int = 0
 
 
-class Recent:
-    """The last values of a measure."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._values: deque[float] = deque(maxlen=KEPT)
-
-    def add(self, value: float) -> None:
-        """Take one more; the oldest leaves when there are too many."""
-        self.count += 1
-        self._values.append(value)
-
-    def percentile(self, share: float) -> float | None:
-        """The smallest value that at least `share` of the kept values do not exceed."""
-        if not self._values:
-            return None
-        return sorted(self._values)[max(0, math.ceil(share * len(self._values)) - 1)]
-
-    def summary(self) -> dict[str, float | int | None]:
-        """How many there were, how many are kept, and their exact percentiles."""
-        told = {f"p{p}": self.percentile(p / 100) for p in (50, 95, 99)}
-        return {"count": self.count, "kept": len(self._values), **told}
-
-
 class Metrics:
     """The metrics of all models of a server."""
 
@@ -157,9 +141,9 @@ class Metrics:
         """All of it in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def json(self) -> dict[str, Any]:
+    def summary(self) -> Summaries:
         """Exact percentiles of the last values of every model."""
-        return {"models": {name: one.json() for name, one in self.models.items()}}
+        return Summaries(models={name: one.summary() for name, one in self.models.items()})
 
 
 class ModelMetrics:
@@ -179,6 +163,8 @@ class ModelMetrics:
             for reason in ("queue_full", "invalid")
         }
         self._recent = {name: Recent() for name in sorted(PERCENTILES)}
+        self._steps = Steps()
+        self.facts: Facts | None = None  # of the engine, once it is open
         self.status: Any = None  # of the engine after its last step
 
     def asked(self, n: int, max_tokens: int | None, limit: int) -> None:
@@ -203,7 +189,9 @@ class ModelMetrics:
     def stepped(self, seconds: float, status: Any) -> None:
         """Count a step of the engine that took so long."""
         before, self.status = self.status, status
-        self._see("iteration_tokens_total", status.computed_tokens - before.computed_tokens)
+        tokens = status.computed_tokens - before.computed_tokens
+        self._see("iteration_tokens_total", tokens)
+        self._steps.add(Step(seconds, tokens, status.used_pages * PAGE_TOKENS))
 
     def observe(self, times: Times, piece: Piece, *, arrived: float, now: float) -> None:
         """Count a piece of an answer.
@@ -234,9 +222,19 @@ class ModelMetrics:
         """Half of the last requests took no longer."""
         return self._recent["e2e_seconds"].percentile(0.5) or _TYPICAL_SECONDS
 
-    def json(self) -> dict[str, Any]:
-        """Exact percentiles of the last values."""
-        return {name: recent.summary() for name, recent in self._recent.items()}
+    def summary(self) -> ModelSummary:
+        """Exact percentiles of the last values, and what the engine did."""
+        status, work = self.status, None
+        if self.facts is not None:
+            work = self._steps.work(self.facts)
+        return ModelSummary(
+            **{name: recent.summary() for name, recent in self._recent.items()},
+            work=work,
+            speculation=None if status is None else _speculation(status),
+            prefix_hit_share=status
+            and _share(status.prefix_hit_tokens, status.prefix_queried_tokens),
+            kv_usage=status and status.used_pages / status.pages,
+        )
 
     def _finished(self, times: Times, timings: Timings, arrived: float) -> None:
         queue, decode = timings.queue_seconds, times.last - times.first
@@ -288,3 +286,16 @@ class _Engines(Collector):
             for place, kept in enumerate(status.kept_at):
                 positions.add_metric((*labels, str(place)), kept)
         yield positions
+
+
+def _speculation(status: Any) -> Speculation:
+    return Speculation(
+        drafts=status.drafts,
+        draft_tokens=status.draft_tokens,
+        accepted_tokens=status.kept_tokens,
+        accepted_at=[_share(kept, status.drafts) or 0.0 for kept in status.kept_at],
+    )
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

@@ -69,7 +69,7 @@ class Scripted:
         self.width = 1  # letters a token
 
     def describe(self) -> SimpleNamespace:
-        return SimpleNamespace(max_tokens=CONTEXT)
+        return SimpleNamespace(max_tokens=CONTEXT, read_bytes=1000, kv_bytes=10.0, weights=2000)
 
     @property
     def idle(self) -> bool:
@@ -161,6 +161,7 @@ def serve(
     loop = Loop(
         opener or (lambda: engine),
         metrics=metrics.model("tiny"), max_running=2, max_queued=max_queued,
+        roof=lambda: 1e9,
     )  # fmt: skip
     listening = socket.create_server(("127.0.0.1", 0))
     app = make_app({"tiny": loop}, metrics, **options)

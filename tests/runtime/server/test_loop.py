@@ -69,14 +69,16 @@ def test_one_more_than_may_wait_is_refused_and_told_when_to_come_back(slow, serv
         served.until(lambda: slow.idle)
         slow.seconds = 0
         assert http.post("/v1/completions", json=BODY).status_code == 200
-        assert 'admission_rejections_total{engine="0",model_name="tiny",reason="queue_full"} 2.0' in (
-            http.get("/metrics").text
+        assert (
+            'admission_rejections_total{engine="0",model_name="tiny",reason="queue_full"} 2.0'
+            in (http.get("/metrics").text)
         )
 
 
 def test_every_answer_gives_its_place_back(script, serving):
     engine = script()
     with serving(engine, max_queued=6) as served, served.http() as http:
+
         def ask(kind):
             if kind == 0:  # refused by the engine, behind one that it takes
                 body = {"prompt": [[5], [1000]]}

@@ -4,7 +4,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from compress.runtime.server.metrics import ITL_SECONDS, KEPT, TTFT_SECONDS, Recent
+from compress.runtime.server.metrics import ITL_SECONDS, TTFT_SECONDS
+from compress.runtime.server.summary import KEPT, Facts, Recent, Step, Steps
 
 NAMES = {
     "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prompt_tokens",
@@ -79,16 +80,39 @@ def test_percentiles_of_a_server(asked):
         assert 0 < told["p50"] <= told["p95"] <= told["p99"] < 1
 
 
-def test_percentiles_are_exact_and_forget_the_oldest():
-    recent = Recent()
-    assert recent.summary() == {"count": 0, "kept": 0, "p50": None, "p95": None, "p99": None}
-    values = [*range(1, 101)]
+def test_what_an_engine_did(asked):
+    found = asked.get("/metrics.json").json()["models"]["tiny"]
+    assert found["speculation"]["accepted_at"] == [1.0, pytest.approx(1 / 3), 0.0]
+    assert (found["prefix_hit_share"], found["kv_usage"]) == (0.5, 0.0)
+    work = found["work"]
+    assert work["steps"] == 10
+    assert work["roof_share"] == pytest.approx(work["bytes_per_second"] / 1e9)
+
+
+def test_bytes_of_steps():
+    steps, facts = Steps(), Facts(1000, 10.0, 500, 1e6)
+    assert steps.work(facts).tokens_per_second is None
+    steps.add(Step(0.5, 4, 32))
+    steps.add(Step(1.5, 2, 64))
+    work = steps.work(facts)
+    assert (work.steps, work.seconds, work.tokens_per_second) == (2, 2.0, 3.0)
+    assert (work.bytes_per_second, work.flops_per_second) == ((2000 + 960) / 2, 3000.0)
+    assert work.roof_share == pytest.approx(1480 / 1e6)
+
+
+def test_percentiles_are_exact():
+    assert Recent().summary().p50 is None
+    recent, values = Recent(), [*range(1, 101)]
     random.Random(0).shuffle(values)
-    for value in [*[1e9] * 100, *[7] * (KEPT - 100), *values]:
-        recent.add(value)
-    assert recent.summary()["kept"] == KEPT
-    recent = Recent()
     for value in values:
         recent.add(value)
     told = recent.summary()
-    assert (told["p50"], told["p95"], told["p99"]) == (50, 95, 99)
+    assert (told.count, told.p50, told.p95, told.p99) == (100, 50, 95, 99)
+
+
+def test_the_oldest_values_are_forgotten():
+    recent = Recent()
+    for value in [*[9.0] * 100, *[7.0] * KEPT]:
+        recent.add(value)
+    told = recent.summary()
+    assert (told.count, told.kept, told.p99) == (KEPT + 100, KEPT, 7.0)
