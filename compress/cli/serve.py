@@ -186,7 +186,6 @@ def _run(server: uvicorn.Server, listening: socket.socket, loops: dict[str, Loop
     Raises:
         CompressError: an engine could not be opened, or broke.
     """
-    began = time.perf_counter()
     address, port = listening.getsockname()[:2]
     url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
@@ -194,7 +193,7 @@ def _run(server: uvicorn.Server, listening: socket.socket, loops: dict[str, Loop
         if state == "failed":
             server.should_exit = True
         elif state == "ready" and all(loop.state == "ready" for loop in loops.values()):
-            seconds = time.perf_counter() - began
+            seconds = time.time() - console.process_began()
             console.say(f"Serving {' and '.join(loops)} at {url} (ready after {seconds:.1f} s).")
 
     for loop in loops.values():

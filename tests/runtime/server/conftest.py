@@ -67,9 +67,10 @@ class Scripted:
         self.waiting: deque[Running] = deque()
         self.computed = self.tickets = 0
         self.width = 1  # letters a token
+        self.context = CONTEXT
 
     def describe(self) -> SimpleNamespace:
-        return SimpleNamespace(max_tokens=CONTEXT, read_bytes=1000, kv_bytes=10.0, weights=2000)
+        return SimpleNamespace(max_tokens=self.context, read_bytes=1000, kv_bytes=10.0, weights=2000)
 
     @property
     def idle(self) -> bool:
@@ -152,19 +153,26 @@ def serve(
     engine: Any,
     *,
     opener: Callable[[], Any] | None = None,
+    teacher: Any = None,
     max_queued: int = 2,
     ready: bool = True,
     **options: Any,
 ) -> Iterator[Served]:
     """Serve an engine under the name "tiny" on a free port."""
     metrics = Metrics()
-    loop = Loop(
-        opener or (lambda: engine),
-        metrics=metrics.model("tiny"), max_running=2, max_queued=max_queued,
-        roof=lambda: 1e9,
-    )  # fmt: skip
+    openers = {"tiny": opener or (lambda: engine)}
+    if teacher is not None:
+        openers["teacher"] = lambda: teacher
+    loops = {
+        name: Loop(
+            opens, metrics=metrics.model(name), max_running=2, max_queued=max_queued,
+            roof=lambda: 1e9,
+        )
+        for name, opens in openers.items()
+    }  # fmt: skip
+    loop = loops["tiny"]
     listening = socket.create_server(("127.0.0.1", 0))
-    app = make_app({"tiny": loop}, metrics, **options)
+    app = make_app(loops, metrics, **options)
     config = uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=10)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -173,7 +181,7 @@ def serve(
     try:
         served.until(lambda: server.started)
         if ready:
-            served.until(lambda: loop.state != "loading")
+            served.until(lambda: all(one.state != "loading" for one in loops.values()))
         yield served
     finally:
         server.should_exit = True
