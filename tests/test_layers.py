@@ -41,7 +41,8 @@ DOORS = {
     # consumers, as transformers is: each in a process of its own
     "vllm": {"verify"}, "xllamacpp": {"verify"},
     "starlette": {"runtime.server"}, "prometheus_client": {"runtime.server"},
-    "pydantic": {"recipe", "runtime.server"}, "yaml": {"recipe", "evaluate"},  # lm-eval's tasks are YAML
+    "pydantic": {"recipe", "runtime.server"},
+    "yaml": {"recipe", "evaluate"},  # lm-eval's tasks are YAML
     "model_signing": {"artifact"}, "cryptography": {"artifact"},
     "safetensors": {"storage"}, "gguf": {"storage"},
 }  # fmt: skip

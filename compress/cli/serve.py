@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DRAIN_SECONDS = 30  # for answers that are on their way when the server is told to end
 BACKLOG = 2048  # connections that the system holds before they are taken
 TEACHER = "teacher"  # its name, beside a student
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "[::1]"})  # names of this machine alone
 
 Artifact = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="A finished artifact, or a model folder.")
@@ -106,42 +107,43 @@ def serve(
     ] = None,
 ) -> None:
     """Answer over HTTP as OpenAI's API does, until told to end; a page to try it is at /."""
+    named = name or folder.resolve().name or "model"
+    if named == TEACHER and teacher is not None:
+        raise RequestError(f"--name: {TEACHER} is the name of --teacher. Choose another.")
     keys = _keys(api_key_file) if api_key_file else ()
-    listening = _listen(host, port)
-
-    import uvicorn
-
-    from compress.runtime.engine import Engine
-    from compress.runtime.server.app import make_app
-    from compress.runtime.server.limits import LOOPBACK
-    from compress.runtime.server.loop import Loop
-    from compress.runtime.server.metrics import Metrics
-
-    def opener(model: Path, draft: Path | None) -> Callable[[], Engine]:
-        return lambda: Engine.open(
-            model, threads=threads, dtype=dtype, kv_cache=kv_cache, max_running=max_running,
-            draft=draft,
-        )  # fmt: skip
-
-    served = {name or folder.resolve().name or "model": opener(folder, draft)}
-    if teacher is not None:
-        if TEACHER in served:
-            raise RequestError(f"--name: {TEACHER} is the name of --teacher. Choose another.")
-        served[TEACHER] = opener(teacher, None)
-    metrics, loops = Metrics(), {}
-    for each, opens in served.items():
-        loops[each] = Loop(
-            opens, metrics=metrics.model(each), max_running=max_running, max_queued=max_queued
-        )
     private = frozenset({*LOOPBACK, host}) if host in LOOPBACK else None
-    config = uvicorn.Config(
-        make_app(loops, metrics, keys=keys, hosts=private),
-        log_level="warning", access_log=False, ws="none", server_header=False, proxy_headers=False,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )  # fmt: skip
     if private is None and not keys:
         console.say("Note: whoever reaches this address is answered. --api-key-file asks for keys.")
-    _run(uvicorn.Server(config), listening, loops)
+    with _listen(host, port) as listening:
+        import uvicorn
+
+        from compress.runtime.engine import Engine
+        from compress.runtime.server.app import make_app
+        from compress.runtime.server.loop import Loop
+        from compress.runtime.server.metrics import Metrics
+
+        def opener(model: Path, draft: Path | None) -> Callable[[], Engine]:
+            return lambda: Engine.open(
+                model, threads=threads, dtype=dtype, kv_cache=kv_cache, max_running=max_running,
+                draft=draft,
+            )  # fmt: skip
+
+        openers = {named: opener(folder, draft)}
+        if teacher is not None:
+            openers[TEACHER] = opener(teacher, None)
+        metrics = Metrics()
+        loops = {
+            each: Loop(
+                opens, metrics=metrics.model(each), max_running=max_running, max_queued=max_queued
+            )
+            for each, opens in openers.items()
+        }
+        config = uvicorn.Config(
+            make_app(loops, metrics, keys=keys, hosts=private),
+            log_level="warning", access_log=False, ws="none", server_header=False,
+            proxy_headers=False, timeout_graceful_shutdown=DRAIN_SECONDS,
+        )  # fmt: skip
+        _run(uvicorn.Server(config), listening, loops)
 
 
 def _keys(path: Path) -> tuple[str, ...]:

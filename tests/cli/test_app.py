@@ -21,6 +21,14 @@ FLAGS = {
         "ARTIFACT", "PROMPT", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed",
         "--raw", "--threads",
     },
+    "serve": {
+        "ARTIFACT", "--draft", "--teacher", "--host", "--port", "--api-key-file", "--max-queued",
+        "--max-running", "--threads", "--dtype", "--kv-cache", "--name",
+    },
+    "bench": {
+        "ARTIFACT", "--draft", "--batch", "--prompt-tokens", "--context-tokens", "--new-tokens",
+        "--runs", "--threads", "--dtype", "--kv-cache", "--json",
+    },
     "inspect": {"ARTIFACT", "--json"},
     "verify": {
         "ARTIFACT", "--no-consumers", "--vllm-python", "--llama-python", "--signature", "--json",
@@ -56,11 +64,21 @@ def test_flags_are_frozen():
 
 @pytest.mark.parametrize(
     "arguments",
-    ["--help", "apply --help", "recipes ls", "recipes check", "recipes check quickstart"],
+    [
+        "--help",
+        "apply --help",
+        "serve --help",
+        "recipes ls",
+        "recipes check",
+        "recipes check quickstart",
+    ],
 )
 def test_starts_without_torch(arguments):
     program = "import sys; from compress.cli.app import run; assert run(sys.argv[1:]) == 0"
-    heavy = {"torch", "numpy", "transformers", "lm_eval", "datasets", "matplotlib"}
+    heavy = {
+        "torch", "numpy", "transformers", "lm_eval", "datasets", "matplotlib", "starlette",
+        "uvicorn", "prometheus_client",
+    }  # fmt: skip
     assert not heavy & imported_by(program, *arguments.split())
 
 

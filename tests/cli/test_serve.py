@@ -1,3 +1,14 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+
 def test_generate_streams_text_and_ends_the_line(run, tiny_llama):
     code, out, err = run("generate", tiny_llama, "Hello", "--max-new-tokens", "4", "--threads", "1")
     assert (code, err) == (0, "")
@@ -45,3 +56,93 @@ def test_generate_from_nothing(run, tmp_path):
     code, _, err = run("generate", tmp_path / "nothing", "Hi")
     assert code == 2
     assert "config.json" in err
+
+
+def served(folder, *options, **environment):
+    """`compress serve` in a process of its own, with the address that it told."""
+    command = [sys.executable, "-m", "compress", "serve", folder, "--port", "0", "--threads", "1"]
+    process = subprocess.Popen(
+        [*command, *options],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    line = process.stderr.readline()
+    assert "Serving" in line, line + process.stderr.read()
+    return process, next(word for word in line.split() if word.startswith("http://"))
+
+
+def test_serve_answers_over_http_and_ends_when_told(tiny_llama, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("# mine\nsecret-1\n\n")
+    process, url = served(tiny_llama, "--api-key-file", keys, "--name", "small")
+    with process, httpx.Client(base_url=url, verify=False, timeout=20) as http:
+        assert http.get("/v1/models").status_code == 401
+        headers = {"Authorization": "Bearer secret-1"}
+        body = {"prompt": "Hello", "max_tokens": 100, "model": "small", "ignore_eos": True}
+        started = time.monotonic()
+        with http.stream(
+            "POST", "/v1/completions", json={**body, "stream": True}, headers=headers
+        ) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            assert list(lines)[-2:] == ["data: [DONE]", ""]
+        assert process.wait(timeout=20) == 0
+        assert time.monotonic() - started < 20
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_an_artifact_that_cannot_be_served_is_a_wrong_request(tmp_path):
+    command = [sys.executable, "-m", "compress", "serve", tmp_path, "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "config.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--port", "99999"], "65535"),
+        (["--host", "192.0.2.1"], "cannot be listened on"),
+        (["--api-key-file", "missing"], "--api-key-file: missing cannot be read"),
+        (["--api-key-file", "empty"], "holds no key"),
+        (["--api-key-file", "odd"], "not ASCII"),
+        (["--name", "teacher", "--teacher", "x"], "the name of --teacher"),
+        (["--kv-cache", "int4"], "'auto', 'int8'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_of_serve_that_cannot_be(run, tmp_path, options, words):
+    (tmp_path / "empty").write_text("# none\n")
+    (tmp_path / "odd").write_text("ke y\n")
+    code, out, err = run("serve", tmp_path, "--port", "0", *options)
+    assert (code, out) == (2, "")
+    assert words in err
+
+
+def test_a_taken_port(run, tmp_path):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, err = run("serve", tmp_path, "--port", taken.getsockname()[1])
+    assert code == 2
+    assert "Address already in use" in err
+
+
+def test_bench_times_an_artifact(run, tiny_llama):
+    sizes = ["--prompt-tokens", 64, "--context-tokens", 32, "--new-tokens", 8, "--runs", 1]
+    code, out, err = run("bench", tiny_llama, *sizes, "--batch", 2, "--json", "--threads", "1")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["batch"], found["prompt_tokens"], found["new_tokens"]) == (2, 64, 8)
+    assert found["decode_tokens_per_second"] > 0
+    assert found["prefill_tokens_per_second"] > 0
+    assert found["startup_seconds"] > 0
+    assert 0 < found["itl_seconds"]["p50"] <= found["itl_seconds"]["p99"]
+    assert found["roof_share"] == pytest.approx(
+        found["bytes_per_second"] / found["roof_bytes_per_second"]
+    )
+    code, out, _ = run("bench", tiny_llama, *sizes, "--threads", "1")
+    assert code == 0
+    for words in ("decode", "prefill", "first token", "P99", "of the roof", "process start"):
+        assert words in out

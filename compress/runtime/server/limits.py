@@ -14,7 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from compress.runtime.server.refusals import Refusal
 
 OPEN = frozenset({"/", "/health", "/metrics", "/metrics.json", "/openapi.json"})  # without a key
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,9 @@ class Scripted:
         self.context = CONTEXT
 
     def describe(self) -> SimpleNamespace:
-        return SimpleNamespace(max_tokens=self.context, read_bytes=1000, kv_bytes=10.0, weights=2000)
+        return SimpleNamespace(
+            max_tokens=self.context, read_bytes=1000, kv_bytes=10.0, weights=2000
+        )
 
     @property
     def idle(self) -> bool:

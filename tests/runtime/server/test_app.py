@@ -164,7 +164,7 @@ def test_keys(script, serving):
 
 
 def test_a_name_that_was_made_to_point_here_is_refused(script, serving):
-    from compress.runtime.server.limits import LOOPBACK
+    from compress.cli.serve import LOOPBACK
 
     with serving(script(), hosts=LOOPBACK) as served, served.http() as http:
         for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "LOCALHOST"):
@@ -233,7 +233,8 @@ def test_a_reader_that_does_not_read_is_left(script, serving):
         line.connect(("127.0.0.1", int(served.url.rsplit(":")[-1])))
         body = json.dumps({"prompt": "a", "stream": True, "max_tokens": 60, "ignore_eos": True})
         line.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\n"
             + f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
         )
         served.until(lambda: bool(engine.asked))

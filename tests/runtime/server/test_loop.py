@@ -137,24 +137,24 @@ def test_an_engine_that_breaks_ends_every_answer(slow, serving, caplog):
 
 
 def test_an_engine_that_breaks_ends_a_whole_answer_with_500(slow, serving):
-    with serving(slow) as served, concurrent.futures.ThreadPoolExecutor() as pool:
-        with served.http() as http:
-            answer = pool.submit(http.post, "/v1/completions", json=BODY)
-            served.until(lambda: bool(slow.running))
-            slow.breaks = True
-            assert answer.result().status_code == 500
+    pool = concurrent.futures.ThreadPoolExecutor()
+    with serving(slow) as served, pool, served.http() as http:
+        answer = pool.submit(http.post, "/v1/completions", json=BODY)
+        served.until(lambda: bool(slow.running))
+        slow.breaks = True
+        assert answer.result().status_code == 500
 
 
 def test_answers_on_their_way_are_finished_before_the_server_ends(slow, serving):
-    with serving(slow) as served, concurrent.futures.ThreadPoolExecutor() as pool:
-        with served.http() as http:
-            whole = pool.submit(http.post, "/v1/completions", json=BODY)  # runs
-            others = [pool.submit(http.post, "/v1/completions", json=BODY) for _ in range(2)]
-            served.until(lambda: len(slow.waiting) == 1)  # and one waits
-            served.server.should_exit = True
-            served.until(lambda: not connects(served), seconds=5)
-            for one in (whole, *others):
-                assert one.result().json()["usage"]["completion_tokens"] == 60
+    pool = concurrent.futures.ThreadPoolExecutor()
+    with serving(slow) as served, pool, served.http() as http:
+        whole = pool.submit(http.post, "/v1/completions", json=BODY)  # runs
+        others = [pool.submit(http.post, "/v1/completions", json=BODY) for _ in range(2)]
+        served.until(lambda: len(slow.waiting) == 1)  # and one waits
+        served.server.should_exit = True
+        served.until(lambda: not connects(served), seconds=5)
+        for one in (whole, *others):
+            assert one.result().json()["usage"]["completion_tokens"] == 60
 
 
 def connects(served) -> bool:

@@ -1,4 +1,4 @@
-"""The page at / in headless Chromium: a chat, student beside teacher, light and dark, by keyboard."""
+"""The page at / in headless Chromium: chat, student beside teacher, light, dark, keyboard."""
 
 import shutil
 
