@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-import httpx
+import httpx2
 import pytest
 
 
@@ -74,7 +74,7 @@ def test_serve_answers_over_http_and_ends_when_told(tiny_llama, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("# mine\nsecret-1\n\n")
     process, url = served(tiny_llama, "--api-key-file", keys, "--name", "small")
-    with process, httpx.Client(base_url=url, verify=False, timeout=20) as http:
+    with process, httpx2.Client(base_url=url, verify=False, timeout=20) as http:
         assert http.get("/v1/models").status_code == 401
         headers = {"Authorization": "Bearer secret-1"}
         body = {"prompt": "Hello", "max_tokens": 100, "model": "small", "ignore_eos": True}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import uvicorn
 
@@ -139,8 +139,8 @@ class Served:
     loop: Loop
     server: uvicorn.Server
 
-    def http(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=20, verify=False, **options)
+    def http(self, **options: Any) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, timeout=20, verify=False, **options)
 
     def until(self, holds: Callable[[], bool], seconds: float = 5.0) -> None:
         """Wait for something that another thread brings about."""

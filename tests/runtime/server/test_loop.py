@@ -4,7 +4,7 @@ import concurrent.futures
 import contextlib
 import threading
 
-import httpx
+import httpx2
 import pytest
 
 from compress.errors import ArtifactError
@@ -38,7 +38,7 @@ def test_work_stops_when_the_client_leaves_a_stream(slow, serving):
 
 def test_work_stops_when_the_client_leaves_before_its_whole_answer(slow, serving):
     with serving(slow) as served:
-        with served.http() as http, pytest.raises(httpx.ReadTimeout):
+        with served.http() as http, pytest.raises(httpx2.ReadTimeout):
             http.post("/v1/completions", json={**BODY, "n": 2}, timeout=0.2)
         served.until(lambda: slow.cancelled == [1, 2])
         assert slow.idle
@@ -48,7 +48,7 @@ def test_work_stops_when_the_client_leaves_before_its_whole_answer(slow, serving
 def test_who_waits_and_leaves_is_never_begun(slow, serving, stream):
     with serving(slow) as served, asked(served, {**BODY, "n": 2, "stream": True}):
         served.until(lambda: len(slow.running) == 2)
-        with served.http() as http, contextlib.suppress(httpx.ReadTimeout):
+        with served.http() as http, contextlib.suppress(httpx2.ReadTimeout):
             body = {**BODY, "stream": stream}
             with http.stream("POST", "/v1/completions", json=body, timeout=0.2):
                 served.until(lambda: len(slow.waiting) == 1)
@@ -162,6 +162,6 @@ def connects(served) -> bool:
     try:
         with served.http() as http:
             http.get("/health")
-    except httpx.ConnectError:
+    except httpx2.ConnectError:
         return False
     return True

@@ -1,6 +1,6 @@
 import random
 
-import httpx
+import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -22,7 +22,7 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def asked(scripted) -> httpx.Client:
+def asked(scripted) -> httpx2.Client:
     """A server that has answered two requests of five tokens, and refused one."""
     with scripted.http() as http:
         for stream in (True, False):

@@ -4,7 +4,7 @@ import concurrent.futures
 import json
 import random
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -141,7 +141,7 @@ def test_nothing_is_left_of_clients_that_come_and_go(served, engine, alone):
             if leaves:
                 try:
                     http.post("/v1/completions", json=body, timeout=chance.uniform(0.001, 0.05))
-                except httpx.TimeoutException:
+                except httpx2.TimeoutException:
                     return None
             answer = http.post("/v1/completions", json={**body, "stream": False})
             return seed, answer.json()["choices"][0]["text"]
