@@ -103,21 +103,25 @@ async def events(
 ) -> AsyncIterator[bytes]:
     """An answer as server-sent events, while it is computed."""
     told, always = options.include_usage, options.continuous_usage_stats
+    ready = []  # events that have not been handed over: all that there are go in one write
     for choice in choices:
         if (opening := writer.opening(choice)) is not None:
-            yield _event(opening, choices[:0] if always else None, told=told)
+            ready.append(_event(opening, choices[:0] if always else None, told=told))
     async for index, piece in answer.pieces():
         choice = choices[index]
         choice.add(piece)
         if piece.finish_reason in ("error", "cancelled"):
-            yield f"data: {_broken(piece).body.model_dump_json()}\n\n".encode()
+            yield b"".join(ready) + f"data: {_broken(piece).body.model_dump_json()}\n\n".encode()
             return
         if piece.text or piece.logprobs or piece.finish_reason:
             part = writer.part(choice, piece)
-            yield _event(part, [choice] if always else None, told=told)
+            ready.append(_event(part, [choice] if always else None, told=told))
+        if ready and not answer.waiting:
+            yield b"".join(ready)
+            ready.clear()
     if told:
-        yield _event(writer.closing(), choices, told=told)
-    yield DONE
+        ready.append(_event(writer.closing(), choices, told=told))
+    yield b"".join([*ready, DONE])
 
 
 @functools.lru_cache(maxsize=8)

@@ -7,6 +7,7 @@ the HTTP loop in one call. All counting is done there, so nothing here needs a l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -14,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Literal, Protocol
 
-from compress.errors import CompressError, RequestError, RunError
+from compress.errors import CompressError, RequestError
 from compress.runtime.bench import read_roof
 from compress.runtime.request import Piece, Request
 from compress.runtime.server.metrics import ModelMetrics, Times
@@ -53,7 +54,7 @@ class Engine(Protocol):
         """Counts of what it does and did."""
 
 
-class Unavailable(RunError):  # noqa: N818 - a state, said as one
+class Unavailable(Exception):  # noqa: N818 - a state, said as one
     """No request can be taken now; when to ask again, where that can be said."""
 
     def __init__(self, message: str, reason: str, retry_after_seconds: int) -> None:
@@ -78,6 +79,11 @@ class Answer:
         self._queue.put_nowait((choice, piece))
         if piece.finish_reason is not None:
             self.open -= 1
+
+    @property
+    def waiting(self) -> bool:
+        """Whether more pieces have come already."""
+        return not self._queue.empty()
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
         """Which choice and what of it, until all have ended."""
@@ -284,7 +290,8 @@ class Loop:
 
     def _tell(self, call: Callable[..., None], *arguments: Any) -> None:
         """Call something in the HTTP loop."""
-        self._http.call_soon_threadsafe(call, *arguments)
+        with contextlib.suppress(RuntimeError):  # it is closed: the server was told twice to end
+            self._http.call_soon_threadsafe(call, *arguments)
 
 
 class _Stopped(Exception):  # noqa: N818 - an order

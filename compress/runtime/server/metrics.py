@@ -215,7 +215,7 @@ class ModelMetrics:
         if piece.finish_reason is not None:
             reason = "abort" if piece.finish_reason == "cancelled" else piece.finish_reason
             self._ended[reason].inc()
-            if piece.timings is not None:
+            if piece.timings is not None and times.tokens:
                 self._finished(times, piece.timings, arrived)
 
     def typical_seconds(self) -> float:
@@ -277,6 +277,14 @@ class _Engines(Collector):
             for labels, status in found:
                 counter.add_metric(labels, read(status))
             yield counter
+        cache = GaugeMetricFamily(
+            "vllm:cache_config_info",
+            "Pages of keys and values, and tokens of each.",
+            labels=(*LABELS, "block_size", "num_gpu_blocks"),
+        )
+        for labels, status in found:
+            cache.add_metric((*labels, str(PAGE_TOKENS), str(status.pages)), 1)
+        yield cache
         positions = CounterMetricFamily(
             "vllm:spec_decode_num_accepted_tokens_per_pos",
             "Proposed tokens that were kept, by their place.",

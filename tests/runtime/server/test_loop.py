@@ -146,7 +146,7 @@ def test_an_engine_that_breaks_ends_a_whole_answer_with_500(slow, serving):
 
 
 def test_answers_on_their_way_are_finished_before_the_server_ends(slow, serving):
-    pool = concurrent.futures.ThreadPoolExecutor()
+    pool, slow.seconds = concurrent.futures.ThreadPoolExecutor(), 0.01
     with serving(slow) as served, pool, served.http() as http:
         whole = pool.submit(http.post, "/v1/completions", json=BODY)  # runs
         others = [pool.submit(http.post, "/v1/completions", json=BODY) for _ in range(2)]

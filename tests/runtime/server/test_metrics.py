@@ -8,7 +8,8 @@ from compress.runtime.server.metrics import ITL_SECONDS, TTFT_SECONDS
 from compress.runtime.server.summary import KEPT, Facts, Recent, Step, Steps
 
 NAMES = {
-    "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prompt_tokens",
+    "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info",
+    "prompt_tokens",
     "generation_tokens", "prompt_tokens_cached", "prefix_cache_queries", "prefix_cache_hits",
     "num_preemptions", "request_success", "admission_rejections", "spec_decode_num_drafts",
     "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from compress.runtime.server.answers import ChatChunk, Completion
 from compress.runtime.server.app import ENDPOINTS
 
-EXAMPLES = 8
+EXAMPLES = 5
 CHECKS = [
     getattr(schemathesis.checks, name)
     for name in (
