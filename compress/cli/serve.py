@@ -117,16 +117,21 @@ def serve(
     with _listen(host, port) as listening:
         import uvicorn
 
-        from compress.runtime.engine import Engine
+        from compress.runtime.engine import Engine, collect
         from compress.runtime.server.app import make_app
         from compress.runtime.server.loop import Loop
         from compress.runtime.server.metrics import Metrics
 
         def opener(model: Path, draft: Path | None) -> Callable[[], Engine]:
-            return lambda: Engine.open(
-                model, threads=threads, dtype=dtype, kv_cache=kv_cache, max_running=max_running,
-                draft=draft,
-            )  # fmt: skip
+            def opens() -> Engine:
+                engine = Engine.open(
+                    model, threads=threads, dtype=dtype, kv_cache=kv_cache,
+                    max_running=max_running, draft=draft,
+                )  # fmt: skip
+                collect(engine.generate([0], max_new_tokens=2))  # its steps are compiled on use
+                return engine
+
+            return opens
 
         openers = {named: opener(folder, draft)}
         if teacher is not None:

@@ -126,6 +126,7 @@ class Loop:
         self.context_tokens = 0  # that the model reads; known when it is ready
         self._engine: Engine
         self._open = 0  # choices that have not ended
+        self._asking: set[asyncio.Future[None]] = set()  # requests that are being handed over
         self._answers: dict[int, tuple[Answer, int]] = {}  # ticket → whose, which choice
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -151,7 +152,7 @@ class Loop:
         if self.state == "loading":
             raise Unavailable("server: the model is loading.", "loading", LOADING_RETRY_SECONDS)
         if self.state != "ready":
-            raise Unavailable("server: the engine has stopped.", "failed", MAX_RETRY_SECONDS)
+            raise _stopped()
         return self._engine
 
     async def ask(self, requests: Sequence[Request], arrived: float) -> Answer:
@@ -165,6 +166,7 @@ class Loop:
         answer = Answer(self._give_up, len(requests), arrived)
         taken: asyncio.Future[None] = self._http.create_future()
         self._open += len(requests)
+        self._asking.add(taken)
         self._inbox.put(lambda: self._submit(requests, answer, taken))
         try:
             await taken
@@ -172,9 +174,11 @@ class Loop:
             self.metrics.rejected("invalid")
             self._withdraw(answer)
             raise
-        except asyncio.CancelledError:
+        except (Unavailable, asyncio.CancelledError):
             answer.close()
             raise
+        finally:
+            self._asking.discard(taken)
         return answer
 
     def _admit(self, count: int) -> None:
@@ -201,6 +205,12 @@ class Loop:
         self._open -= answer.open
         self._inbox.put(lambda: self._cancel(answer))
 
+    def _stepped(
+        self, seconds: float, status: Any, now: float, found: Sequence[tuple[Answer, int, Piece]]
+    ) -> None:
+        self.metrics.stepped(seconds, status)
+        self._deliver(now, found)
+
     def _deliver(self, now: float, found: Sequence[tuple[Answer, int, Piece]]) -> None:
         for answer, choice, piece in found:
             if not answer.open:
@@ -212,6 +222,9 @@ class Loop:
 
     def _set(self, state: State, error: Exception | None = None) -> None:
         self.state, self.error = state, error
+        if state == "failed":
+            for taken in self._asking:
+                _fail(taken, _stopped())
         self.watch(state)
 
     # The engine's thread.
@@ -249,8 +262,7 @@ class Loop:
         for ticket, piece in found:
             if piece.finish_reason is not None:
                 self._forget(ticket)
-        self._tell(self.metrics.stepped, now - began, status)
-        self._tell(self._deliver, now, parts)
+        self._tell(self._stepped, now - began, status, now, parts)
 
     def _submit(
         self, requests: Sequence[Request], answer: Answer, taken: asyncio.Future[None]
@@ -303,6 +315,10 @@ def _succeed(taken: asyncio.Future[None]) -> None:
         taken.set_result(None)
 
 
-def _fail(taken: asyncio.Future[None], error: CompressError) -> None:
+def _stopped() -> Unavailable:
+    return Unavailable("server: the engine has stopped.", "failed", MAX_RETRY_SECONDS)
+
+
+def _fail(taken: asyncio.Future[None], error: Exception) -> None:
     if not taken.done():
         taken.set_exception(error)

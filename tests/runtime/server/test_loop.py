@@ -145,6 +145,16 @@ def test_an_engine_that_breaks_ends_a_whole_answer_with_500(slow, serving):
         assert answer.result().status_code == 500
 
 
+def test_an_engine_that_breaks_ends_a_request_that_it_has_not_taken_yet(slow, serving):
+    pool, slow.seconds = concurrent.futures.ThreadPoolExecutor(), 0.3
+    with serving(slow) as served, pool, served.http() as http:
+        first = pool.submit(http.post, "/v1/completions", json=BODY)
+        served.until(lambda: bool(slow.running))
+        slow.breaks = True
+        second = pool.submit(http.post, "/v1/completions", json=BODY)
+        assert {first.result().status_code, second.result().status_code} == {500, 503}
+
+
 def test_answers_on_their_way_are_finished_before_the_server_ends(slow, serving):
     pool, slow.seconds = concurrent.futures.ThreadPoolExecutor(), 0.01
     with serving(slow) as served, pool, served.http() as http:
