@@ -15,6 +15,7 @@ from compress.errors import RequestError
 from compress.runtime.engine import Engine
 from compress.runtime.request import Request
 from compress.runtime.sampling import Sampling
+from compress.runtime.settings import WAYS
 
 PROMPTS = [
     tuple(b"abcabcabcabcabc"),
@@ -48,6 +49,10 @@ def requests(sampling, tokens=40):
     return [Request(p, sampling, max_new_tokens=tokens, ignore_eos=True) for p in PROMPTS]
 
 
+FAMILIES = {family: {} for family in WAYS} | {
+    "mistral": {"sliding_window": 12},
+    "gemma2": {"sliding_window": 9, "attn_logit_softcapping": 0.5},
+}
 KINDS = ["greedy", "drawn", "seeded"]
 SAMPLINGS = [
     Sampling(),
@@ -67,6 +72,18 @@ def test_a_text_is_the_same_with_and_without_speculation(plain, tiny_llama, eage
     assert status.drafts > 0
     assert status.used_pages == 0
     assert sum(status.kept_at) == status.kept_tokens
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("draft", [False, True])
+def test_every_family_says_the_same(tiny_model, eager, family, draft):
+    folder = tiny_model(family, **FAMILIES[family])
+    plain = Engine.open(folder, dtype="float32", speculate=False)
+    engine = Engine.open(folder, dtype="float32", draft=folder if draft else None)
+    asked = requests(Sampling(), 24)
+    assert answers(engine, asked) == answers(plain, asked)
+    assert engine.status().drafts > 0
+    assert engine.status().kept_tokens > 0 or not draft
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.1), Sampling(0.1, seed=1)], ids=KINDS)
