@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections import defaultdict
 from dataclasses import replace
@@ -117,6 +118,40 @@ def test_texts_stay_the_same_when_pages_are_short(plain, tiny_llama, eager, draf
     assert answers(engine, requests(Sampling(1.0, seed=1))) == expected
     assert engine.status().preemptions > 0
     assert engine.status().used_pages == 0
+
+
+@pytest.mark.parametrize("draft", [False, True])
+def test_whatever_comes_and_goes_each_text_is_its_own(plain, tiny_llama, monkeypatch, draft):
+    """Random arrivals, cancellations and widths, few pages: no wrong token, nothing kept."""
+    chance = random.Random(5)
+    monkeypatch.setattr("compress.runtime.speculative.width", lambda *_: chance.choice((0, 3, 7)))
+    engine = Engine.open(
+        tiny_llama, dtype="float32", kv_tokens=224, context_tokens=120, step_tokens=40,
+        max_running=5, draft=tiny_llama if draft else None,
+    )  # fmt: skip
+    asked: dict[int, Request] = {}
+    said = defaultdict(list)
+    waiting = 30
+    while waiting or not engine.idle:
+        if waiting and chance.random() < 0.4:
+            waiting -= 1
+            prompt = (*PROMPTS[chance.randrange(4)], *range(chance.randrange(30)))
+            sampling = replace(chance.choice(SAMPLINGS), seed=chance.randrange(99))
+            one = Request(prompt, sampling, chance.randrange(1, 50), ignore_eos=True)
+            asked[engine.submit(one)] = one
+        if asked and chance.random() < 0.03:
+            gone = chance.choice(list(asked))
+            engine.cancel(gone)
+            del asked[gone]
+        for ticket, piece in engine.step():
+            said[ticket] += piece.tokens
+    assert len(asked) > 20
+    for ticket, one in asked.items():
+        assert said[ticket] == answers(plain, [one])[0]
+    assert engine.status().preemptions > 0
+    assert engine.status().used_pages == 0
+    if draft:
+        assert engine._speculation._source._ledger.available == engine.status().pages
 
 
 def test_a_cancelled_request_leaves_nothing_behind(tiny_llama, eager):
