@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from compress.errors import RequestError, RunError
 
 SMALLEST_TEMPERATURE = 1e-5  # below it the draw is the argmax in all but name
-_LIKELIEST = 1024  # of so many the likeliest tokens are sorted before all of them are
 
 
 @dataclass(frozen=True)
@@ -187,20 +187,23 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest likeliest tokens whose probabilities reach p; the others become -inf."""
+    """Keep the fewest likeliest tokens whose probabilities reach p; the others become -inf.
+
+    A token exactly as likely as the last one that is kept is kept too.
+    """
     if p == 1:
         return logits
-    some = min(_LIKELIEST, logits.shape[-1])
-    total = logits.logsumexp(-1, keepdim=True)
-    values, indices = logits.topk(some, dim=-1)
-    if bool(((values - total).exp().sum(-1) < p).any()):  # rare; sorting takes 25 times longer
-        values, indices = logits.sort(dim=-1, descending=True)
-    probabilities = (values - total).exp()
-    before = probabilities.cumsum(-1) - probabilities  # what likelier tokens already hold
-    before[..., 0] = 0.0
-    return torch.full_like(logits, -torch.inf).scatter(
-        -1, indices, values.masked_fill(before >= p, -torch.inf)
-    )
+    rising = _rising(logits)
+    held = rising.softmax(-1).cumsum(-1, dtype=torch.float64)  # by a token and all less likely ones
+    dropped = (held <= 1 - p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    return logits.masked_fill(logits < rising.gather(-1, dropped), -torch.inf)
+
+
+def _rising(logits: Tensor) -> Tensor:
+    """Logits sorted; on a CPU by numpy, whose vectors take an eightieth of torch's time."""
+    if logits.is_cpu:
+        return torch.from_numpy(np.sort(logits.numpy()))
+    return logits.sort(dim=-1).values
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
