@@ -50,8 +50,24 @@ class Work:
 class Scheduler:
     """Jobs that wait, in order, and jobs that run, the oldest first."""
 
-    def __init__(self, ledger: Ledger, *, step_tokens: int, max_running: int) -> None:
-        """Plan steps of `step_tokens` tokens at most, for `max_running` jobs at most."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        step_tokens: int,
+        max_running: int,
+        answering_tokens: int | None = None,
+    ) -> None:
+        """Plan steps.
+
+        Args:
+            ledger: of the pages.
+            step_tokens: computed in a step at most.
+            max_running: jobs at most that run at once.
+            answering_tokens: as `step_tokens`, of steps in which a job waits for its next token
+                only: others' prompts are read in smaller parts, so that it comes soon. None: the
+                same.
+        """
         self.ledger = ledger
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
@@ -59,6 +75,7 @@ class Scheduler:
         self.queried_tokens = self.hit_tokens = 0  # of prompts, in the prefix cache
         self.computed_tokens = 0  # of prompts, answers and proposals
         self._step_tokens, self._max_running = step_tokens, max_running
+        self._answering_tokens = answering_tokens or step_tokens
 
     def add(self, job: Job) -> None:
         """Let a job wait for its turn."""
@@ -76,7 +93,9 @@ class Scheduler:
         """Plan a step: running jobs first, then those that wait, as budget and pages allow."""
         self.ledger.begin()
         work: list[Work] = []
-        budget = self._step_tokens
+        answering = any(len(job.tokens) - job.computed == 1 for job in self.running)
+        budget = self._answering_tokens if answering else self._step_tokens
+        budget = max(budget, len(self.running))
         for index, job in enumerate(tuple(self.running)):
             if not job.table.pages or not self._make_room(job):
                 break  # it was put back, and all behind it

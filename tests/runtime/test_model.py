@@ -196,6 +196,17 @@ def test_requests_of_a_batch_do_not_meet(tiny_model, memory, family):
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("dtype", "near"), [(F32, 1e-4), (BF16, 2e-2)])
+def test_what_one_request_computes_another_reads_in_the_same_step(tiny_tied, memory, dtype, near):
+    model, ids = Model(memory(tiny_tied, head=8, **SCHEMES[0]), dtype), prompt(40)
+    pages = model.pages(4 * PAGE_TOKENS)
+    first, second = Span(ids, 0, [3, 1]), Span(ids[32:36], 32, [3, 0])  # of page 3 nothing is there
+    together = model.next_logits(gather([second, first]), pages)
+    other = model.pages(64)
+    apart = [model.next_logits(alone(part), other)[-1] for part in (ids[:36], ids)]
+    torch.testing.assert_close(together, torch.stack(apart), rtol=near, atol=near)
+
+
 @pytest.mark.parametrize("scheme", [*SCHEMES, {"bits": 8, "group_size": -1}])
 def test_packed_logits_are_close_to_the_exact_ones(tiny_tied, memory, scheme):
     stored, ids = memory(tiny_tied, head=8, **scheme), prompt()

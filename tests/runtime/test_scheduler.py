@@ -31,10 +31,11 @@ def alone(prompt, limit):
 class Machine:
     """Pages that hold tokens in place of keys and values, and what an engine does with them."""
 
-    def __init__(self, pages, step_tokens, max_running):
+    def __init__(self, pages, step_tokens, max_running, **options):
         self.ledger = Ledger(pages)
         self.held = [[None] * PAGE_TOKENS for _ in range(pages)]
-        self.scheduler = Scheduler(self.ledger, step_tokens=step_tokens, max_running=max_running)
+        sizes = {"step_tokens": step_tokens, "max_running": max_running}
+        self.scheduler = Scheduler(self.ledger, **sizes, **options)
         self.step_tokens, self.jobs, self.expected, self.done = step_tokens, {}, {}, {}
 
     def submit(self, prompt, new, salt=""):
@@ -159,6 +160,16 @@ def test_a_long_prompt_leaves_each_of_those_that_write_a_token_a_step():
         counts = [len(one.span.ids) for one in machine.step()]
         assert counts[0] == 1
         assert sum(counts) == 16 or counts[1:] == [1]
+    machine.finish()
+
+
+def test_prompts_are_read_in_smaller_parts_beside_answers():
+    machine = Machine(pages=20, step_tokens=64, max_running=8, answering_tokens=10)
+    machine.submit([0] * 100, 3)
+    machine.submit([1] * 100, 3)
+    counts = [[len(one.span.ids) for one in machine.step()] for _ in range(12)]
+    assert counts[:4] == [[64], [36, 28], [1, 9], [1, 9]]
+    assert counts[4:] == [[54], [1], [1], *[[]] * 5]
     machine.finish()
 
 

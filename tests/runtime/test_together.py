@@ -18,6 +18,12 @@ FAMILIES = {
     "mistral": {"sliding_window": 12},
     "qwen2": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
     "qwen3": {"head_dim": 24},
+    "gemma": {},
+    "gemma2": {"sliding_window": 9},
+    "gemma3_text": {"sliding_window": 9, "sliding_window_pattern": 2},
+    "gpt2": {},
+    "opt": {},
+    "gpt_neox": {},
 }
 NEW = 16
 
@@ -81,8 +87,10 @@ def exact(tiny_model):
     return find
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "way"),
+    [*(("llama", way) for way in WAYS), *((family, "short of pages") for family in FAMILIES)],
+)
 def test_together_as_alone_in_transformers(exact, family, way):
     folder, expected = exact(family)
     engine = Engine.open(folder, dtype="float32", **WAYS[way])
@@ -196,6 +204,7 @@ def test_timings_tell_of_the_queue_and_the_cache(tiny_llama):
         ({"context_tokens": 0}, "context_tokens: 0 must be 1 to 256"),
         ({"step_tokens": 4}, r"max_running: 32 must be 1 to 4 \(step_tokens\)"),
         ({"max_running": 0}, "max_running: 0 must be 1 to 512"),
+        ({"answering_tokens": 0}, "answering_tokens: 0 must be 1 or more"),
         ({"kv_cache": "int4"}, "kv_cache: 'int4' is not one of auto, int8"),
     ],
 )
