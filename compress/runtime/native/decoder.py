@@ -61,7 +61,7 @@ class Decoder:
         """Walk one step.
 
         Args:
-            x: embeddings [N, hidden] float32, overwritten.
+            x: embeddings [N, hidden].
             turn: cosine and sine of each token's angles, [N, D/2] float32.
             batch: whose tokens they are.
 
@@ -70,10 +70,12 @@ class Decoder:
         """
         wide = int(self._state["logits_width"][0])
         made = torch.empty(len(batch.wanted), wide)
+        # These two are read by whoever is late for an older step, so they stay where they are.
+        self._x[: len(x)], self._wanted[: len(made)] = x, batch.wanted
         parts = {
-            "x": x, "cosine": turn[0], "sine": turn[1], "logits": made,
+            "cosine": turn[0], "sine": turn[1], "logits": made,
             "starts": batch.starts.long(), "lengths": batch.lengths.long(),
-            "tables": batch.tables.long(), "slots": batch.slots, "wanted_rows": batch.wanted,
+            "tables": batch.tables.long(), "slots": batch.slots,
         }  # fmt: skip
         for name, part in parts.items():
             self._state[name] = part.data_ptr()
@@ -93,6 +95,8 @@ class Decoder:
         for name, width in widths.items():
             state[name], state[f"{name}_width"] = self._buffer(_ROWS, width), width
         state["mixed"] = self._buffer(_ROWS, s.heads * s.head_dim)
+        self._x, self._wanted = torch.zeros(_ROWS, hidden), torch.zeros(_ROWS, dtype=torch.int64)
+        state["x"], state["wanted_rows"] = self._x.data_ptr(), self._wanted.data_ptr()
         state["logits_width"] = LANES * matrices[int(state["head"][0])]["blocks"]
         groups, inputs = (int(matrices[name].max()) for name in ("groups", "inputs"))
         group = s.heads // s.kv_heads
@@ -112,9 +116,9 @@ class Decoder:
         state["ones"] = self._keep(np.full(LANES, 0x3F80, np.uint16))
         state["middle"] = self._keep(np.full(LANES, 128, np.uint8))
         control = np.zeros(layout.ASLEEP + layout.LINE * threads, np.int64)
-        counters = np.zeros(layout.LINE * (layout.OPERATIONS * len(blocks) + 1), np.int64)
-        state["control"], state["counters"] = self._keep(control), self._keep(counters)
-        self._team = Team((state, matrices, blocks), control, counters, threads)
+        counters = np.zeros(2 * layout.LINE * (layout.OPERATIONS * len(blocks) + 1), np.int64)
+        state["counters"] = self._keep(counters)
+        self._team = Team((state, matrices, blocks), control, threads)
 
     def _block(self, model: Model, pages: Pages, index: int) -> tuple[int, ...]:
         """A block as `layout.BLOCK` describes it."""

@@ -338,6 +338,18 @@ def prefetch(typing, address):
     return types.void(types.int64), emit
 
 
+@intrinsic
+def change(typing, address, old, new):
+    """Set what several threads see to `new` where it is still `old`; returns whether it was."""
+
+    def emit(context, builder, signature, given):
+        pointer = builder.inttoptr(given[0], _I64.as_pointer())
+        found = builder.cmpxchg(pointer, given[1], given[2], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), emit
+
+
 def _pointer_to(kind: Any) -> Any:
     """An intrinsic that makes an address (int64) a pointer, for `numba.carray`."""
 

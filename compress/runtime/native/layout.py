@@ -39,11 +39,11 @@ STATE = _record(
     "cache_kernels", "cache_paired",  # as of a matrix, for what pages hold
     "cache_bits",  # of a number in pages: 16, or 8 for int8 codes, stored with 128 added
     "ones", "middle",  # addresses: sixteen times 1.0 as bfloat16, sixteen times 128
-    "control", "counters",
+    "counters",  # of int64, see OPERATIONS
 )  # fmt: skip
 STATE = np.dtype([*STATE.descr, ("hidden_floor", np.float32), ("head_floor", np.float32)])
 
 LINE = 8  # int64 in a cache line: what threads write apart lies apart
-GO, ARRIVED, BASE, ASLEEP = (LINE * place for place in range(4))  # places in control
+GO, ASLEEP = 0, LINE  # places in control: the newest step, and a line for each thread
 ENDED = np.iinfo(np.int64).min  # of GO: there will be no more steps
-OPERATIONS = 6  # of a block: what threads share out among them, each with a counter
+OPERATIONS = 6  # of a block that threads share out: each has a line of what is taken, one of made

@@ -1,11 +1,16 @@
 """One step of the whole model, walked by every thread at once.
 
-A thread takes the next few rows of a matrix that nobody has taken, so a slow one holds nobody up;
-where the next part needs all of this one, threads wait for each other. Nothing in between goes
-through Python: at one token of a small model, that is where the time would go.
+A thread takes the next few rows of a matrix that nobody has taken; where the next part needs all of
+this one, it waits until all is made, whoever made it. So a thread that the machine has put aside
+holds nobody up unless it was in the middle of something: it finds all taken, and catches up.
+Nothing in between goes through Python: at one token of a small model, that is where the time would
+go.
 
     x ─ norm ─▶ q k v ┊▶ cache ┊▶ attention ┊▶ x + o ┊ norm ─▶ silu(gate) · up ┊▶ x + down ┊
-                      ┊ threads wait for each other
+                      ┊ all of it has to be made before anything behind it is begun
+
+What is taken and what is made is counted with the number of the step in the upper half of the
+count, so that counts of an older step are never mistaken for those of this one.
 """
 
 from __future__ import annotations
@@ -14,14 +19,15 @@ import numpy as np
 from numba import carray, njit, types
 
 from compress.runtime.native.attention import attend, cache
-from compress.runtime.native.lanes import floats, look, numbers, take
-from compress.runtime.native.layout import ARRIVED, ASLEEP, BASE, GO, LINE, OPERATIONS
+from compress.runtime.native.lanes import change, floats, look, numbers, take
+from compress.runtime.native.layout import ASLEEP, GO, LINE, OPERATIONS
 from compress.runtime.native.products import SPARE, lanes_of, prepared, put, sixteen
 from compress.runtime.native.vectors import exponential, normalize
 from compress.runtime.packed import LANES
 
 _CHUNK = 4  # blocks of sixteen rows that a thread takes at once
 _PATIENCE = 4096  # looks at the others before a thread offers its processor to them
+_LOW = np.int64(0xFFFFFFFF)
 _ONE = np.float32(1.0)
 
 sched_yield = types.ExternalFunction("sched_yield", types.int32())
@@ -29,17 +35,17 @@ sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 @njit(nogil=True, cache=True)
 def begin(control, threads):
-    """Tell all threads that a step is laid out; returns the sleeping ones as bits."""
+    """Tell all threads that a step is laid out; returns its number and, as bits, who sleeps."""
     address = control.ctypes.data
-    take(address + 8 * GO)
+    step = take(address + 8 * GO) + 1
     asleep = 0
     for thread in range(1, threads):
         asleep |= look(address + 8 * (ASLEEP + LINE * thread)) << thread
-    return asleep
+    return step, asleep
 
 
 @njit(nogil=True, cache=True)
-def serve(thread, threads, state, matrices, blocks, control, patience):
+def serve(thread, state, matrices, blocks, control, patience):
     """Walk every step that is begun, until none was for `patience` looks.
 
     Returns:
@@ -54,7 +60,7 @@ def serve(thread, threads, state, matrices, blocks, control, patience):
         if go < 0:
             return False
         if go != control[walked]:
-            walk(thread, threads, state, matrices, blocks)
+            walk(thread, go, state, matrices, blocks)
             control[walked] = go
             idle = 0
         elif control[asleep]:
@@ -66,57 +72,68 @@ def serve(thread, threads, state, matrices, blocks, control, patience):
 
 
 @njit(nogil=True, fastmath=True, cache=True)
-def walk(thread, threads, state, matrices, blocks):
+def walk(thread, step, state, matrices, blocks):
     """Walk one step: from embeddings in `x` to `logits`.
 
     Args:
         thread: which one this is.
-        threads: how many walk.
+        step: the number of the step, which `begin` gave.
         state: the one record of `layout.STATE`.
         matrices: records of `layout.MATRIX`.
         blocks: records of `layout.BLOCK`.
     """
     s = state[0]
-    met = carray(numbers(s.control), (BASE + 1,))[BASE]
     normed = s.own + thread * s.own_bytes
     rest = normed + 4 * (s.rows + SPARE) * s.hidden
     for index in range(len(blocks)):
-        block, operation = blocks[index], index * OPERATIONS
+        block, first = blocks[index], s.counters + 16 * LINE * OPERATIONS * index
+        o, down = matrices[block.o], matrices[block.down]
         _norm_rows(s, block.attention_norm, normed)
-        _project(s, matrices, block, normed, rest, operation)
-        met = _meet(s, threads, met)
-        _cache_all(s, block, operation + 1)
-        met = _meet(s, threads, met)
-        _attend_all(s, block, rest, operation + 2)
-        met = _meet(s, threads, met)
-        _add_product(s, matrices[block.o], s.mixed, matrices[block.o].inputs, rest, operation + 3)
-        met = _meet(s, threads, met)
+        _project(s, matrices, block, normed, rest, step, first)
+        _cache_all(s, block, step, first + 16 * LINE)
+        _attend_all(s, block, rest, step, first + 32 * LINE)
+        _add_product(s, o, s.mixed, o.inputs, rest, step, first + 48 * LINE)
         _norm_rows(s, block.mlp_norm, normed)
-        _gated(s, matrices[block.gate], matrices[block.up], normed, rest, operation + 4)
-        met = _meet(s, threads, met)
-        _add_product(s, matrices[block.down], s.mlp, s.mlp_width, rest, operation + 5)
-        met = _meet(s, threads, met)
-    _head(s, matrices[s.head], normed, rest, len(blocks) * OPERATIONS)
-    _meet(s, threads, met)
+        gate, up = matrices[block.gate], matrices[block.up]
+        _gated(s, gate, up, normed, rest, step, first + 64 * LINE)
+        _add_product(s, down, s.mlp, s.mlp_width, rest, step, first + 80 * LINE)
+    last = s.counters + 16 * LINE * OPERATIONS * len(blocks)
+    _head(s, matrices[s.head], normed, rest, step, last)
 
 
 @njit(nogil=True)
-def _meet(s, threads, met):
-    """Wait until every thread has come here; returns the arrivals so far."""
-    address = s.control + 8 * ARRIVED
-    take(address)
+def _take(counts, step, total):
+    """What to do next of `total` things; -1: nothing is left, or the step is over."""
+    while True:
+        seen = look(counts)
+        if seen >> 32 > step or (seen >> 32 == step and seen & _LOW >= total) or total == 0:
+            return np.int64(-1)
+        new = seen + 1 if seen >> 32 == step else (step << 32) + 1
+        if change(counts, seen, new):
+            return (new & _LOW) - 1
+
+
+@njit(nogil=True)
+def _made(counts, step):
+    """Count one thing as made."""
+    while True:
+        seen = look(counts + 8 * LINE)
+        new = seen + 1 if seen >> 32 == step else (step << 32) + 1
+        if change(counts + 8 * LINE, seen, new):
+            return
+
+
+@njit(nogil=True)
+def _await(counts, step, total):
+    """Wait until all of an operation is made."""
     looks = 0
-    while look(address) < met + threads:
+    while total > 0:
+        seen = look(counts + 8 * LINE)
+        if seen >> 32 > step or (seen >> 32 == step and seen & _LOW == total):
+            return
         looks += 1
         if looks % _PATIENCE == 0:
             sched_yield()
-    return met + threads
-
-
-@njit(nogil=True)
-def _next(s, operation):
-    """What a thread may take next of an operation."""
-    return take(s.counters + 8 * LINE * operation)
 
 
 @njit(nogil=True, fastmath=True)
@@ -129,7 +146,7 @@ def _norm_rows(s, gain, out):
 
 
 @njit(nogil=True, fastmath=True)
-def _project(s, matrices, block, source, rest, operation):
+def _project(s, matrices, block, source, rest, step, counts):
     """Queries, keys and values, as one operation."""
     q, k, v = matrices[block.q], matrices[block.k], matrices[block.v]
     rows, width = s.rows, s.hidden
@@ -138,9 +155,10 @@ def _project(s, matrices, block, source, rest, operation):
     for_v = prepared(v, source, width, rows, for_k[3])
     out = for_v[3]
     total = q.blocks + k.blocks + v.blocks
-    first = _next(s, operation) * _CHUNK
-    while first < total:
-        for at in range(first, min(first + _CHUNK, total)):
+    chunks = (total + _CHUNK - 1) // _CHUNK
+    chunk = _take(counts, step, chunks)
+    while chunk >= 0:
+        for at in range(chunk * _CHUNK, min(chunk * _CHUNK + _CHUNK, total)):
             if at < q.blocks:
                 sixteen(q, at, for_q, rows, out)
                 put(out, rows, s.q, s.q_width, at)
@@ -150,54 +168,66 @@ def _project(s, matrices, block, source, rest, operation):
             else:
                 sixteen(v, at - q.blocks - k.blocks, for_v, rows, out)
                 put(out, rows, s.v, s.v_width, at - q.blocks - k.blocks)
-        first = _next(s, operation) * _CHUNK
+        _made(counts, step)
+        chunk = _take(counts, step, chunks)
+    _await(counts, step, chunks)
 
 
 @njit(nogil=True, fastmath=True)
-def _cache_all(s, block, operation):
+def _cache_all(s, block, step, counts):
     """Keys and values of all tokens: a request may read what another one caches in this step."""
-    task = _next(s, operation)
-    while task < s.rows * block.kv_heads:
+    tasks = s.rows * block.kv_heads
+    task = _take(counts, step, tasks)
+    while task >= 0:
         cache(s, block, task // block.kv_heads, task % block.kv_heads)
-        task = _next(s, operation)
+        _made(counts, step)
+        task = _take(counts, step, tasks)
+    _await(counts, step, tasks)
 
 
 @njit(nogil=True, fastmath=True)
-def _attend_all(s, block, rest, operation):
-    task = _next(s, operation)
-    while task < s.requests * block.kv_heads:
+def _attend_all(s, block, rest, step, counts):
+    tasks = s.requests * block.kv_heads
+    task = _take(counts, step, tasks)
+    while task >= 0:
         attend(s, block, task // block.kv_heads, task % block.kv_heads, rest)
-        task = _next(s, operation)
+        _made(counts, step)
+        task = _take(counts, step, tasks)
+    _await(counts, step, tasks)
 
 
 @njit(nogil=True, fastmath=True)
-def _add_product(s, matrix, source, step, rest, operation):
+def _add_product(s, matrix, source, wide, rest, step, counts):
     """Add what a matrix makes of `source` to x."""
     rows, width = s.rows, s.hidden
-    ready = prepared(matrix, source, step, rows, rest)
+    ready = prepared(matrix, source, wide, rows, rest)
     out = ready[3]
-    first = _next(s, operation) * _CHUNK
-    while first < matrix.blocks:
-        for at in range(first, min(first + _CHUNK, matrix.blocks)):
+    chunks = (matrix.blocks + _CHUNK - 1) // _CHUNK
+    chunk = _take(counts, step, chunks)
+    while chunk >= 0:
+        for at in range(chunk * _CHUNK, min(chunk * _CHUNK + _CHUNK, matrix.blocks)):
             sixteen(matrix, at, ready, rows, out)
             for row in range(rows):
                 made, x = lanes_of(out, row, LANES, 0), lanes_of(s.x, row, width, at)
                 for lane in range(LANES):
                     x[lane] += made[lane]
-        first = _next(s, operation) * _CHUNK
+        _made(counts, step)
+        chunk = _take(counts, step, chunks)
+    _await(counts, step, chunks)
 
 
 @njit(nogil=True, fastmath=True)
-def _gated(s, gate, up, source, rest, operation):
+def _gated(s, gate, up, source, rest, step, counts):
     """silu(gate) · up: whoever makes sixteen of one makes the same sixteen of the other."""
     rows, width = s.rows, s.hidden
     for_gate = prepared(gate, source, width, rows, rest)
     for_up = prepared(up, source, width, rows, for_gate[3])
     out = for_up[3]
     other = out + 4 * (rows + SPARE) * LANES
-    first = _next(s, operation) * _CHUNK
-    while first < gate.blocks:
-        for at in range(first, min(first + _CHUNK, gate.blocks)):
+    chunks = (gate.blocks + _CHUNK - 1) // _CHUNK
+    chunk = _take(counts, step, chunks)
+    while chunk >= 0:
+        for at in range(chunk * _CHUNK, min(chunk * _CHUNK + _CHUNK, gate.blocks)):
             sixteen(gate, at, for_gate, rows, out)
             sixteen(up, at, for_up, rows, other)
             for row in range(rows):
@@ -206,11 +236,13 @@ def _gated(s, gate, up, source, rest, operation):
                 for lane in range(LANES):
                     turned = gates[lane] / (_ONE + exponential(-gates[lane]))
                     mlp[lane] = turned * ups[lane]
-        first = _next(s, operation) * _CHUNK
+        _made(counts, step)
+        chunk = _take(counts, step, chunks)
+    _await(counts, step, chunks)
 
 
 @njit(nogil=True, fastmath=True)
-def _head(s, matrix, source, rest, operation):
+def _head(s, matrix, source, rest, step, counts):
     """Logits of the wanted rows."""
     rows, width = s.wanted, s.hidden
     wanted = carray(numbers(s.wanted_rows), (rows,))
@@ -220,9 +252,12 @@ def _head(s, matrix, source, rest, operation):
         normalize(x, gain, s.hidden_floor, carray(floats(source + 4 * at * width), (width,)))
     ready = prepared(matrix, source, width, rows, rest)
     out = ready[3]
-    first = _next(s, operation) * _CHUNK
-    while rows > 0 and first < matrix.blocks:
-        for at in range(first, min(first + _CHUNK, matrix.blocks)):
+    chunks = (matrix.blocks + _CHUNK - 1) // _CHUNK if rows > 0 else 0
+    chunk = _take(counts, step, chunks)
+    while chunk >= 0:
+        for at in range(chunk * _CHUNK, min(chunk * _CHUNK + _CHUNK, matrix.blocks)):
             sixteen(matrix, at, ready, rows, out)
             put(out, rows, s.logits, s.logits_width, at)
-        first = _next(s, operation) * _CHUNK
+        _made(counts, step)
+        chunk = _take(counts, step, chunks)
+    _await(counts, step, chunks)

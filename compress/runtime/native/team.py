@@ -9,7 +9,7 @@ from typing import Any
 
 from compress.runtime.native import layout, step
 
-_PATIENCE = 20_000  # looks for the next step, about 0.3 ms: longer than what lies between two steps
+_PATIENCE = 100_000  # looks for the next step, 1 to 2 ms: longer than what lies between two steps
 
 
 class Team:
@@ -19,39 +19,32 @@ class Team:
     sleep until they are woken.
     """
 
-    def __init__(self, records: Sequence[Any], control: Any, counters: Any, threads: int) -> None:
+    def __init__(self, records: Sequence[Any], control: Any, threads: int) -> None:
         """Start `threads` - 1 threads beside the caller's.
 
         Args:
             records: arrays of `layout.STATE` (one), `layout.MATRIX` and `layout.BLOCK`.
-            control: int64, a line for each of GO, ARRIVED and BASE, then one for each thread.
-            counters: int64, a line for each operation.
+            control: int64, a line for the newest step, then one for each thread.
             threads: how many walk.
         """
-        self._records, self._control, self._counters = records, control, counters
-        self._threads = threads
+        self._records, self._control, self._threads = records, control, threads
         self._wake = [threading.Semaphore(0) for _ in range(threads)]
         for number in range(1, threads):
-            arguments = (number, threads, records, control, self._wake[number])
+            arguments = (number, records, control, self._wake[number])
             threading.Thread(target=_serve, args=arguments, daemon=True).start()
         weakref.finalize(self, _end, control, self._wake)
 
     def walk(self) -> None:
         """Walk the step that the records and their buffers describe."""
-        control = self._control
-        self._counters[:] = 0
-        control[layout.BASE] = control[layout.ARRIVED]
-        asleep = step.begin(control, self._threads)
-        for number in range(1, self._threads):
-            if asleep >> number & 1:
-                self._wake[number].release()
-        step.walk(0, self._threads, *self._records)
+        number, asleep = step.begin(self._control, self._threads)
+        for thread in range(1, self._threads):
+            if asleep >> thread & 1:
+                self._wake[thread].release()
+        step.walk(0, number, *self._records)
 
 
-def _serve(
-    number: int, threads: int, records: Sequence[Any], control: Any, wake: threading.Semaphore
-) -> None:
-    while step.serve(number, threads, *records, control, _PATIENCE):
+def _serve(thread: int, records: Sequence[Any], control: Any, wake: threading.Semaphore) -> None:
+    while step.serve(thread, *records, control, _PATIENCE):
         wake.acquire()
 
 
