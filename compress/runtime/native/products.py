@@ -93,6 +93,14 @@ def prepared(matrix, source, step, rows, scratch):
     return x, each, sums, sums + 4 * (rows + SPARE) * groups
 
 
+@njit(inline="always")
+def ready_for(matrix, other, ready, source, step, rows):
+    """Inputs made ready for a matrix: those for another one, where it reads them alike."""
+    if matrix.groups == other.groups and matrix.paired == other.paired:
+        return ready
+    return prepared(matrix, source, step, rows, ready[3])
+
+
 @njit(nogil=True)
 def sixteen(matrix, at, ready, rows, out):
     """Sixteen outputs of all rows, into [N, 16] at `out`."""

@@ -21,7 +21,7 @@ from numba import carray, njit, types
 from compress.runtime.native.attention import attend, cache
 from compress.runtime.native.lanes import change, floats, look, numbers, take
 from compress.runtime.native.layout import ASLEEP, GO, LINE, OPERATIONS
-from compress.runtime.native.products import SPARE, lanes_of, prepared, put, sixteen
+from compress.runtime.native.products import SPARE, lanes_of, prepared, put, ready_for, sixteen
 from compress.runtime.native.vectors import exponential, normalize
 from compress.runtime.packed import LANES
 
@@ -151,8 +151,8 @@ def _project(s, matrices, block, source, rest, step, counts):
     q, k, v = matrices[block.q], matrices[block.k], matrices[block.v]
     rows, width = s.rows, s.hidden
     for_q = prepared(q, source, width, rows, rest)
-    for_k = prepared(k, source, width, rows, for_q[3])
-    for_v = prepared(v, source, width, rows, for_k[3])
+    for_k = ready_for(k, q, for_q, source, width, rows)
+    for_v = ready_for(v, k, for_k, source, width, rows)
     out = for_v[3]
     total = q.blocks + k.blocks + v.blocks
     chunks = (total + _CHUNK - 1) // _CHUNK
@@ -221,7 +221,7 @@ def _gated(s, gate, up, source, rest, step, counts):
     """silu(gate) · up: whoever makes sixteen of one makes the same sixteen of the other."""
     rows, width = s.rows, s.hidden
     for_gate = prepared(gate, source, width, rows, rest)
-    for_up = prepared(up, source, width, rows, for_gate[3])
+    for_up = ready_for(up, gate, for_gate, source, width, rows)
     out = for_up[3]
     other = out + 4 * (rows + SPARE) * LANES
     chunks = (gate.blocks + _CHUNK - 1) // _CHUNK

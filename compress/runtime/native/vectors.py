@@ -79,10 +79,11 @@ def group_halves(x, size, out, halves, sixteenfold):
 
     `sixteenfold` gets 16 times the same where it is not empty.
     """
+    for i in range(len(x)):
+        halves[i] = to_half(x[i])
     for group in range(len(out)):
         total = np.float32(0.0)
         for i in range(group * size, (group + 1) * size):
-            halves[i] = to_half(x[i])
             total += from_half(halves[i])
         out[group] = total
     for i in range(len(sixteenfold)):
