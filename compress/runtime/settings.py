@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compress.anatomy import Anatomy, kv_heads, longest_window, parallel_residual
+from compress.anatomy import Anatomy, longest_window, parallel_residual
 from compress.errors import ModelError
 
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
@@ -94,15 +94,16 @@ def read_settings(config: Mapping[str, Any], anatomy: Anatomy) -> Settings:
     if heads is None or longest is None:
         missing = "num_attention_heads" if heads is None else "max_position_embeddings"
         raise ModelError(f"config.json: {missing} missing. Fetch the config again.")
-    _check(config, anatomy, ways)
-    head_dim = _width(anatomy) // heads
-    told = config.get("query_pre_attn_scalar") if ways.sums else None
+    _check(config, anatomy, ways, longest)
+    head_dim = _width(anatomy, "q") // heads
+    told = _number(config, "query_pre_attn_scalar") if ways.sums else None
     kinds = _kinds(config, len(anatomy.blocks))
     window = config.get("sliding_window", 4096)  # the families' default; null is none
+    window = None if window is None else int(window)
     return Settings(
         ways=ways,
         heads=heads,
-        kv_heads=kv_heads(config),
+        kv_heads=_width(anatomy, "k") // head_dim,
         head_dim=head_dim,
         eps=float(config.get(*ways.eps)),
         activation=_activation(config, ways),
@@ -111,10 +112,15 @@ def read_settings(config: Mapping[str, Any], anatomy: Anatomy) -> Settings:
         windows=tuple(window if kind == SLIDING else None for kind in kinds),
         parallel=parallel_residual(config),
         embedding_scale=anatomy.hidden_size**0.5 if ways.scaled else 1.0,
-        query_scale=(head_dim / float(told)) ** 0.5 if told else 1.0,
-        score_cap=config.get("attn_logit_softcapping") if ways.sums else None,
-        logit_cap=config.get("final_logit_softcapping") if ways.sums else None,
+        query_scale=(head_dim / told) ** 0.5 if told else 1.0,
+        score_cap=_number(config, "attn_logit_softcapping") if ways.sums else None,
+        logit_cap=_number(config, "final_logit_softcapping") if ways.sums else None,
     )
+
+
+def _number(config: Mapping[str, Any], name: str) -> float | None:
+    found = config.get(name)
+    return None if found is None else float(found)
 
 
 def _heads(config: Mapping[str, Any]) -> int | None:
@@ -122,7 +128,7 @@ def _heads(config: Mapping[str, Any]) -> int | None:
     return int(found) if found else None
 
 
-def _check(config: Mapping[str, Any], anatomy: Anatomy, ways: Ways) -> None:
+def _check(config: Mapping[str, Any], anatomy: Anatomy, ways: Ways, longest: int) -> None:
     """Refuse what a family can be told to do, and is not done here."""
     for name, value in ways.only:
         if config.get(name, value) not in (value, bool(value)):
@@ -141,6 +147,12 @@ def _check(config: Mapping[str, Any], anatomy: Anatomy, ways: Ways) -> None:
             f"checkpoint: embeddings of width {width} in a model of width {anatomy.hidden_size} "
             "(word_embed_proj_dim) are not run here. Serve it with another engine."
         )
+    table = anatomy.tensors[f"{ways.positions}.weight"][0] if ways.positions else None
+    if table is not None and table - ways.first_position < longest:
+        raise ModelError(
+            f"checkpoint: {ways.positions} has {table} rows, too few for {longest} positions. "
+            "Fetch it again."
+        )
 
 
 def _activation(config: Mapping[str, Any], ways: Ways) -> str:
@@ -150,16 +162,16 @@ def _activation(config: Mapping[str, Any], ways: Ways) -> str:
     return default if ways.one_more and found == "gelu" else found
 
 
-def _width(anatomy: Anatomy) -> int:
-    """Numbers that the queries of one token are."""
+def _width(anatomy: Anatomy, role: str) -> int:
+    """Numbers that the queries (q) or keys (k) of one token are."""
     found = {
         one.out_features // (3 if one.role == "qkv" else 1)
         for one in anatomy.linears
-        if one.role in ("q", "qkv")
+        if one.role in (role, "qkv")
     }
     if len(found) != 1:
         raise ModelError(
-            f"checkpoint: queries of widths {sorted(found)}; all blocks must be equal here."
+            f"checkpoint: {role} projections of widths {sorted(found)}; all must be equal here."
         )
     return found.pop()
 
@@ -176,12 +188,13 @@ def _kinds(config: Mapping[str, Any], blocks: int) -> tuple[str, ...]:
         every = 2 if family == "gemma2" else int(config.get("sliding_window_pattern", 6))
     else:
         return (FULL,) * blocks
-    told = config.get("layer_types")
-    return (
-        tuple(told)
-        if told
-        else tuple(
-            SLIDING if i >= first and not (every and (i + 1) % every == 0) else FULL
-            for i in range(blocks)
+    told = config.get("layer_types") or [
+        SLIDING if i >= first and not (every and (i + 1) % every == 0) else FULL
+        for i in range(blocks)
+    ]
+    if len(told) != blocks or not set(told) <= {SLIDING, FULL}:
+        raise ModelError(
+            f"config.json: layer_types is not {blocks} of {SLIDING} and {FULL}. "
+            "Fetch the config again."
         )
-    )
+    return tuple(told)

@@ -141,6 +141,26 @@ def test_what_a_family_can_be_told_and_is_not_run_is_refused(
         read_settings(stored.config, stored.anatomy)
 
 
+BROKEN = [
+    ("gemma2", {"attn_logit_softcapping": "x"}, "of a kind that cannot be computed with"),
+    ("gemma2", {"layer_types": ["full_attention"]}, "layer_types is not 2 of"),
+    ("gemma3_text", {"layer_types": ["full_attention", "odd"]}, "layer_types is not 2 of"),
+    ("mistral", {"sliding_window": "x"}, "of a kind that cannot be computed with"),
+    ("gpt2", {"n_positions": 300, "max_position_embeddings": 300}, "256 rows, too few for 300"),
+    ("opt", {"max_position_embeddings": 257}, "258 rows, too few for 257"),
+]
+
+
+@pytest.mark.parametrize(("family", "config", "message"), BROKEN)
+def test_a_config_that_its_checkpoint_contradicts_is_refused(
+    tiny_model, memory, family, config, message
+):
+    stored = memory(tiny_model(family))
+    stored.config = {**stored.config, **config}
+    with pytest.raises(ModelError, match=message):
+        Model(stored, F32)
+
+
 def test_every_family_of_the_first_picture_has_ways():
     assert WAYS.keys() == FAMILIES_OF_ALL.keys() == FAMILIES.keys()
 
