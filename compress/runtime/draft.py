@@ -126,7 +126,10 @@ class Draft:
             return None
         seat = self._seats.get(job.ticket)
         if seat is None:
-            seat = self._seats[job.ticket] = _Seat(*self._ledger.open(job.tokens, job.salt))
+            opened = self._ledger.open(job.tokens, job.salt)
+            if opened is None:
+                return None
+            seat = self._seats[job.ticket] = _Seat(*opened)
         seat.read, seat.ahead = seat.known(job.tokens), []
         if self._ledger.grow(seat.table, room):
             return seat

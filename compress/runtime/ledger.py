@@ -69,27 +69,31 @@ class Ledger:
         self.copies = []
         self._unwritten.clear()
 
-    def open(self, tokens: Sequence[int], salt: str) -> tuple[Table, int]:
-        """A table for a request, with what is known of its beginning, all but a token at most.
+    def open(self, tokens: Sequence[int], salt: str) -> tuple[Table, int] | None:
+        """Pages for all tokens of a request, those that hold what is known of its beginning first.
 
         Full pages are shared. Of a page that begins alike and goes on differently, a copy is taken:
-        nobody writes into a page that others use.
+        nobody writes into a page that others use. A token at least is left to compute.
 
         Returns:
-            The table, and how many tokens it holds.
+            The table, and how many tokens it holds; None, and nothing done, when pages are short.
         """
         table = Table(hashlib.sha256(salt.encode()).digest())
         while (end := (len(table.pages) + 1) * PAGE_TOKENS) < len(tokens):
             digest = _digest(table.last, tokens[end - PAGE_TOKENS : end])
-            page = self._by_digest.get(digest)
-            if page is None:
+            if digest not in self._by_digest:
                 break
+            table.pages.append(self._by_digest[digest])
+            table.digests.append(digest)
+        held, idle = len(table.pages) * PAGE_TOKENS, sum(page in self._idle for page in table.pages)
+        if -(-len(tokens) // PAGE_TOKENS) - len(table.pages) > self.available - idle:
+            return None
+        for page in table.pages:
             self._idle.pop(page, None)
             self._users[page] += 1
-            table.pages.append(page)
-            table.digests.append(digest)
-        held = len(table.pages) * PAGE_TOKENS
-        return table, held + self._copied(table, tokens[held:-1][:PAGE_TOKENS])
+        held += self._copied(table, tokens[held:-1][:PAGE_TOKENS])
+        self.grow(table, len(tokens))
+        return table, held
 
     def grow(self, table: Table, tokens: int) -> bool:
         """Give a table room for `tokens` in all; False, and nothing done, when pages are short."""
@@ -144,7 +148,7 @@ class Ledger:
         candidates = self._behind.get(table.last, set()) - self._unwritten
         alike = {page: _alike(self._known[page].tokens, tokens) for page in sorted(candidates)}
         best = max(alike, key=alike.__getitem__, default=None)
-        if best is None or alike[best] == 0 or self.available == 0:
+        if best is None or alike[best] == 0:
             return 0
         page = self._take()  # may be `best` itself, if that was the longest idle
         self.copies.append((best, page))

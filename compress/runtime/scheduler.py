@@ -134,15 +134,14 @@ class Scheduler:
 
     def _admit(self, job: Job) -> bool:
         """Give a waiting job pages for all of its tokens, those found in the cache among them."""
-        table, found = self.ledger.open(job.tokens, job.salt)
-        if not self.ledger.grow(table, len(job.tokens)):
-            self.ledger.release(table)
+        opened = self.ledger.open(job.tokens, job.salt)
+        if opened is None:
             return False
-        job.table, job.computed = table, found
+        job.table, job.computed = opened
         if job.cached is None:
-            job.cached = found
+            job.cached = job.computed
             self.queried_tokens += len(job.tokens)
-            self.hit_tokens += found
+            self.hit_tokens += job.computed
         return True
 
     def _work(self, job: Job, budget: int) -> Work:

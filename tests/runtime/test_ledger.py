@@ -7,7 +7,6 @@ def filled(ledger, tokens, salt=""):
     """A request that has read its tokens, step done."""
     ledger.begin()
     table, held = ledger.open(tokens, salt)
-    assert ledger.grow(table, len(tokens))
     ledger.note(table, tokens, len(tokens))
     ledger.begin()
     return table, held
@@ -49,7 +48,6 @@ def test_pages_of_one_step_are_shared_but_not_copied():
     ledger, tokens = Ledger(10), list(range(100))
     ledger.begin()
     table, _ = ledger.open(tokens, "")
-    assert ledger.grow(table, 100)
     ledger.note(table, tokens, 100)
     assert ledger.open(tokens, "")[1] == 3 * PAGE_TOKENS
     assert ledger.open([*range(90), 1, 2], "")[1] == 2 * PAGE_TOKENS  # the third is not yet there
@@ -70,6 +68,16 @@ def test_what_was_idle_longest_is_taken_first_and_the_end_of_a_prompt_before_its
         found.append(taken.pages[-1])
     assert found == pages
     assert not ledger.grow(taken, 7 * PAGE_TOKENS)
+
+
+def test_what_does_not_fit_changes_nothing():
+    ledger = Ledger(3)
+    table, _ = filled(ledger, [1] * 2 * PAGE_TOKENS)
+    ledger.release(table)
+    before = (list(ledger._idle), list(ledger._free), list(ledger._users))
+    assert ledger.open([1] * 3 * PAGE_TOKENS + [2], "") is None
+    assert (list(ledger._idle), list(ledger._free), list(ledger._users)) == before
+    assert ledger.copies == []
 
 
 def test_a_page_that_was_idle_longest_can_be_copied_onto_itself():
