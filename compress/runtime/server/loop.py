@@ -94,7 +94,6 @@ class Answer:
         """Stop the work that nobody waits for any more; nothing where all has ended."""
         if self.open:
             self._cancel(self)
-            self.open = 0
 
 
 class Loop:
@@ -203,6 +202,7 @@ class Loop:
 
     def _withdraw(self, answer: Answer) -> None:
         self._open -= answer.open
+        answer.open = 0  # what still comes of it counts no more
         self._inbox.put(lambda: self._cancel(answer))
 
     def _stepped(
