@@ -5,7 +5,7 @@
     2 to 8 bits on a plain grid                  packed     codes, by `native`        expanded
     other codes, and all codes in float32        expanded   expanded at load
     stored dense                                 dense      as it is
-    int8 rows of a linear that rounds to int8    int8       int8 product, outliers apart
+    int8 rows of a linear that rounds to int8    int8       codes, by `native`        int8 product
     any other linear that rounds its inputs      rounding   round, expanded at load
 
 Reading codes instead of weights is what makes decoding fast, but a prompt is cheaper with the
@@ -16,16 +16,16 @@ so that it serves both; in float32 it lies in rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compress.kernels.activations import Rounds
+from compress.kernels.activations import Inputs, Rounds
 from compress.kernels.grid import Rounded
 from compress.kernels.int8 import Int8Matrix, product
-from compress.runtime.native.expand import transposed
+from compress.runtime.native.expand import signed_codes, transposed
 from compress.runtime.native.products import multiply
 from compress.runtime.packed import Packed, pack, reason, unit
 
@@ -48,13 +48,20 @@ class Linear:
         """Map x [N, I] to [N, O]."""
         if self.rounds is not None:
             weight = self.weight if isinstance(self.weight, Tensor) else x  # of int8 not needed
-            y = self.rounds.multiply(x, weight)
+            y = self._by_integers().multiply(x, weight)
             return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
         if isinstance(self.weight, Packed):
             few = len(x) <= FEW_ROWS
             y = multiply(self.weight, x) if few else x @ transposed(self.weight)
             return y if self.bias is None else y.add_(self.bias)
         return functional.linear(x, self.rows(), self.bias)
+
+    def _by_integers(self) -> Rounds:
+        """What rounds and multiplies: packed int8 as integer products want it."""
+        if not isinstance(self.weight, Packed):
+            return cast(Rounds, self.rounds)
+        scale = self.weight.scales[:, 0].flatten()[: self.weight.outputs].float()
+        return Int8Matrix(signed_codes(self.weight).T, scale, cast(Inputs, self.rounds))
 
     def rows(self, which: Tensor | slice = _EVERY) -> Tensor:
         """Rows of the weight, [n, I]: what an embedding looks up, without expanding the others."""
@@ -88,6 +95,8 @@ def linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype) -> Linear:
         return Linear(chosen, _held(matrix.dequantize(), dtype), bias)
     rounds = product(matrix)
     if isinstance(rounds, Int8Matrix):
+        if dtype == torch.bfloat16 and reason(matrix) is None:
+            return Linear(chosen, pack(matrix), bias, rounds=matrix.inputs)
         return Linear(chosen, rounds, bias, rounds=rounds)
     return Linear(chosen, matrix.dequantize().to(dtype), bias, rounds=rounds)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from compress.kernels.activations import Inputs
 from compress.kernels.kv import KVScales, fit
 from compress.runtime.batch import alone, gather
 from compress.runtime.ledger import PAGE_TOKENS
@@ -93,6 +96,27 @@ def test_codes_of_keys_and_values_are_read_as_torch_reads_them(wide, granularity
     stored.caches = lambda index: KVScales("int8", made, made)
     exact, model = models(stored)
     assert near(spoken(model, ids, [40, 30, 1, 4]), spoken(exact, ids, [75]), 0.04)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        Inputs("int8"), Inputs("int8", threshold=2.0), Inputs("int8", scale=0.02),
+        Inputs("int8", columns=torch.tensor([2, 5])),
+    ],
+    ids=["w8a8", "dynamic outliers", "one scale", "static outliers"],
+)  # fmt: skip
+def test_inputs_are_rounded_as_torch_rounds_them(wide, inputs):
+    stored, ids = wide("llama", {"bits": 8, "group_size": -1}), prompt(40)
+    stored.codes = {name: replace(one, inputs=inputs) for name, one in stored.codes.items()}
+    exact, model = models(stored)
+    assert dict(model.linears())["model.layers.0.mlp.down_proj"].path == "int8"
+    expected = spoken(exact, ids, [40])
+    assert near(spoken(model, ids, [40]), expected, 0.04)
+    rest = replace(inputs, threshold=0.0)  # which outliers there are depends on the batch
+    stored.codes = {name: replace(one, inputs=rest) for name, one in stored.codes.items()}
+    _, model = models(stored)
+    assert torch.equal(spoken(model, ids, [40]), spoken(model, ids, [1] * 40))
 
 
 def test_a_request_says_the_same_to_the_bit_whatever_is_in_its_batch(wide):

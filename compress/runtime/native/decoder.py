@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from compress.kernels.activations import Inputs
 from compress.runtime.batch import Batch
 from compress.runtime.linear import FEW_ROWS, Linear
 from compress.runtime.native import attention, layout, products
@@ -48,7 +48,7 @@ class Decoder:
     def __init__(self, model: Model, pages: Pages) -> None:
         """Lay out a model whose `refusal` is None, and start as many threads as torch uses."""
         self._kept: list[Any] = [pages]  # what addresses point to
-        self._records: list[tuple[int, ...]] = []
+        self._records: list[tuple[float, ...]] = []
         self._vocab_size = model.vocab_size
         blocks = [self._block(model, pages, index) for index in range(len(model.blocks))]
         state = np.zeros(1, layout.STATE)
@@ -142,9 +142,10 @@ class Decoder:
 
     def _matrix(self, one: Linear) -> int:
         """Write down a linear, which is packed; returns its number."""
-        bias = 0 if one.bias is None else self._floats(pad(one.bias, (0, -len(one.bias) % LANES)))
         self._kept.append(one.weight)
-        self._records.append(products.record(cast(Packed, one.weight), bias))
+        rounds = cast("Inputs | None", one.rounds)
+        made = products.record(cast(Packed, one.weight), rounds, self._keep, bias=one.bias)
+        self._records.append(made)
         return len(self._records) - 1
 
     def _floats(self, values: Tensor) -> int:

@@ -25,6 +25,26 @@ def transposed(packed: Packed) -> Tensor:
     return made[:, : packed.outputs]
 
 
+def signed_codes(packed: Packed) -> Tensor:
+    """Codes of eight bits as [I, O] int8, less 128."""
+    made = torch.empty(packed.inputs, len(packed.codes) * LANES, dtype=torch.int8)
+    _spread(packed.codes.numpy().view(np.uint32), made.numpy())
+    return made[:, : packed.outputs]
+
+
+@njit(nogil=True, cache=True)
+def _spread(words, out):
+    """Write bytes of words [B, I / 4, 16], less 128, to [I, 16 B]."""
+    for block in range(words.shape[0]):
+        for word in range(words.shape[1]):
+            for digit in range(4):
+                shift = np.uint32(16 * (digit % 2) + 8 * (digit // 2))  # `packed.place`
+                row = out[word * 4 + digit, block * LANES : (block + 1) * LANES]
+                for lane in range(LANES):
+                    code = np.int32((words[block, word, lane] >> shift) & np.uint32(0xFF))
+                    row[lane] = np.int8(code - 128)
+
+
 @njit(nogil=True, cache=True)
 def _copy(words, out):
     """Write bfloat16 of words [B, I / 2, 16] to [I, 16 B]."""

@@ -17,7 +17,14 @@ MATRIX = _record(
     "blocks", "groups", "units", "inputs",
     "paired",  # 0: kernels read float32; 1: bfloat16; 2: and 16 times the same behind
     "bias",  # address of float32; 0: none
+    "rounds",  # 1: its inputs become int8, all but outliers
+    "columns",  # address of uint8 [I], 1 where inputs stay as they are; 0: none do
 )  # fmt: skip
+MATRIX = np.dtype([
+    *MATRIX.descr,
+    ("threshold", np.float32),  # columns in which an input reaches it stay as they are; 0: none do
+    ("input_scale", np.float32),  # of rounded inputs; 0: each token has its own
+])  # fmt: skip
 BLOCK = _record(
     "attention_norm", "mlp_norm", "qk_norm",  # addresses of gains; qk_norm 0: none
     "q", "k", "v", "o", "gate", "up", "down",  # numbers of matrices

@@ -153,7 +153,7 @@ def _project(s, matrices, block, source, rest, step, counts):
     for_q = prepared(q, source, width, rows, rest)
     for_k = ready_for(k, q, for_q, source, width, rows)
     for_v = ready_for(v, k, for_k, source, width, rows)
-    out = for_v[3]
+    out = for_v[4]
     total = q.blocks + k.blocks + v.blocks
     chunks = (total + _CHUNK - 1) // _CHUNK
     chunk = _take(counts, step, chunks)
@@ -201,7 +201,7 @@ def _add_product(s, matrix, source, wide, rest, step, counts):
     """Add what a matrix makes of `source` to x."""
     rows, width = s.rows, s.hidden
     ready = prepared(matrix, source, wide, rows, rest)
-    out = ready[3]
+    out = ready[4]
     chunks = (matrix.blocks + _CHUNK - 1) // _CHUNK
     chunk = _take(counts, step, chunks)
     while chunk >= 0:
@@ -222,7 +222,7 @@ def _gated(s, gate, up, source, rest, step, counts):
     rows, width = s.rows, s.hidden
     for_gate = prepared(gate, source, width, rows, rest)
     for_up = ready_for(up, gate, for_gate, source, width, rows)
-    out = for_up[3]
+    out = for_up[4]
     other = out + 4 * (rows + SPARE) * LANES
     chunks = (gate.blocks + _CHUNK - 1) // _CHUNK
     chunk = _take(counts, step, chunks)
@@ -251,7 +251,7 @@ def _head(s, matrix, source, rest, step, counts):
         x = carray(floats(s.x + 4 * wanted[at] * width), (width,))
         normalize(x, gain, s.hidden_floor, carray(floats(source + 4 * at * width), (width,)))
     ready = prepared(matrix, source, width, rows, rest)
-    out = ready[3]
+    out = ready[4]
     chunks = (matrix.blocks + _CHUNK - 1) // _CHUNK if rows > 0 else 0
     chunk = _take(counts, step, chunks)
     while chunk >= 0:

@@ -8,6 +8,7 @@ from numba import njit
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)  # few bits, so that a multiple of it is exact
 _LN2_LOW = np.float32(-2.12194440e-4)
+_TINY = np.float32(2.0**-100)  # a row of zeros has a scale too
 _HALF, _ONE = np.float32(0.5), np.float32(1.0)
 _LOWEST, _HIGHEST = np.float32(-87.0), np.float32(88.0)  # beyond them, the value at them
 
@@ -88,3 +89,23 @@ def group_halves(x, size, out, halves, sixteenfold):
         out[group] = total
     for i in range(len(sixteenfold)):
         sixteenfold[i] = to_half(np.float32(16.0) * from_half(halves[i]))
+
+
+@njit(nogil=True)
+def round_steps(x, fixed, kept, out):
+    """Write x [I] in steps of its scale, int8 but where it is `kept`; returns the scale.
+
+    As `kernels.activations` rounds: halves go to even, and nothing here may be reordered.
+    """
+    scale = np.float32(fixed)
+    if scale == 0:
+        largest = _TINY
+        for i in range(len(x)):
+            if kept[i] == 0:
+                largest = max(largest, abs(x[i]))
+        scale = np.float32(largest / np.float32(127.0))
+    for i in range(len(x)):
+        exact = np.float32(x[i] / scale)
+        rounded = max(min(np.rint(exact), np.float32(127.0)), np.float32(-128.0))
+        out[i] = exact if kept[i] != 0 else rounded
+    return scale
