@@ -66,6 +66,26 @@ def check_manifest(folder: Path) -> list[str]:
         return [*files, str(error)]
 
 
+def refuse_changed(folder: Path) -> None:
+    """Refuse an artifact that is not what its manifest says; one without a manifest passes.
+
+    Files that it does not name are let be: whoever serves may put something beside an artifact.
+
+    Raises:
+        ArtifactError: names every file that is missing or changed.
+    """
+    if not (folder / NAME).is_file():
+        return
+    promised = read_manifest(folder)["files"]
+    found = {name: _file_hash(folder / name) for name in promised if (folder / name).is_file()}
+    wrong = _differences("file", promised, found)
+    if wrong:
+        raise ArtifactError(
+            f"{folder}: not what its manifest says ({'; '.join(wrong)}). Fetch the artifact again; "
+            "`compress verify` says more."
+        )
+
+
 def file_hashes(folder: Path) -> dict[str, str]:
     """sha256 of every file of an artifact by name, in order of names."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))

@@ -117,6 +117,7 @@ def serve(
     with _listen(host, port) as listening:
         import uvicorn
 
+        from compress.artifact.manifest import refuse_changed
         from compress.runtime.engine import Engine, collect
         from compress.runtime.server.app import make_app
         from compress.runtime.server.loop import Loop
@@ -124,6 +125,8 @@ def serve(
 
         def opener(model: Path, draft: Path | None) -> Callable[[], Engine]:
             def opens() -> Engine:
+                for one in (model, *([draft] if draft else [])):
+                    refuse_changed(one)
                 engine = Engine.open(
                     model, threads=threads, dtype=dtype, kv_cache=kv_cache,
                     max_running=max_running, draft=draft,

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import time
 
 import httpx2
 import pytest
+
+from compress.artifact import manifest
 
 
 def test_generate_streams_text_and_ends_the_line(run, tiny_llama):
@@ -97,6 +100,20 @@ def test_an_artifact_that_cannot_be_served_is_a_wrong_request(tmp_path):
     assert done.returncode == 2
     assert "config.json" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_artifact_that_its_manifest_does_not_know_is_not_served(tiny_llama, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    manifest.write_manifest(folder, {})
+    (folder / "beside.txt").write_text("let be")
+    manifest.refuse_changed(folder)
+    with (folder / "config.json").open("a") as config:
+        config.write(" ")
+    command = [sys.executable, "-m", "compress", "serve", folder, "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "file config.json: changed" in done.stderr
 
 
 @pytest.mark.parametrize(
