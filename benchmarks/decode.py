@@ -37,6 +37,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--transformers", type=Path, nargs="*", default=[], help="folders transformers opens")
     add("--gguf", type=Path, nargs="*", default=[], help="files llama.cpp opens")
     add("--llamacpp-python", type=Path, help="python that has xllamacpp")
+    add("--native-python", type=Path, help="python that has llama-cpp-python, built for this CPU")
     add("--threads", type=int, default=os.cpu_count())
     add("--tokens", type=int, default=128, help="new tokens of the decode measurement")
     add("--rounds", type=int, default=3)
@@ -60,6 +61,10 @@ def commands(given: argparse.Namespace) -> dict[str, list[str]]:
         *(("ours", sys.executable, path, dtype) for path in given.artifact),
         *(("transformers", sys.executable, path, dtype) for path in given.transformers),
         *(("llamacpp", given.llamacpp_python, path, []) for path in given.gguf),
+        *(
+            ("llamacpp_native", given.native_python, path, [])
+            for path in (given.gguf if given.native_python else [])
+        ),
     ]
     return {
         f"{name}, {path.resolve().name}": [

@@ -29,7 +29,7 @@ def timings(engine: Engine, ids: list[int], tokens: int) -> Timings:
 def main() -> None:
     """Print both speeds as one JSON line."""
     given = speed.arguments("Speed of our runtime.", dtypes=["bfloat16", "float32"])
-    engine = Engine.open(given.model, threads=given.threads, dtype=given.dtype)
+    engine = Engine.open(given.model, threads=given.threads, dtype=given.dtype, speculate=False)
     engine.stop_ids = frozenset()  # the others are told to go on past the end of the text too
     short, long = (engine.tokenizer.encode(text) for text in (given.prompt, given.long_prompt))
     timings(engine, short, 8)

@@ -8,9 +8,11 @@ values, are to be scaled. Steps that belong to a token are multiplied in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -157,10 +159,16 @@ def _empty(
     words = (-(-rows // LANES), -(-columns // each), LANES, each)
     own = bool(scales) and scales[0].granularity == "token"
     return Half(
-        torch.zeros(layers, pages, heads, *words, dtype=stored),
-        torch.zeros(layers, pages, heads, PAGE_TOKENS, 1, dtype=torch.bfloat16) if own else None,
+        _zeros((layers, pages, heads, *words), stored),
+        _zeros((layers, pages, heads, PAGE_TOKENS, 1), torch.bfloat16) if own else None,
         width, by_channel, dtype, numbers,
     )  # fmt: skip
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros whose memory is taken only as it is written: torch's own would be written now."""
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
 
 
 def _ordered(words: Tensor) -> Tensor:
