@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import hashlib
 import platform
@@ -87,6 +88,16 @@ def computing_with(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def give_back_memory() -> None:
+    """Return what the C library keeps of freed memory, where it can (glibc).
+
+    What comes and goes while a model is loaded, or a block solved, leaves pieces that fit nothing
+    else: a tenth of the resident set and more.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def compute_dtype(device: str, teacher_dtype: str) -> torch.dtype:

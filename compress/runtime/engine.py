@@ -21,7 +21,7 @@ from torch import Tensor
 
 from compress.artifact.layout import Artifact, open_artifact
 from compress.errors import RequestError
-from compress.machine import computing_with
+from compress.machine import computing_with, give_back_memory
 from compress.runtime.answer import Answer
 from compress.runtime.batch import gather
 from compress.runtime.choosing import Chooser, Chosen, choose_all
@@ -154,6 +154,7 @@ class Engine:
         folder = Path(folder)
         stored = open_artifact(folder)
         model = Model(stored, DTYPES[dtype])
+        give_back_memory()
         told = limits(
             model, context_tokens=context_tokens, kv_tokens=kv_tokens, kv_cache=kv_cache,
             step_tokens=step_tokens, answering_tokens=answering_tokens, max_running=max_running,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compress.anatomy import Block, Linear
 from compress.kernels import fisher
-from compress.stages.blockwise import give_back_memory
+from compress.machine import give_back_memory
 from compress.stages.context import Context
 from compress.surgery import gradients
 from compress.surgery.inputs import weight_of

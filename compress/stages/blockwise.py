@@ -7,7 +7,6 @@ block already solved: each block is fitted to the inputs it will really get.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +20,7 @@ from compress.kernels.activations import Rounds
 from compress.kernels.grid import Rounded
 from compress.kernels.hessian import mean
 from compress.kernels.int8 import product
+from compress.machine import give_back_memory
 from compress.results import LinearResult
 from compress.stages.context import Context
 from compress.stages.drift import Drift, Sinks, Teacher, accumulate_windows
@@ -50,15 +50,6 @@ def as_solved(
 ) -> tuple[dict[str, Rounded], dict[str, Tensor]]:
     """Finish a block of which nothing but the linears changed; see `Finish`."""
     return rounded, {}
-
-
-def give_back_memory() -> None:
-    """Return what the C library keeps of freed memory, where it can.
-
-    The pieces that forwards leave do not fit solvers: a tenth of the resident set would be such.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def solve_blocks(  # noqa: PLR0913 - all that a walk can be told

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from compress.anatomy import Block, adds_plainly
+from compress.machine import give_back_memory
 from compress.recipe.restructure import Restructure
 from compress.results import LinearResult
 from compress.shape import Kept, Remains, Shape, shape_of
 from compress.stages import width
-from compress.stages.blockwise import give_back_memory
 from compress.stages.context import Context
 from compress.stages.drift import shortfall
 from compress.stages.repair import Beside, Cutting, Scores, without

@@ -22,9 +22,9 @@ from compress.kernels.allocation import best
 from compress.kernels.divergence import kl
 from compress.kernels.hessian import mean
 from compress.kernels.structure import damped_inverse, removed
+from compress.machine import give_back_memory
 from compress.recipe.restructure import Restructure
 from compress.shape import STEP
-from compress.stages.blockwise import give_back_memory
 from compress.stages.context import Context
 from compress.stages.drift import Sinks, accumulate_windows
 from compress.stages.stream import Stream
