@@ -94,7 +94,7 @@ class Engine:
             self._ledger,
             step_tokens=limits.step_tokens,
             max_running=limits.max_running,
-            answering_tokens=limits.answering_tokens,
+            beside_tokens=limits.beside_tokens,
         )
         self._speculation = Speculation(None)
         self._answers: dict[int, Answer] = {}
@@ -113,7 +113,7 @@ class Engine:
         kv_tokens: int | None = None,
         kv_cache: Literal["auto", "int8"] = "auto",
         step_tokens: int = 512,
-        answering_tokens: int = 48,
+        beside_tokens: int = 24,
         max_running: int = 32,
         speculate: bool = True,
         draft: Path | str | None = None,
@@ -131,8 +131,8 @@ class Engine:
             kv_cache: auto caches keys and values as the artifact says; int8 with a scale for each
                 head of each token, in artifacts that say nothing.
             step_tokens: computed in one step, of all requests together.
-            answering_tokens: as step_tokens, in steps in which some request gets a token of its
-                answer: the fewer, the more evenly tokens come; the longer a new request waits.
+            beside_tokens: of prompts, in steps that give others tokens of their answers: the fewer,
+                the more evenly those come, and the longer a new request waits.
             max_running: requests that run at once; others wait.
             speculate: verify proposed tokens as long as that pays; the text stays as it would be,
                 but for near-ties in bfloat16.
@@ -157,7 +157,7 @@ class Engine:
         give_back_memory()
         told = limits(
             model, context_tokens=context_tokens, kv_tokens=kv_tokens, kv_cache=kv_cache,
-            step_tokens=step_tokens, answering_tokens=answering_tokens, max_running=max_running,
+            step_tokens=step_tokens, beside_tokens=beside_tokens, max_running=max_running,
         )  # fmt: skip
         engine = cls(model, Tokenizer.open(folder), stored, told)
         engine.stop_ids = _stop_ids(stored, read_json(folder / "generation_config.json"))

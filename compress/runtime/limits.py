@@ -24,7 +24,7 @@ class Limits:
     kv_tokens: int
     scales: tuple[KVScales, ...]  # how keys and values are rounded, () for not at all
     step_tokens: int
-    answering_tokens: int
+    beside_tokens: int
     max_running: int
 
 
@@ -35,7 +35,7 @@ def limits(
     kv_tokens: int | None,
     kv_cache: str,
     step_tokens: int,
-    answering_tokens: int,
+    beside_tokens: int,
     max_running: int,
 ) -> Limits:
     """The limits that were asked for, those left open chosen; see `Engine.open`.
@@ -48,13 +48,11 @@ def limits(
             f"max_running: {max_running} must be 1 to {step_tokens} (step_tokens): a step "
             "computes a token of each request that runs."
         )
-    if not answering_tokens >= 1:
-        raise RequestError(f"answering_tokens: {answering_tokens} must be 1 or more.")
+    if not beside_tokens >= 1:
+        raise RequestError(f"beside_tokens: {beside_tokens} must be 1 or more.")
     scales = _scales(model, kv_cache)
     context, pool = _room(model, scales, context_tokens, kv_tokens)
-    return Limits(
-        context, pool, scales, step_tokens, min(answering_tokens, step_tokens), max_running
-    )
+    return Limits(context, pool, scales, step_tokens, beside_tokens, max_running)
 
 
 def _scales(model: Model, kv_cache: str) -> tuple[KVScales, ...]:

@@ -56,7 +56,7 @@ class Scheduler:
         *,
         step_tokens: int,
         max_running: int,
-        answering_tokens: int | None = None,
+        beside_tokens: int | None = None,
     ) -> None:
         """Plan steps.
 
@@ -64,9 +64,8 @@ class Scheduler:
             ledger: of the pages.
             step_tokens: computed in a step at most.
             max_running: jobs at most that run at once.
-            answering_tokens: as `step_tokens`, of steps in which a job waits for its next token
-                only: others' prompts are read in smaller parts, so that it comes soon. None: the
-                same.
+            beside_tokens: of prompts, in a step that gives others tokens of their answers, so that
+                these come soon. None: as many as fit.
         """
         self.ledger = ledger
         self.waiting: deque[Job] = deque()
@@ -75,7 +74,7 @@ class Scheduler:
         self.queried_tokens = self.hit_tokens = 0  # of prompts, in the prefix cache
         self.computed_tokens = 0  # of prompts, answers and proposals
         self._step_tokens, self._max_running = step_tokens, max_running
-        self._answering_tokens = answering_tokens or step_tokens
+        self._beside_tokens = beside_tokens or step_tokens
 
     def add(self, job: Job) -> None:
         """Let a job wait for its turn."""
@@ -93,9 +92,7 @@ class Scheduler:
         """Plan a step: running jobs first, then those that wait, as budget and pages allow."""
         self.ledger.begin()
         work: list[Work] = []
-        answering = any(len(job.tokens) - job.computed == 1 for job in self.running)
-        budget = self._answering_tokens if answering else self._step_tokens
-        budget = max(budget, len(self.running))
+        budget = self._budget()
         for index, job in enumerate(tuple(self.running)):
             if not job.table.pages or not self._make_room(job):
                 break  # it was put back, and all behind it
@@ -115,6 +112,14 @@ class Scheduler:
         job = work.job
         job.computed += len(work.span.ids) - len(work.drafts) + max(0, len(tokens) - 1)
         job.tokens += tokens
+
+    def _budget(self) -> int:
+        """Tokens of a step; each job that runs gets one at least."""
+        answering = [job for job in self.running if len(job.tokens) - job.computed == 1]
+        if not answering:
+            return self._step_tokens
+        wanted = self._beside_tokens + sum(1 + len(job.drafts) for job in answering)
+        return min(self._step_tokens, max(wanted, len(self.running)))
 
     def _make_room(self, job: Job) -> bool:
         """Pages for all tokens of a running job; the newest are put back for it, at last itself."""

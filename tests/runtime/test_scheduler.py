@@ -164,7 +164,7 @@ def test_a_long_prompt_leaves_each_of_those_that_write_a_token_a_step():
 
 
 def test_prompts_are_read_in_smaller_parts_beside_answers():
-    machine = Machine(pages=20, step_tokens=64, max_running=8, answering_tokens=10)
+    machine = Machine(pages=20, step_tokens=64, max_running=8, beside_tokens=9)
     machine.submit([0] * 100, 3)
     machine.submit([1] * 100, 3)
     counts = [[len(one.span.ids) for one in machine.step()] for _ in range(12)]

@@ -204,7 +204,7 @@ def test_timings_tell_of_the_queue_and_the_cache(tiny_llama):
         ({"context_tokens": 0}, "context_tokens: 0 must be 1 to 256"),
         ({"step_tokens": 4}, r"max_running: 32 must be 1 to 4 \(step_tokens\)"),
         ({"max_running": 0}, "max_running: 0 must be 1 to 512"),
-        ({"answering_tokens": 0}, "answering_tokens: 0 must be 1 or more"),
+        ({"beside_tokens": 0}, "beside_tokens: 0 must be 1 or more"),
         ({"kv_cache": "int4"}, "kv_cache: 'int4' is not one of auto, int8"),
     ],
 )
