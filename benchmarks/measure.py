@@ -124,12 +124,12 @@ def _watch(child: subprocess.Popen[bytes]) -> Memory:
             child.returncode = os.waitstatus_to_exitcode(status)
             unit = 1 if platform.system() == "Darwin" else 1024
             return Memory(usage.ru_maxrss * unit, resident, anonymous)
-        held, private = _resident(process)
+        held, private = resident_bytes(process)
         resident, anonymous = max(resident, held), max(anonymous, private)
         time.sleep(SAMPLE_SECONDS)
 
 
-def _resident(process: psutil.Process) -> tuple[int, int]:
+def resident_bytes(process: psutil.Process) -> tuple[int, int]:
     """Resident bytes of a process tree, and those of them that no file backs."""
     held = private = 0
     try:

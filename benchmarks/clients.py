@@ -1,0 +1,179 @@
+"""Clients of a server that streams: prompts of real words, what was heard and when, percentiles."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import itertools
+import json
+import random
+import re
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+PERCENTILES = (50, 95, 99)
+LEAST_LETTERS = 3
+
+
+class AnswerError(RuntimeError):
+    """A server refused, or answered something else than it was asked for."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One streamed answer.
+
+    Attributes:
+        asked: when it was asked for, by `time.perf_counter`.
+        times: when more tokens were there, in order.
+        counts: how many, from the first on, at each of these times.
+        text: all of it.
+        cached_tokens: of the prompt, where the server says so.
+    """
+
+    asked: float
+    times: tuple[float, ...]
+    counts: tuple[int, ...]
+    text: str
+    cached_tokens: int = 0
+
+    @property
+    def ttft(self) -> float:
+        """Seconds to the first token."""
+        return self.times[0] - self.asked
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between what came and what came next; tokens that came together have one."""
+        return [after - before for before, after in itertools.pairwise(self.times)]
+
+    def count_at(self, moment: float) -> int:
+        """Tokens that were there."""
+        before = bisect.bisect_right(self.times, moment)
+        return self.counts[before - 1] if before else 0
+
+
+class Prompts:
+    """Makes prompts of so many tokens out of English words drawn by chance."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` holds the tokenizer.json by which tokens are counted.
+
+        Raises:
+            FileNotFoundError: it does not.
+        """
+        from tokenizers import Tokenizer
+
+        definition = folder / "tokenizer.json"
+        if not definition.is_file():
+            raise FileNotFoundError(f"{definition}: missing; prompts are measured with it")
+        self._tokenizer = Tokenizer.from_file(str(definition))
+
+    def draw(self, tokens: int, seed: str) -> str:
+        """Words of `tokens` tokens, the last word whole; another seed, another first word or so."""
+        text = " ".join(random.Random(seed).choices(words(), k=tokens))
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return text[: (text + " ").index(" ", offsets[tokens - 1][1])]
+
+
+@cache
+def words() -> tuple[str, ...]:
+    """The words of the help text that every CPython carries, each once."""
+    from pydoc_data.topics import topics
+
+    found = re.findall(rf"\b[a-z]{{{LEAST_LETTERS},}}\b", " ".join(topics.values()))
+    return tuple(sorted(set(found)))
+
+
+def client(url: str) -> httpx.AsyncClient:
+    """A client that opens as many connections as it is asked to, and waits as long as it takes."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx.AsyncClient(base_url=url, limits=limits, timeout=None, trust_env=False)
+
+
+async def ask(http: httpx.AsyncClient, body: Mapping[str, Any]) -> Heard:
+    """Have one completion streamed.
+
+    Raises:
+        AnswerError: the server refuses.
+    """
+    asked, lines = time.perf_counter(), []
+    async with http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+        if response.status_code != httpx.codes.OK:
+            raise AnswerError(f"{response.status_code}: {(await response.aread()).decode()[:500]}")
+        async for line in response.aiter_lines():
+            lines.append((time.perf_counter(), line))
+    return heard(asked, lines)  # read only now: nothing but the clock runs while it comes
+
+
+async def ask_all(url: str, bodies: Sequence[Mapping[str, Any]]) -> list[Heard]:
+    """Have completions streamed at once, each to a client of its own."""
+    async with client(url) as http:
+        return await asyncio.gather(*(ask(http, body) for body in bodies))
+
+
+async def metrics(url: str) -> dict[str, float]:
+    """What a server counts, by Prometheus' names, labels summed; nothing where it tells nothing."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    async with client(url) as http:
+        told = await http.get("/metrics")
+    found: dict[str, float] = defaultdict(float)
+    if told.status_code == httpx.codes.OK:
+        for family in text_string_to_metric_families(told.text):
+            for sample in family.samples:
+                found[sample.name] += sample.value
+    return found
+
+
+def heard(asked: float, lines: Sequence[tuple[float, str]]) -> Heard:
+    """What server-sent events said.
+
+    How many tokens there are is what the server counts, in `usage` or, llama.cpp, in `timings`;
+    where it does not, every event with text is one.
+
+    Raises:
+        AnswerError: no token came, or an error came among them.
+    """
+    times: list[float] = []
+    counts: list[int] = []
+    text, cached = "", 0
+    for at, line in lines:
+        if not line.startswith("data: {"):
+            continue
+        event = json.loads(line.removeprefix("data: "))
+        if "error" in event:
+            raise AnswerError(str(event["error"])[:500])
+        new = "".join(choice.get("text") or "" for choice in event.get("choices", ()))
+        text += new
+        before = counts[-1] if counts else 0
+        count = _counted(event, before + bool(new))
+        if count > before:
+            times.append(at)
+            counts.append(count)
+        details = (event.get("usage") or {}).get("prompt_tokens_details") or {}
+        cached = details.get("cached_tokens") or cached
+    if not times:
+        raise AnswerError("no token came")
+    return Heard(asked, tuple(times), tuple(counts), text, cached)
+
+
+def _counted(event: Mapping[str, Any], otherwise: int) -> int:
+    """Tokens of the answer so far."""
+    told = (event.get("usage") or {}).get("completion_tokens")
+    if told is None:
+        told = (event.get("timings") or {}).get("predicted_n")
+    return otherwise if told is None else told
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """The smallest values that at least so many of all do not exceed."""
+    ordered = sorted(values)
+    return {f"p{p}": ordered[-(-len(ordered) * p // 100) - 1] for p in PERCENTILES}
