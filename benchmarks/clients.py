@@ -1,4 +1,4 @@
-"""Clients of a server that streams: prompts of real words, what was heard and when, percentiles."""
+"""Clients of a server: prompts of real words, what was heard and when, percentiles."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import json
 import random
 import re
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
+if TYPE_CHECKING:
+    from prometheus_client.samples import Sample
+
 PERCENTILES = (50, 95, 99)
-LEAST_LETTERS = 3
+LEAST_LETTERS = 3  # of a word
+PATH = "/v1/completions"
 
 
 class AnswerError(RuntimeError):
@@ -28,13 +31,15 @@ class AnswerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Heard:
-    """One streamed answer.
+    """One answer.
 
     Attributes:
         asked: when it was asked for, by `time.perf_counter`.
         times: when more tokens were there, in order.
         counts: how many, from the first on, at each of these times.
         text: all of it.
+        tokens: each token's text, where logprobs were asked for.
+        likeliest: log probabilities of each token and of those that might have come instead.
         cached_tokens: of the prompt, where the server says so.
     """
 
@@ -42,7 +47,14 @@ class Heard:
     times: tuple[float, ...]
     counts: tuple[int, ...]
     text: str
+    tokens: tuple[str, ...] = ()
+    likeliest: tuple[Mapping[str, float], ...] = ()
     cached_tokens: int = 0
+
+    @property
+    def count(self) -> int:
+        """Tokens in all."""
+        return self.counts[-1] if self.counts else 0
 
     @property
     def ttft(self) -> float:
@@ -99,13 +111,13 @@ def client(url: str) -> httpx.AsyncClient:
 
 
 async def ask(http: httpx.AsyncClient, body: Mapping[str, Any]) -> Heard:
-    """Have one completion streamed.
+    """Have one completion streamed, or with `"stream": False` told at once.
 
     Raises:
-        AnswerError: the server refuses.
+        AnswerError: the server refuses, or breaks the answer off.
     """
     asked, lines = time.perf_counter(), []
-    async with http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+    async with http.stream("POST", PATH, json={"stream": True, **body}) as response:
         if response.status_code != httpx.codes.OK:
             raise AnswerError(f"{response.status_code}: {(await response.aread()).decode()[:500]}")
         async for line in response.aiter_lines():
@@ -119,50 +131,63 @@ async def ask_all(url: str, bodies: Sequence[Mapping[str, Any]]) -> list[Heard]:
         return await asyncio.gather(*(ask(http, body) for body in bodies))
 
 
-async def metrics(url: str) -> dict[str, float]:
-    """What a server counts, by Prometheus' names, labels summed; nothing where it tells nothing."""
+async def metrics(url: str) -> list[Sample]:
+    """What a server counts, in Prometheus' terms; nothing where it tells nothing."""
     from prometheus_client.parser import text_string_to_metric_families
 
     async with client(url) as http:
         told = await http.get("/metrics")
-    found: dict[str, float] = defaultdict(float)
-    if told.status_code == httpx.codes.OK:
-        for family in text_string_to_metric_families(told.text):
-            for sample in family.samples:
-                found[sample.name] += sample.value
-    return found
+    if told.status_code != httpx.codes.OK:
+        return []
+    families = text_string_to_metric_families(told.text)
+    return [sample for family in families for sample in family.samples]
+
+
+def total(samples: Sequence[Sample], name: str) -> float:
+    """The sum of all samples of one name; 0 where there is none."""
+    return sum(float(sample.value) for sample in samples if sample.name == name)
 
 
 def heard(asked: float, lines: Sequence[tuple[float, str]]) -> Heard:
-    """What server-sent events said.
+    """What the lines of an answer said: server-sent events, or one object.
 
     How many tokens there are is what the server counts, in `usage` or, llama.cpp, in `timings`;
     where it does not, every event with text is one.
 
     Raises:
-        AnswerError: no token came, or an error came among them.
+        AnswerError: it was broken off, or an error came.
     """
     times: list[float] = []
     counts: list[int] = []
-    text, cached = "", 0
+    choices: list[Mapping[str, Any]] = []
+    cached = 0
     for at, line in lines:
-        if not line.startswith("data: {"):
+        if not (found := line.removeprefix("data: ")).startswith("{"):
             continue
-        event = json.loads(line.removeprefix("data: "))
+        event = json.loads(found)
         if "error" in event:
             raise AnswerError(str(event["error"])[:500])
-        new = "".join(choice.get("text") or "" for choice in event.get("choices", ()))
-        text += new
+        new = event.get("choices", [])
+        choices += new
         before = counts[-1] if counts else 0
-        count = _counted(event, before + bool(new))
+        count = _counted(event, before + any(choice.get("text") for choice in new))
         if count > before:
             times.append(at)
             counts.append(count)
         details = (event.get("usage") or {}).get("prompt_tokens_details") or {}
         cached = details.get("cached_tokens") or cached
-    if not times:
-        raise AnswerError("no token came")
-    return Heard(asked, tuple(times), tuple(counts), text, cached)
+    if not any(choice.get("finish_reason") for choice in choices):
+        raise AnswerError("broken off: it does not say why it ended")
+    told = [choice["logprobs"] for choice in choices if choice.get("logprobs")]
+    return Heard(
+        asked,
+        tuple(times),
+        tuple(counts),
+        "".join(choice.get("text") or "" for choice in choices),
+        tuple(token for one in told for token in one["tokens"]),
+        tuple(each for one in told for each in one["top_logprobs"]),
+        cached,
+    )
 
 
 def _counted(event: Mapping[str, Any], otherwise: int) -> int:
@@ -173,7 +198,9 @@ def _counted(event: Mapping[str, Any], otherwise: int) -> int:
     return otherwise if told is None else told
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """The smallest values that at least so many of all do not exceed."""
+def percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    """The smallest values that at least so many of all do not exceed; None where there is none."""
     ordered = sorted(values)
-    return {f"p{p}": ordered[-(-len(ordered) * p // 100) - 1] for p in PERCENTILES}
+    return {
+        f"p{p}": ordered[-(-len(ordered) * p // 100) - 1] if ordered else None for p in PERCENTILES
+    }

