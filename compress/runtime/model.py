@@ -23,8 +23,8 @@ from compress.runtime import rope
 from compress.runtime.attention import paged_attention
 from compress.runtime.batch import Batch
 from compress.runtime.ledger import PAGE_TOKENS
-from compress.runtime.linear import FEW_ROWS, Linear
-from compress.runtime.native.decoder import Decoder, refusal
+from compress.runtime.linear import Linear
+from compress.runtime.native.decoder import STEP_ROWS, Decoder, refusal
 from compress.runtime.pages import Pages
 from compress.runtime.settings import read_settings
 from compress.runtime.weights import BlockWeights, Reader, Stored
@@ -112,7 +112,7 @@ class Model:
         A few tokens are read by one compiled step, where the model and its pages allow; see
         `compress.runtime.native.decoder.refusal`.
         """
-        decoder = self._decoder_of(pages) if len(batch.ids) <= FEW_ROWS else None
+        decoder = self._decoder_of(pages) if len(batch.ids) <= STEP_ROWS else None
         if decoder is None:
             with computing_with(self.threads):
                 return self.logits(self.forward(batch, pages))

@@ -18,14 +18,15 @@ from compress.runtime.native.vectors import exponential, from_half, normalize, r
 from compress.runtime.packed import LANES
 
 _BLOCKS = PAGE_TOKENS // LANES  # of the keys of a page
+PART = 16  # tokens of a request that attend together
 _NOTHING = np.float32(-1e30)  # below every score; its exponential counts as that of -87
 _SMALLEST, _LARGEST = np.float32(2.0**-17), np.float32(65280.0)  # of a step: see `grid.storable`
 _ONE = np.float32(1.0)
 
 
-def scratch_floats(rows: int, group: int, width: int) -> int:
-    """Floats that `attend` needs for so many new tokens and query heads a key head."""
-    return (rows * group + SPARE) * (4 * width + 3 * PAGE_TOKENS + 4)
+def scratch_floats(group: int, width: int) -> int:
+    """Floats that `attend` needs for so many query heads a key head."""
+    return (PART * group + SPARE) * (4 * width + 3 * PAGE_TOKENS + 4)
 
 
 @njit(nogil=True, fastmath=True)
@@ -116,28 +117,31 @@ def _turn(s, block, row, head, vector):
 
 
 @njit(nogil=True, fastmath=True)
-def attend(s, block, request, head, scratch):
+def attend(s, block, request, part, head, scratch):
     """Let the query heads of one key head read what has been cached.
 
     Args:
         s: the record of the step.
         block: the record of the block.
         request: its number in the step.
+        part: which `PART` of its new tokens.
         head: the key head.
         scratch: address of `scratch_floats` floats of this thread.
     """
     starts = carray(numbers(s.starts), (s.requests + 1,))
-    total = carray(numbers(s.lengths), (s.requests,))[request]
+    length = carray(numbers(s.lengths), (s.requests,))[request]
     table = carray(numbers(s.tables + 8 * request * s.table_width), (s.table_width,))
-    first, stop = starts[request], starts[request + 1]
-    seen = total - (stop - first)  # tokens cached before this step
+    first = starts[request] + part * PART
+    stop = min(first + PART, starts[request + 1])
+    total = length - (starts[request + 1] - stop)  # tokens that the last of these may see
+    seen = total - (stop - first)
     width, group = s.head_dim, block.heads // block.kv_heads
     many = (stop - first) * group
     space = many + SPARE
 
     sums = carray(floats(scratch), (space, width))
-    part = scratch + 4 * space * width  # what one page adds to sums, [D / 16, many, 16]
-    queries = part + 4 * space * width  # as kernels read them
+    added = scratch + 4 * space * width  # what one page adds to sums, [D / 16, many, 16]
+    queries = added + 4 * space * width  # as kernels read them
     scores = queries + 8 * space * width  # [2, many, 16], and room for one query's
     weights = scores + 4 * space * PAGE_TOKENS  # as kernels read them
     notes = carray(floats(weights + 8 * space * PAGE_TOKENS), (4, space))
@@ -159,7 +163,7 @@ def attend(s, block, request, head, scratch):
             last = seen + at // group - start  # of the page, what this token may see
             begin, end = max(0, last + 1 - back), min(PAGE_TOKENS, last + 1)
             _share(s, block, place, at, begin, end, many, scores, weights, notes, sums)
-        _sum(s, block, place, weights, many, notes, part, sums)
+        _sum(s, block, place, weights, many, notes, added, sums)
         number += 1
 
     for at in range(many):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from compress.kernels.activations import Inputs
 from compress.runtime.batch import Batch
-from compress.runtime.linear import FEW_ROWS, Linear
+from compress.runtime.linear import Linear
 from compress.runtime.native import attention, layout, products
+from compress.runtime.native.attention import PART
 from compress.runtime.native.lanes import PAIRS, kernels
 from compress.runtime.native.team import Team
 from compress.runtime.packed import LANES, Packed
@@ -22,7 +23,8 @@ from compress.runtime.weights import Norm
 if TYPE_CHECKING:
     from compress.runtime.model import Model
 
-_ROWS = FEW_ROWS + products.SPARE
+STEP_ROWS = 512  # tokens of a step at most
+_ROWS = STEP_ROWS + products.SPARE
 
 
 def refusal(model: Model, pages: Pages) -> str | None:
@@ -43,7 +45,7 @@ def refusal(model: Model, pages: Pages) -> str | None:
 
 
 class Decoder:
-    """Makes logits of the wanted rows of small batches, up to `FEW_ROWS` tokens."""
+    """Makes logits of the wanted rows of batches of up to `STEP_ROWS` tokens."""
 
     def __init__(self, model: Model, pages: Pages) -> None:
         """Lay out a model whose `refusal` is None, and start as many threads as torch uses."""
@@ -51,11 +53,14 @@ class Decoder:
         self._records: list[tuple[float, ...]] = []
         self._vocab_size = model.vocab_size
         blocks = [self._block(model, pages, index) for index in range(len(model.blocks))]
-        state = np.zeros(1, layout.STATE)
-        state["head"] = self._matrix(model.head.linears[0])
+        states = np.zeros(1 + model.threads, layout.STATE)
+        self._state = states[:1]  # the others are copies of the threads
+        self._state["head"] = self._matrix(model.head.linears[0])
         matrices = np.array(self._records, dtype=layout.MATRIX)
-        self._state = state
         self._fill(model, pages, matrices, np.array(blocks, dtype=layout.BLOCK))
+        records = states, matrices, np.array(blocks, dtype=layout.BLOCK)
+        control = np.zeros(layout.ASLEEP + layout.LINE * model.threads, np.int64)
+        self._team = Team(records, control, model.threads)
 
     def logits(self, x: Tensor, turn: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
         """Walk one step.
@@ -80,6 +85,7 @@ class Decoder:
         for name, part in parts.items():
             self._state[name] = part.data_ptr()
         self._state["rows"], self._state["requests"] = len(x), len(batch.lengths)
+        self._state["parts"] = int((batch.starts.diff() + PART - 1).floor_divide(PART).sum())
         self._state["wanted"], self._state["table_width"] = len(made), batch.tables.shape[1]
         self._team.walk()
         return made[:, : self._vocab_size]
@@ -101,8 +107,8 @@ class Decoder:
         groups, inputs = (int(matrices[name].max()) for name in ("groups", "inputs"))
         group = s.heads // s.kv_heads
         own = _ROWS * hidden + max(
-            3 * products.scratch_floats(FEW_ROWS, inputs, groups),
-            attention.scratch_floats(FEW_ROWS, group, s.head_dim),
+            3 * products.scratch_floats(STEP_ROWS, inputs, groups),
+            attention.scratch_floats(group, s.head_dim),
         )
         own += -own % LANES
         state["own"], state["own_bytes"] = self._buffer(threads, own), 4 * own
@@ -115,10 +121,8 @@ class Decoder:
         state["cache_paired"] = products.paired(bits)
         state["ones"] = self._keep(np.full(LANES, 0x3F80, np.uint16))
         state["middle"] = self._keep(np.full(LANES, 128, np.uint8))
-        control = np.zeros(layout.ASLEEP + layout.LINE * threads, np.int64)
         counters = np.zeros(2 * layout.LINE * (layout.OPERATIONS * len(blocks) + 1), np.int64)
         state["counters"] = self._keep(counters)
-        self._team = Team((state, matrices, blocks), control, threads)
 
     def _block(self, model: Model, pages: Pages, index: int) -> tuple[int, ...]:
         """A block as `layout.BLOCK` describes it."""

@@ -323,7 +323,12 @@ def _read(builder: Builder, pointer: Value) -> Value:
     return value
 
 
+def _settled(builder: Builder, pointer: Value) -> Value:
+    return builder.atomic_rmw("add", pointer, _I64(0), "seq_cst")
+
+
 take = _on_memory(_add_one)  # the value before; no two threads get the same
+settled = _on_memory(_settled)  # the value, once all that was read before it has been read
 look = _on_memory(_read)  # the value now, once what was written before it can be seen
 
 

@@ -36,6 +36,7 @@ BLOCK = _record(
 )  # fmt: skip
 STATE = _record(
     "rows", "requests", "wanted",  # tokens, requests and rows with logits of this step
+    "parts",  # of requests, see `attention.PART`
     "hidden", "head_dim", "table_width",
     "x", "q", "k", "v", "mixed", "mlp", "logits",  # addresses of float32 [N, …_width]
     "q_width", "k_width", "v_width", "mlp_width", "logits_width",
@@ -51,6 +52,6 @@ STATE = _record(
 STATE = np.dtype([*STATE.descr, ("hidden_floor", np.float32), ("head_floor", np.float32)])
 
 LINE = 8  # int64 in a cache line: what threads write apart lies apart
-GO, ASLEEP = 0, LINE  # places in control: the newest step, and a line for each thread
+GO, OVER, ASLEEP = 0, LINE, 2 * LINE  # places in control: newest step, last one over, threads
 ENDED = np.iinfo(np.int64).min  # of GO: there will be no more steps
 OPERATIONS = 6  # of a block that threads share out: each has a line of what is taken, one of made

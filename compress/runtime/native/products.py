@@ -18,6 +18,9 @@ from compress.runtime.native.vectors import group_halves, group_sums, round_step
 from compress.runtime.packed import LANES, Packed, unit
 
 SPARE = 4  # rows behind the last token's that a pass may read and write
+_NEAR = (
+    32 * 1024
+)  # bytes of inputs that are met by one block of rows after another, in a near cache
 
 
 def record(
@@ -78,9 +81,12 @@ def scratch_floats(rows: int, inputs: int, groups: int) -> int:
 def _multiply(matrices, x, scratch, made):
     matrix, rows, width = matrices[0], len(made), made.shape[1]
     ready = prepared(matrix, x.ctypes.data, matrix.inputs, rows, scratch.ctypes.data)
-    for at in range(matrix.blocks):
-        sixteen(matrix, at, ready, rows, ready[4])
-        put(ready[4], rows, made.ctypes.data, width, at)
+    out = ready[4]
+    for first in range(0, rows, tile(ready)):
+        many = min(tile(ready), rows - first)
+        for at in range(matrix.blocks):
+            sixteen(matrix, at, ready, first, many, out)
+            put(out, many, made.ctypes.data + 4 * first * width, width, at)
 
 
 @njit(inline="always")
@@ -158,11 +164,18 @@ def ready_for(matrix, other, ready, source, step, rows):
     return prepared(matrix, source, step, rows, ready[4])
 
 
+@njit(inline="always")
+def tile(ready):
+    """How many rows are multiplied by all that a thread has taken before the next ones are."""
+    return max(4, _NEAR // ready[1] // 4 * 4)
+
+
 @njit(nogil=True)
-def sixteen(matrix, at, ready, rows, out):
-    """Sixteen outputs of all rows, into [N, 16] at `out`."""
+def sixteen(matrix, at, ready, first, rows, out):
+    """Sixteen outputs of some rows, from `first` on, into [rows, 16] at `out`."""
     x, each, sums, back, _ = ready
     row, groups = 0, matrix.groups
+    x, sums = x + first * each, sums + 4 * first * groups
     while row < rows:
         many = passes(rows - row)
         dot(
@@ -174,7 +187,7 @@ def sixteen(matrix, at, ready, rows, out):
         )  # fmt: skip
         row += many
     if back != 0:
-        scales = carray(floats(back), (rows,))
+        scales = carray(floats(back + 4 * first), (rows,))
         for row in range(rows):
             made = lanes_of(out, row, LANES, 0)
             for lane in range(LANES):

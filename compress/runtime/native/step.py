@@ -18,10 +18,18 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit, types
 
-from compress.runtime.native.attention import attend, cache
-from compress.runtime.native.lanes import change, floats, look, numbers, take
-from compress.runtime.native.layout import ASLEEP, GO, LINE, OPERATIONS
-from compress.runtime.native.products import SPARE, lanes_of, prepared, put, ready_for, sixteen
+from compress.runtime.native.attention import PART, attend, cache
+from compress.runtime.native.lanes import change, floats, look, numbers, settled, take
+from compress.runtime.native.layout import ASLEEP, GO, LINE, OPERATIONS, OVER
+from compress.runtime.native.products import (
+    SPARE,
+    lanes_of,
+    prepared,
+    put,
+    ready_for,
+    sixteen,
+    tile,
+)
 from compress.runtime.native.vectors import exponential, normalize
 from compress.runtime.packed import LANES
 
@@ -60,7 +68,7 @@ def serve(thread, state, matrices, blocks, control, patience):
         if go < 0:
             return False
         if go != control[walked]:
-            walk(thread, go, state, matrices, blocks)
+            walk(thread, go, state, matrices, blocks, control)
             control[walked] = go
             idle = 0
         elif control[asleep]:
@@ -72,17 +80,21 @@ def serve(thread, state, matrices, blocks, control, patience):
 
 
 @njit(nogil=True, fastmath=True, cache=True)
-def walk(thread, step, state, matrices, blocks):
+def walk(thread, step, state, matrices, blocks, control):
     """Walk one step: from embeddings in `x` to `logits`.
 
     Args:
         thread: which one this is.
         step: the number of the step, which `begin` gave.
-        state: the one record of `layout.STATE`.
+        state: records of `layout.STATE`: that of the step, then a copy for each thread.
         matrices: records of `layout.MATRIX`.
         blocks: records of `layout.BLOCK`.
+        control: see `begin`.
     """
-    s = state[0]
+    state[thread + 1] = state[0]
+    s = state[thread + 1]
+    if settled(control.ctypes.data + 8 * OVER) >= step:
+        return  # whoever comes so late may have copied half of the next one
     normed = s.own + thread * s.own_bytes
     rest = normed + 4 * (s.rows + SPARE) * s.hidden
     for index in range(len(blocks)):
@@ -99,6 +111,8 @@ def walk(thread, step, state, matrices, blocks):
         _add_product(s, down, s.mlp, s.mlp_width, rest, step, first + 80 * LINE)
     last = s.counters + 16 * LINE * OPERATIONS * len(blocks)
     _head(s, matrices[s.head], normed, rest, step, last)
+    if thread == 0:
+        take(control.ctypes.data + 8 * OVER)
 
 
 @njit(nogil=True)
@@ -158,16 +172,19 @@ def _project(s, matrices, block, source, rest, step, counts):
     chunks = (total + _CHUNK - 1) // _CHUNK
     chunk = _take(counts, step, chunks)
     while chunk >= 0:
-        for at in range(chunk * _CHUNK, min(chunk * _CHUNK + _CHUNK, total)):
-            if at < q.blocks:
-                sixteen(q, at, for_q, rows, out)
-                put(out, rows, s.q, s.q_width, at)
-            elif at < q.blocks + k.blocks:
-                sixteen(k, at - q.blocks, for_k, rows, out)
-                put(out, rows, s.k, s.k_width, at - q.blocks)
-            else:
-                sixteen(v, at - q.blocks - k.blocks, for_v, rows, out)
-                put(out, rows, s.v, s.v_width, at - q.blocks - k.blocks)
+        for first in range(0, rows, tile(for_q)):
+            many = min(tile(for_q), rows - first)
+            for at in range(chunk * _CHUNK, min(chunk * _CHUNK + _CHUNK, total)):
+                if at < q.blocks:
+                    sixteen(q, at, for_q, first, many, out)
+                    put(out, many, s.q + 4 * first * s.q_width, s.q_width, at)
+                elif at < q.blocks + k.blocks:
+                    sixteen(k, at - q.blocks, for_k, first, many, out)
+                    put(out, many, s.k + 4 * first * s.k_width, s.k_width, at - q.blocks)
+                else:
+                    column = at - q.blocks - k.blocks
+                    sixteen(v, column, for_v, first, many, out)
+                    put(out, many, s.v + 4 * first * s.v_width, s.v_width, column)
         _made(counts, step)
         chunk = _take(counts, step, chunks)
     _await(counts, step, chunks)
@@ -187,10 +204,15 @@ def _cache_all(s, block, step, counts):
 
 @njit(nogil=True, fastmath=True)
 def _attend_all(s, block, rest, step, counts):
-    tasks = s.requests * block.kv_heads
+    tasks = s.parts * block.kv_heads
     task = _take(counts, step, tasks)
     while task >= 0:
-        attend(s, block, task // block.kv_heads, task % block.kv_heads, rest)
+        starts = carray(numbers(s.starts), (s.requests + 1,))
+        request, part = 0, task // block.kv_heads
+        while part >= (starts[request + 1] - starts[request] + PART - 1) // PART:
+            part -= (starts[request + 1] - starts[request] + PART - 1) // PART
+            request += 1
+        attend(s, block, request, part, task % block.kv_heads, rest)
         _made(counts, step)
         task = _take(counts, step, tasks)
     _await(counts, step, tasks)
@@ -205,12 +227,14 @@ def _add_product(s, matrix, source, wide, rest, step, counts):
     chunks = (matrix.blocks + _CHUNK - 1) // _CHUNK
     chunk = _take(counts, step, chunks)
     while chunk >= 0:
-        for at in range(chunk * _CHUNK, min(chunk * _CHUNK + _CHUNK, matrix.blocks)):
-            sixteen(matrix, at, ready, rows, out)
-            for row in range(rows):
-                made, x = lanes_of(out, row, LANES, 0), lanes_of(s.x, row, width, at)
-                for lane in range(LANES):
-                    x[lane] += made[lane]
+        for first in range(0, rows, tile(ready)):
+            many = min(tile(ready), rows - first)
+            for at in range(chunk * _CHUNK, min(chunk * _CHUNK + _CHUNK, matrix.blocks)):
+                sixteen(matrix, at, ready, first, many, out)
+                for row in range(many):
+                    made, x = lanes_of(out, row, LANES, 0), lanes_of(s.x, first + row, width, at)
+                    for lane in range(LANES):
+                        x[lane] += made[lane]
         _made(counts, step)
         chunk = _take(counts, step, chunks)
     _await(counts, step, chunks)
@@ -227,15 +251,17 @@ def _gated(s, gate, up, source, rest, step, counts):
     chunks = (gate.blocks + _CHUNK - 1) // _CHUNK
     chunk = _take(counts, step, chunks)
     while chunk >= 0:
-        for at in range(chunk * _CHUNK, min(chunk * _CHUNK + _CHUNK, gate.blocks)):
-            sixteen(gate, at, for_gate, rows, out)
-            sixteen(up, at, for_up, rows, other)
-            for row in range(rows):
-                gates, ups = lanes_of(out, row, LANES, 0), lanes_of(other, row, LANES, 0)
-                mlp = lanes_of(s.mlp, row, s.mlp_width, at)
-                for lane in range(LANES):
-                    turned = gates[lane] / (_ONE + exponential(-gates[lane]))
-                    mlp[lane] = turned * ups[lane]
+        for first in range(0, rows, tile(for_gate)):
+            many = min(tile(for_gate), rows - first)
+            for at in range(chunk * _CHUNK, min(chunk * _CHUNK + _CHUNK, gate.blocks)):
+                sixteen(gate, at, for_gate, first, many, out)
+                sixteen(up, at, for_up, first, many, other)
+                for row in range(many):
+                    gates, ups = lanes_of(out, row, LANES, 0), lanes_of(other, row, LANES, 0)
+                    mlp = lanes_of(s.mlp, first + row, s.mlp_width, at)
+                    for lane in range(LANES):
+                        turned = gates[lane] / (_ONE + exponential(-gates[lane]))
+                        mlp[lane] = turned * ups[lane]
         _made(counts, step)
         chunk = _take(counts, step, chunks)
     _await(counts, step, chunks)
@@ -255,9 +281,11 @@ def _head(s, matrix, source, rest, step, counts):
     chunks = (matrix.blocks + _CHUNK - 1) // _CHUNK if rows > 0 else 0
     chunk = _take(counts, step, chunks)
     while chunk >= 0:
-        for at in range(chunk * _CHUNK, min(chunk * _CHUNK + _CHUNK, matrix.blocks)):
-            sixteen(matrix, at, ready, rows, out)
-            put(out, rows, s.logits, s.logits_width, at)
+        for first in range(0, rows, tile(ready)):
+            many = min(tile(ready), rows - first)
+            for at in range(chunk * _CHUNK, min(chunk * _CHUNK + _CHUNK, matrix.blocks)):
+                sixteen(matrix, at, ready, first, many, out)
+                put(out, many, s.logits + 4 * first * s.logits_width, s.logits_width, at)
         _made(counts, step)
         chunk = _take(counts, step, chunks)
     _await(counts, step, chunks)

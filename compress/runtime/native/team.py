@@ -23,8 +23,9 @@ class Team:
         """Start `threads` - 1 threads beside the caller's.
 
         Args:
-            records: arrays of `layout.STATE` (one), `layout.MATRIX` and `layout.BLOCK`.
-            control: int64, a line for the newest step, then one for each thread.
+            records: arrays of `layout.STATE` (one, and one for each thread), `layout.MATRIX` and
+                `layout.BLOCK`.
+            control: int64, lines for GO and OVER, then one for each thread.
             threads: how many walk.
         """
         self._records, self._control, self._threads = records, control, threads
@@ -40,7 +41,7 @@ class Team:
         for thread in range(1, self._threads):
             if asleep >> thread & 1:
                 self._wake[thread].release()
-        step.walk(0, number, *self._records)
+        step.walk(0, number, *self._records, self._control)
 
 
 def _serve(thread: int, records: Sequence[Any], control: Any, wake: threading.Semaphore) -> None:
