@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from compress.runtime.ledger import PAGE_TOKENS, Ledger, Table
 
 
+_CROWD = 4  # requests, and at least half as many as are answered: reading them goes first
+
+
 @dataclass(eq=False)
 class Job:
     """A request on its way."""
@@ -65,7 +68,7 @@ class Scheduler:
             step_tokens: computed in a step at most.
             max_running: jobs at most that run at once.
             beside_tokens: of prompts, in a step that gives others tokens of their answers, so that
-                these come soon. None: as many as fit.
+                these come soon; unless a crowd waits to be read. None: as many as fit.
         """
         self.ledger = ledger
         self.waiting: deque[Job] = deque()
@@ -116,7 +119,8 @@ class Scheduler:
     def _budget(self) -> int:
         """Tokens of a step; each job that runs gets one at least."""
         answering = [job for job in self.running if len(job.tokens) - job.computed == 1]
-        if not answering:
+        read = len(self.running) - len(answering) + len(self.waiting)
+        if not answering or read >= max(_CROWD, len(answering) / 2):
             return self._step_tokens
         wanted = self._beside_tokens + sum(1 + len(job.drafts) for job in answering)
         return min(self._step_tokens, max(wanted, len(self.running)))

@@ -173,6 +173,15 @@ def test_prompts_are_read_in_smaller_parts_beside_answers():
     machine.finish()
 
 
+def test_a_crowd_that_waits_is_read_first():
+    machine = Machine(pages=60, step_tokens=64, max_running=8, beside_tokens=9)
+    for token in range(6):
+        machine.submit([token] * 50, 3)
+    counts = [[len(one.span.ids) for one in machine.step()] for _ in range(3)]
+    assert counts == [[50, 14], [1, 36, 27], [1, 1, 23, 39]]
+    machine.finish()
+
+
 def test_the_newest_is_put_back_and_finds_its_full_pages_again():
     machine = Machine(pages=5, step_tokens=64, max_running=4)
     machine.submit([0] * 60, 60)
