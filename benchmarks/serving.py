@@ -148,7 +148,7 @@ async def one_round(
         ]
         share = (time.process_time() - spent) / (time.perf_counter() - began)
         kept = (await _kept(url) - before) / (given.waves * count * given.tokens)
-        level = figures(waves, given.tokens)
+        level = clients.figures(waves, given.tokens)
         result["levels"][str(count)] = {**level, "kept_share": kept, "client_cpu_share": share}
     if "compress" in running.server.versions and given.prefixes:
         result["prefix"] = await prefix(url, prompts, fields, given.prefixes, str(turn))
@@ -158,45 +158,6 @@ async def one_round(
 def body(fields: Mapping[str, Any], prompt: str, tokens: int) -> dict[str, Any]:
     """A request for exactly so many tokens, the likeliest each."""
     return {"prompt": prompt, "max_tokens": tokens, "temperature": 0, **fields}
-
-
-def figures(waves: Sequence[Sequence[Heard]], tokens: int) -> dict[str, Any]:
-    """What the answers of one level tell.
-
-    Decode is of the time in which all clients get tokens: from the last one's first token to the
-    first one's last. A wave without such a time, where the first has all before the last has any,
-    has none. "Overall" is of all the time from the first request to the last token.
-
-    Raises:
-        AnswerError: an answer is longer or shorter than was asked for.
-    """
-    every = [one for wave in waves for one in wave]
-    for one in every:
-        if one.count != tokens:
-            raise AnswerError(f"an answer of {one.count} tokens; {tokens} were asked for")
-    decode = [speed for wave in waves if (speed := together(wave)) is not None]
-    itl = clients.percentiles([gap for one in every for gap in one.gaps])
-    return {
-        "decode_tokens_per_second": statistics.median(decode) if decode else None,
-        "overall_tokens_per_second": statistics.median(map(overall, waves)),
-        "ttft_seconds": clients.percentiles([one.ttft for one in every]),
-        "itl_seconds": itl,
-        "itl_p99_over_p50": itl["p99"] / itl["p50"] if itl["p50"] and itl["p99"] else None,
-    }
-
-
-def together(wave: Sequence[Heard]) -> float | None:
-    """Tokens a second of all answers while all of them are being written; None: at no time."""
-    began, ended = max(one.times[0] for one in wave), min(one.times[-1] for one in wave)
-    if ended <= began:
-        return None
-    return sum(one.count_at(ended) - one.count_at(began) for one in wave) / (ended - began)
-
-
-def overall(wave: Sequence[Heard]) -> float:
-    """Tokens a second of all answers, their prompts' time included."""
-    seconds = max(one.times[-1] for one in wave) - min(one.asked for one in wave)
-    return sum(one.count for one in wave) / seconds
 
 
 async def prefix(

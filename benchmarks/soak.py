@@ -19,38 +19,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import math
 import os
-import random
 import shlex
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import clients
+import deeds
 import httpx
 import measure
 import servers
 import summary
-from clients import AnswerError, Heard, Prompts
+from clients import AnswerError, Prompts
+from deeds import Known
 from servers import Running, ServerError
 
 if TYPE_CHECKING:
     from prometheus_client.samples import Sample
 
 MARKER = "<!-- soak.py: newest first -->"
-DEEDS = {"known": 5, "new": 2, "cancel": 2, "leave": 2}  # how often, to each other
-SEEDED_SHARE = 0.25  # of known requests
-SALTED_SHARE = 0.3  # of known requests whose prompt may not be found in the cache
-WHOLE_SHARE = 0.3  # of answers that are not streamed
-LEAVE_SECONDS = 0.5  # at most, until a client leaves
 ALTERNATIVES = 5  # tokens told beside the one that came
 TIES = {"float32": 1e-3, "bfloat16": 0.5}  # nats
 SETTLE_SECONDS = 60.0  # in which a server must have noticed that its clients are gone
@@ -78,6 +70,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--prompt-tokens", type=int, default=1024, help="of the longest prompt")
     add("--tokens", type=int, default=128, help="new tokens of the longest answer")
     add("--tie", type=float, help=f"nats between tokens as likely  [default: {TIES}]")
+    add("--no-fill", action="store_true", help="a quick try: memory grows as pages are written")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=os.cpu_count())
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -89,80 +82,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return given
 
 
-@dataclass(frozen=True)
-class Known:
-    """A request, and its answer when nothing else was asked."""
-
-    body: Mapping[str, Any]
-    alone: Heard
-
-
-@dataclass
-class Seen:
-    """What became of everything that was asked."""
-
-    deeds: Counter[str] = field(default_factory=Counter)
-    tokens: int = 0  # of answers that were heard to their end
-    compared: int = 0
-    parted: list[float] = field(default_factory=list)  # by so many nats, at a tie
-    wrong: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def compare(self, known: Known, heard: Heard, tie: float) -> None:
-        """Hold an answer against the one that was given alone."""
-        self.compared += 1
-        if (nats := parting(known.alone, heard)) is None:
-            return
-        if known.body["temperature"] == 0 and nats <= tie:
-            self.parted.append(nats)
-        else:
-            told = f"{nats:.3g} nats: {known.alone.text!r} alone, {heard.text!r} here"
-            self.wrong.append(told)
-
-
-class Asker:
-    """Draws requests by chance."""
-
-    def __init__(self, prompts: Prompts, given: argparse.Namespace, name: str) -> None:
-        """Requests follow from the seed and `name`."""
-        self.chance = random.Random(f"{given.seed} {name}")
-        self._prompts, self._given = prompts, given
-
-    def body(self, *, seeded: bool) -> dict[str, Any]:
-        """A request for some tokens behind some words, greedy or with a seed."""
-        drawn = {"temperature": 0.8, "top_p": 0.95, "seed": self.chance.getrandbits(32)}
-        return {
-            "prompt": self._prompts.draw(
-                _between(self.chance, self._given.prompt_tokens), str(self.chance.random())
-            ),
-            "max_tokens": self.chance.randint(1, self._given.tokens),
-            "ignore_eos": self.chance.random() < 0.5,
-            **(drawn if seeded else {"temperature": 0}),
-            **servers.COUNTED,
-        }
-
-
-def parting(alone: Heard, heard: Heard) -> float | None:
-    """Where two answers part: how much likelier, in nats, alone the one's token was.
-
-    Returns:
-        None: they are the same. Infinity: the other's token was none of the likeliest alone.
-    """
-    if (alone.text, alone.tokens) == (heard.text, heard.tokens):
-        return None
-    pairs = zip(alone.tokens, heard.tokens, alone.likeliest, strict=False)
-    for one, other, likeliest in pairs:
-        if one != other:
-            return abs(likeliest[one] - likeliest.get(other, -math.inf))
-    return math.inf
-
-
 async def soak(running: Running, prompts: Prompts, given: argparse.Namespace) -> dict[str, Any]:
     """Everything, from an empty server to an empty server."""
     running.wait()
-    url, seen = running.url, Seen()
-    await fill(url, prompts, given)
-    known = comparable(await ask_alone(url, prompts, given), given.dtype)
+    url, seen = running.url, deeds.Seen()
+    if not given.no_fill:
+        await fill(url, prompts, given)
+    known = deeds.comparable(await ask_alone(url, prompts, given), given.dtype)
     before = await clients.metrics(url)
     memory: list[int] = []
     watching = asyncio.create_task(_watch(running, memory))
@@ -170,8 +96,8 @@ async def soak(running: Running, prompts: Prompts, given: argparse.Namespace) ->
     deadline = began + 60 * given.minutes
     async with asyncio.TaskGroup() as group:
         for number in range(given.clients):
-            asker = Asker(prompts, given, f"client {number}")
-            group.create_task(behave(url, asker, known, deadline, seen, given.tie))
+            asker = deeds.Asker(prompts, given, f"client {number}")
+            group.create_task(deeds.behave(url, asker, known, deadline, seen, given.tie))
     seconds = time.perf_counter() - began
     watching.cancel()
     left = await settle(url)
@@ -209,76 +135,12 @@ async def fill(url: str, prompts: Prompts, given: argparse.Namespace) -> None:
 
 async def ask_alone(url: str, prompts: Prompts, given: argparse.Namespace) -> list[Known]:
     """Requests, and what each is answered while nothing else is asked."""
-    asker, known = Asker(prompts, given, "known"), []
+    asker, known = deeds.Asker(prompts, given, "known"), []
     for number in range(given.known):
-        body = asker.body(seeded=number < SEEDED_SHARE * given.known)
+        body = asker.body(seeded=number < deeds.SEEDED_SHARE * given.known)
         body["logprobs"] = ALTERNATIVES
-        known.append(Known(body, (await clients.ask_all(url, [body]))[0]))
+        known.append(deeds.Known(body, (await clients.ask_all(url, [body]))[0]))
     return known
-
-
-def comparable(known: Sequence[Known], dtype: str) -> list[Known]:
-    """Those whose answers are the same in company: in bfloat16 no seeded ones."""
-    return [one for one in known if dtype == "float32" or one.body["temperature"] == 0]
-
-
-async def behave(
-    url: str, asker: Asker, known: Sequence[Known], deadline: float, seen: Seen, tie: float
-) -> None:
-    """Be one client until the deadline."""
-    chance = asker.chance
-    async with clients.client(url) as http:
-        while time.perf_counter() < deadline:
-            (deed,) = chance.choices(list(DEEDS), weights=list(DEEDS.values()))
-            seen.deeds[deed] += 1
-            try:
-                if deed == "known":
-                    await _known(http, asker, chance.choice(known), seen, tie)
-                elif deed == "new":
-                    seen.tokens += (await clients.ask(http, asker.body(seeded=True))).count
-                elif deed == "cancel":
-                    await _cancel(http, asker)
-                else:
-                    await _leave(http, asker)
-            except (AnswerError, httpx.HTTPError) as error:
-                seen.errors.append(f"{deed}: {error!r}")
-                await asyncio.sleep(LEAVE_SECONDS)
-
-
-async def _known(
-    http: httpx.AsyncClient, asker: Asker, known: Known, seen: Seen, tie: float
-) -> None:
-    """Ask again what is known."""
-    body, chance = dict(known.body), asker.chance
-    if chance.random() < SALTED_SHARE:
-        body["cache_salt"] = str(chance.random())
-    if chance.random() < WHOLE_SHARE:
-        body["stream"] = False
-        del body["stream_options"]
-    heard = await clients.ask(http, body)
-    seen.tokens += heard.count
-    seen.compare(known, heard, tie)
-
-
-async def _cancel(http: httpx.AsyncClient, asker: Asker) -> None:
-    """Close a stream in its middle."""
-    body = {**asker.body(seeded=asker.chance.random() < SEEDED_SHARE), "stream": True}
-    lines = asker.chance.randrange(2 * body["max_tokens"])  # every second one is empty
-    async with http.stream("POST", clients.PATH, json=body) as response:
-        async for _ in response.aiter_lines():
-            if (lines := lines - 1) < 0:
-                break
-
-
-async def _leave(http: httpx.AsyncClient, asker: Asker) -> None:
-    """Go away before an answer is there, or as it comes."""
-    body = asker.body(seeded=False)
-    if asker.chance.random() < WHOLE_SHARE:
-        body["stream"] = False
-        del body["stream_options"]
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(asker.chance.uniform(0, LEAVE_SECONDS)):
-            await clients.ask(http, body)
 
 
 async def settle(url: str, seconds: float = SETTLE_SECONDS) -> dict[str, Any]:
@@ -367,11 +229,6 @@ def _pool(samples: Sequence[Sample]) -> tuple[int, int]:
     """Pages of keys and values, and tokens of each."""
     (labels,) = (sample.labels for sample in samples if sample.name == POOL)
     return int(labels["num_gpu_blocks"]), int(labels["block_size"])
-
-
-def _between(chance: random.Random, most: int) -> int:
-    """A number from 1 to `most`, as often of each order of magnitude."""
-    return min(most, int(math.exp(chance.uniform(0, math.log(most + 1)))))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -94,18 +94,18 @@ def test_percentiles_are_values_that_were_measured(bench):
 
 
 def test_decode_is_of_the_time_in_which_all_get_tokens(bench, heard):
-    serving = bench("serving")
+    clients = bench("clients")
     early = heard([1.0, 2.0, 3.0, 4.0], [1, 2, 3, 4])
     late = heard([2.0, 3.0, 4.0, 5.0], [1, 2, 3, 4])
-    assert serving.together([early, late]) == 2.0  # two tokens of each in the two seconds from 2
-    assert serving.overall([early, late]) == 8 / 5
-    assert serving.together([early, heard([4.5, 5.0], [1, 4])]) is None
-    found = serving.figures([[early, late], [early, heard([4.5, 5.0], [1, 4])]], 4)
+    assert clients.together([early, late]) == 2.0  # two tokens of each in the two seconds from 2
+    assert clients.overall([early, late]) == 8 / 5
+    assert clients.together([early, heard([4.5, 5.0], [1, 4])]) is None
+    found = clients.figures([[early, late], [early, heard([4.5, 5.0], [1, 4])]], 4)
     assert found["decode_tokens_per_second"] == 2.0
     assert found["itl_seconds"] == {"p50": 1.0, "p95": 1.0, "p99": 1.0}
     assert found["itl_p99_over_p50"] == 1.0
-    with pytest.raises(serving.AnswerError, match="4 tokens; 5 were asked for"):
-        serving.figures([[early]], 5)
+    with pytest.raises(clients.AnswerError, match="4 tokens; 5 were asked for"):
+        clients.figures([[early]], 5)
 
 
 def test_medians_are_taken_place_by_place(bench):
@@ -183,7 +183,7 @@ def test_a_server_that_ends_is_told_and_leaves_nothing(bench, tmp_path):
 
 
 def test_answers_part_by_how_much_less_likely_the_other_token_was(bench, heard):
-    soak = bench("soak")
+    soak = bench("deeds")
     likeliest = ({"a": -0.1, "c": -2.1}, {"b": -0.3, "c": -0.4})
     alone = heard([1.0], [2], "ab", tokens=("a", "b"), likeliest=likeliest)
     other = lambda text, *tokens: heard([1.0], [2], text, tokens=tokens)  # noqa: E731
@@ -233,11 +233,11 @@ def test_a_soak_names_what_it_found(bench):
 
 
 def test_requests_of_a_soak_follow_from_the_seed(bench, tiny_llama, tmp_path):
-    clients, soak = bench("clients"), bench("soak")
+    clients, deeds, soak = (bench(name) for name in ("clients", "deeds", "soak"))
     given = soak.arguments(["--artifact", "a", "--out", str(tmp_path / "x"), "--tokens", "9"])
     assert given.tie == soak.TIES["float32"]
     prompts = clients.Prompts(tiny_llama)
-    one, same, other = (soak.Asker(prompts, given, name) for name in ("1", "1", "2"))
+    one, same, other = (deeds.Asker(prompts, given, name) for name in ("1", "1", "2"))
     drawn = [one.body(seeded=True) for _ in range(20)]
     assert drawn == [same.body(seeded=True) for _ in range(20)]
     assert drawn != [other.body(seeded=True) for _ in range(20)]
@@ -248,7 +248,7 @@ def test_requests_of_a_soak_follow_from_the_seed(bench, tiny_llama, tmp_path):
 @pytest.mark.slow
 def test_a_short_soak_of_a_tiny_model_finds_nothing(bench, tiny_llama, tmp_path, capsys):
     words = ["--artifact", str(tiny_llama), "--minutes", "0.05", "--clients", "8", "--known", "4"]
-    words += ["--prompt-tokens", "48", "--tokens", "12", "--threads", "1"]
+    words += ["--prompt-tokens", "48", "--tokens", "12", "--threads", "1", "--no-fill"]
     assert bench("soak").main([*words, "--out", str(tmp_path / "soak.json")]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["compared"] >= 4
