@@ -173,6 +173,8 @@ def started(server: Server, log: Path) -> Iterator[Running]:
         server: what is started.
         log: file that takes stdout and stderr, appended; its folder is the server's own.
     """
+    # Ended from outside, this process would leave a server behind, in a session of its own.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     port = _free_port()
     command = [word.replace(PORT, str(port)) for word in server.command]
     with log.open("ab") as sink:
@@ -185,6 +187,7 @@ def started(server: Server, log: Path) -> Iterator[Running]:
             yield Running(server, process, f"http://127.0.0.1:{port}", began, log)
         finally:
             _end(process)
+            signal.signal(signal.SIGTERM, before)
 
 
 def versions(python: str, packages: Sequence[str]) -> dict[str, str]:
