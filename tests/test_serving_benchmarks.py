@@ -249,10 +249,11 @@ def test_requests_of_a_soak_follow_from_the_seed(bench, tiny_llama, tmp_path):
 def test_a_short_soak_of_a_tiny_model_finds_nothing(bench, tiny_llama, tmp_path, capsys):
     words = ["--artifact", str(tiny_llama), "--minutes", "0.05", "--clients", "8", "--known", "4"]
     words += ["--prompt-tokens", "48", "--tokens", "12", "--threads", "1", "--no-fill"]
-    assert bench("soak").main([*words, "--out", str(tmp_path / "soak.json")]) == 0
+    bench("soak").main([*words, "--out", str(tmp_path / "soak.json")])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["compared"] >= 4
-    assert (found["wrong"], found["leaked_pages"]) == ([], 0)
+    faults = bench("soak").faults({**found, "growth": 0})  # three seconds tell nothing of memory
+    assert faults == [], found
 
 
 @pytest.mark.slow
