@@ -102,6 +102,9 @@ def serve(
     threads: Threads = None,
     dtype: Dtype = "bfloat16",
     kv_cache: KVCache = "auto",
+    speculate: Annotated[
+        bool, typer.Option(help="Propose tokens where that has paid; the text stays the same.")
+    ] = True,
     name: Annotated[
         str | None, typer.Option("--name", help="Of the model.  [default: the folder's]")
     ] = None,
@@ -129,7 +132,7 @@ def serve(
                     refuse_changed(one)
                 engine = Engine.open(
                     model, threads=threads, dtype=dtype, kv_cache=kv_cache,
-                    max_running=max_running, draft=draft,
+                    max_running=max_running, draft=draft, speculate=speculate,
                 )  # fmt: skip
                 collect(engine.generate([0], max_new_tokens=2))  # its steps are compiled on use
                 return engine

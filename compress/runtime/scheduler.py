@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from compress.runtime.ledger import PAGE_TOKENS, Ledger, Table
 
-
 _CROWD = 4  # requests, and at least half as many as are answered: reading them goes first
 
 
