@@ -7,7 +7,7 @@ from compress import anatomy
 from compress.errors import ModelError
 from compress.teacher.folder import open_folder
 
-GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"}
+GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"}
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))

@@ -23,7 +23,8 @@ FLAGS = {
     },
     "serve": {
         "ARTIFACT", "--draft", "--teacher", "--host", "--port", "--api-key-file", "--max-queued",
-        "--max-running", "--threads", "--dtype", "--kv-cache", "--name",
+        "--max-running", "--threads", "--dtype", "--kv-cache", "--speculate", "--no-speculate",
+        "--name",
     },
     "bench": {
         "ARTIFACT", "--draft", "--batch", "--prompt-tokens", "--context-tokens", "--new-tokens",

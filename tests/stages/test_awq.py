@@ -25,7 +25,7 @@ from compress.teacher.folder import open_folder
 _ALL, _LINEARS, _NORMS = "q k v o gate up down", "v o up down", "qkv up"
 FOLDED = {  # roles whose weights change
     "llama": _ALL, "mistral": _ALL, "qwen2": _ALL, "qwen3": _ALL,
-    "gemma2": _LINEARS, "gemma3_text": _LINEARS, "opt": "q k v o up",
+    "gemma": _LINEARS, "gemma2": _LINEARS, "gemma3_text": _LINEARS, "opt": "q k v o up",
     "gpt2": _NORMS, "gpt_neox": _NORMS,
 }  # fmt: skip
 
