@@ -317,6 +317,7 @@ def _measured(run: Run, results: Results, clock: Clock) -> Measured:
         machine.today(),
         timings.decode_tokens_per_second if timings else None,
         timings.prefill_tokens_per_second if timings else None,
+        timings.ttft_seconds if timings else None,
         run.resumed,
     )
 

@@ -94,7 +94,11 @@ def _reference(git: Path, name: str) -> str | None:
 
 
 def _side(side: Side | None) -> dict[str, Any] | None:
-    return None if side is None else dataclasses.asdict(side)
+    """One model as judged; what it answered to every single item is told in ``results.json``."""
+    if side is None:
+        return None
+    tasks = tuple(dataclasses.replace(task, answered=(), right=()) for task in side.tasks)
+    return dataclasses.asdict(dataclasses.replace(side, tasks=tasks))
 
 
 def _divergence(found: Divergence | None) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from compress import library, storage
 from compress.anatomy import longest_window
 from compress.errors import EvaluationError, ModelError
 from compress.recipe import source
-from compress.results import Progress, TaskScore
+from compress.results import Progress, TaskScore, items_fingerprint
 from compress.surgery.walk import Watch, Weights, forward, head_of, logits
 
 log = logging.getLogger("compress")
@@ -284,18 +284,26 @@ def _score(name: str, found: Mapping[str, Any], samples: Sequence[Any]) -> TaskS
         (m for m in ("acc", "word_perplexity", "exact_match") if f"{m},none" in found), "acc"
     )
     stderr = found.get(f"{metric}_stderr,none", 0.0)
+    answered = _chosen(samples)
+    right = [bool(sample["acc"]) for sample in _ordered(samples) if "acc" in sample]
     return TaskScore(
         name, metric, len(samples), float(found[f"{metric},none"]),
         float(stderr) if isinstance(stderr, float) else 0.0,
+        fingerprint=items_fingerprint([sample["doc"] for sample in _ordered(samples)]),
+        answered=answered, right=tuple(right) if len(right) == len(answered) else (),
     )  # fmt: skip
 
 
 def _chosen(samples: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
     """The choice of greatest likelihood for every item, in the order of the data."""
-    ordered = sorted(samples, key=lambda sample: int(sample["doc_id"]))
-    scores = [[float(answer[0]) for answer in sample["filtered_resps"]] for sample in ordered
+    scores = [[float(answer[0]) for answer in sample["filtered_resps"]]
+              for sample in _ordered(samples)
               if isinstance(sample["filtered_resps"][0], (tuple, list))]  # fmt: skip
     return tuple(max(range(len(row)), key=row.__getitem__) for row in scores)
+
+
+def _ordered(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(samples, key=lambda sample: int(sample["doc_id"]))
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from compress.calibrate.tokens import fingerprint
 from compress.errors import EvaluationError
 from compress.kernels.divergence import kl
 from compress.results import Divergence, Perplexity
@@ -54,7 +55,10 @@ def perplexity(reading: Reading) -> Perplexity:
     tokens = windows * (seq_len - 1)
     if not loss < 700 * tokens:  # also NaN
         raise EvaluationError(f"{reading.set}: the model's loss is {loss / tokens}, not a number.")
-    return Perplexity(math.exp(loss / tokens), reading.set, seq_len, seq_len, windows, tokens)
+    return Perplexity(
+        math.exp(loss / tokens), reading.set, seq_len, seq_len, windows, tokens,
+        fingerprint(reading.ids),
+    )  # fmt: skip
 
 
 def divergence(teacher: Reading, student: Reading) -> Divergence:
@@ -72,7 +76,7 @@ def divergence(teacher: Reading, student: Reading) -> Divergence:
     return Divergence(
         teacher.set, kl.numel(), float(kl.mean()), _quantile(ordered, 0.5),
         _quantile(ordered, 0.99), float(same.double().mean()), int((~same).sum()),
-        _EDGES, tuple(int(count) for count in counts),
+        _EDGES, tuple(int(count) for count in counts), fingerprint(teacher.ids),
     )  # fmt: skip
 
 

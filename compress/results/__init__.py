@@ -6,6 +6,7 @@ memory, which never are, live in ``measured.json`` as a `Measured`. Field names 
 """
 
 from compress.results.distilled import Distilled, HeldOut
+from compress.results.items import items_fingerprint
 from compress.results.records import (
     SCHEMA_VERSION,
     Allocation,
@@ -74,5 +75,6 @@ __all__ = [
     "ZeroShare",
     "fell_back",
     "from_json",
+    "items_fingerprint",
     "to_json",
 ]

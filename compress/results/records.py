@@ -22,6 +22,7 @@ class Perplexity:
     stride: int
     windows: int
     tokens: int
+    fingerprint: str = ""  # sha256 of the token ids; "" in results of before it was kept
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Divergence:
     flips: int
     histogram_edges: tuple[float, ...]  # one more than counts; logarithmic
     histogram_counts: tuple[int, ...]
+    fingerprint: str = ""  # sha256 of the token ids
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class TaskScore:
     accuracy: float
     stderr: float
     flips: int = 0  # items answered otherwise than the teacher did
+    fingerprint: str = ""  # sha256 of the items
+    answered: tuple[int, ...] = ()  # the choice made of each item, where items have choices
+    right: tuple[bool, ...] = ()  # whether it was the right one
 
 
 @dataclass(frozen=True)
@@ -280,6 +285,7 @@ class Measured:
     date: str
     decode_tokens_per_second: float | None = None
     prefill_tokens_per_second: float | None = None
+    ttft_seconds: float | None = None  # of the same prompt, up to its first token
     resumed_units: int = 0  # finished by runs that were cut short, whose seconds are not in here
 
 

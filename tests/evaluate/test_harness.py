@@ -1,11 +1,13 @@
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from compress import storage
+from compress import library, storage
 from compress.errors import EvaluationError
 from compress.evaluate.harness import Bench, check
+from compress.results import items_fingerprint
 from compress.surgery import load
 from compress.teacher.folder import open_folder
 
@@ -32,6 +34,17 @@ def test_a_streamed_model_answers_as_lm_evals_own_reader_does(tiny_llama):
         assert score.items == 12
         assert score.accuracy == pytest.approx(found["results"][score.name]["acc,none"])
         assert score.stderr == pytest.approx(found["results"][score.name]["acc_stderr,none"])
+
+
+def test_a_score_keeps_what_was_answered_and_which_items_were_asked(tiny_llama):
+    folder = library.folder("eval").parent / "tasks"
+    lines = (folder / "cloze.jsonl").read_text().splitlines()
+    items = [json.loads(line) for line in lines[:12]]
+    (score,) = bench(tiny_llama).ask(open_folder(tiny_llama), ("cloze",), (), 12).scores
+    assert score.fingerprint == items_fingerprint(items)
+    golds = [item["gold"] for item in items]
+    assert score.right == tuple(a == g for a, g in zip(score.answered, golds, strict=True))
+    assert sum(score.right) / 12 == pytest.approx(score.accuracy)
 
 
 def test_log_likelihoods_do_not_depend_on_their_batch(tiny_llama):

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM
 
+from compress.calibrate.tokens import fingerprint
 from compress.evaluate.text import Reading, _quantile, divergence, perplexity
 from compress.surgery.walk import hidden_states
 from compress.teacher.folder import open_folder
@@ -31,6 +32,7 @@ def test_perplexity_is_that_of_transformers_own_loss(tiny_llama):
     found = perplexity(reading(tiny_llama))
     assert found.perplexity == pytest.approx(expected, rel=1e-4)
     assert (found.seq_len, found.stride, found.windows, found.tokens) == (40, 40, 3, 3 * 39)
+    assert found.fingerprint == fingerprint(IDS)
 
 
 def test_divergence_from_oneself_is_nothing(tiny_llama):
