@@ -11,14 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compress import storage
-from compress.artifact import manifest
+from compress.artifact import manifest, records
+from compress.artifact.records import LOCK
 from compress.artifact.write import COMPANIONS
-from compress.errors import ArtifactError, RecipeError
-from compress.recipe import source
-from compress.results import Divergence, Measured, Results, Side, from_json
+from compress.errors import ArtifactError
+from compress.results import Divergence, Measured, Results, Side
 
-LOCK = "recipe.lock.yaml"
 ABSENT = "absent"
 _IDENTITY = frozenset(("config.json", LOCK, *COMPANIONS))
 _ENVIRONMENT = ("versions", "threads", "device")  # of a lock's `resolved`: where, not what
@@ -118,15 +116,15 @@ class _Side:
         promised = None if rehash else _promised(folder)
         files = promised["files"] if promised else manifest.file_hashes(folder)
         tensors = promised["tensors"] if promised else manifest.tensor_hashes(folder)
-        lock = _lock(folder / LOCK)
+        lock = records.lock(folder)
         resolved = {**lock.get("resolved", {})}
         machine = {name: resolved.pop(name) for name in _ENVIRONMENT if name in resolved}
-        measured = _record(folder / "measured.json", Measured)
+        measured = records.record(folder / "measured.json", Measured)
         hardware = {"hardware": measured.hardware} if measured else {}
         return cls(
             folder, {name: sha256 for name, sha256 in files.items() if _decides(name)}, tensors,
             {**lock, "resolved": resolved} if lock else {}, {**machine, **hardware},
-            _record(folder / "results.json", Results), promised is None,
+            records.record(folder / "results.json", Results), promised is None,
         )  # fmt: skip
 
 
@@ -138,27 +136,6 @@ def _promised(folder: Path) -> dict[str, Any] | None:
 def _decides(name: str) -> bool:
     """Whether a file is part of what *identical* speaks of."""
     return name in _IDENTITY or name.endswith((".safetensors", ".safetensors.index.json"))
-
-
-def _lock(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return source.mapping(path)
-    except RecipeError as error:
-        raise ArtifactError("\n".join(error.mistakes)) from error
-
-
-def _record(path: Path, kind: type[Any]) -> Any:
-    """A record of a run; None where there is none."""
-    if not path.is_file():
-        return None
-    try:
-        return from_json(kind, storage.read_text(path))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{path}: not what this version writes ({error}). Run the recipe again."
-        ) from error
 
 
 def _changes(name: str, first: Any, second: Any) -> Iterator[Change]:

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from compress import __version__
-from compress.cli import apply, bench, console, diff, export, look, plan, serve, verify
+from compress.cli import apply, bench, compare, console, diff, export, look, plan, serve, verify
 from compress.errors import CompressError
 
 DEBUG = "COMPRESS_DEBUG"
@@ -42,6 +42,7 @@ app.command()(look.inspect)
 app.command()(export.export)
 app.command()(verify.verify)
 app.command()(diff.diff)
+app.command()(compare.compare)
 app.command()(look.report)
 app.add_typer(look.recipes)
 app.command()(look.env)

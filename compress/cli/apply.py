@@ -96,12 +96,12 @@ def apply(
         refuse_finished(folder)
     threads = threads or locked.threads
     if member.size < count:
-        launch.check_devices(count, _found(_locked_device(located.recipe, device)))
+        launch.check_devices(count, found(_locked_device(located.recipe, device)))
         raise typer.Exit(_launched(count, context.find_root().obj, threads, folder))
     from compress import pipeline  # imports torch, so only once the request is known to be right
     from compress.stages import team
 
-    where = _found(_locked_device(located.recipe, device))
+    where = found(_locked_device(located.recipe, device))
     among = team.found(where, threads) if member.size > 1 else team.ALONE
     if among.rank:
         _follow(located.recipe, where, among)
@@ -146,7 +146,7 @@ def evaluate(
 
     with console.watching(quiet=quiet) as watch:
         side, divergence = pipeline.evaluate(
-            model, suite=suite, device=_found(device), threads=threads, watch=watch
+            model, suite=suite, device=found(device), threads=threads, watch=watch
         )
     if json:
         after = dataclasses.asdict(divergence) if divergence else None
@@ -203,7 +203,7 @@ def _locked_device(recipe: Recipe, device: str) -> str:
     return recipe.resolved.device or device if device == "auto" else device
 
 
-def _found(device: str) -> str:
+def found(device: str) -> str:
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():

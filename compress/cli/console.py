@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from compress.report import numbers
 from compress.report import verdict as gates
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from compress.report.rows import Row
+    from compress.report.rows import Table as Words
 
 Watch = Callable[[Progress], None]
 LINE_INTERVAL_SECONDS = 5.0
@@ -271,6 +272,19 @@ def comparison_table(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
     table.add_column("B", overflow="fold")
     table.add_column("", overflow="fold", style="dim")
     for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
+def text_table(text: Words) -> Table:
+    """A table of the report, as it is: words to the left, numbers to the right."""
+    from rich.text import Text
+
+    table = _table(text.header[0])
+    for place, name in enumerate(text.header[1:], start=1):
+        justify: Literal["left", "right"] = "left" if place < text.words else "right"
+        table.add_column(Text(printable(name)), justify=justify, overflow="fold")
+    for row in text.rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 

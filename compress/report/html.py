@@ -36,7 +36,7 @@ def render(results: Results, measured: Measured | None) -> str:
     from markupsafe import Markup
 
     figures = {name: [Markup(svg) for svg in pair] for name, pair in _figures(results).items()}
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return template.render(
         results=results,
         measured=measured,
@@ -95,7 +95,8 @@ def _figures(results: Results) -> dict[str, tuple[str, str]]:
     return figures
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates of the pages; what they are given is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(

@@ -1,0 +1,143 @@
+"""The command `compare`: artifacts side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compress import storage
+from compress.cli import console
+from compress.cli.apply import Device, Json, Quiet, Threads
+from compress.errors import RequestError
+
+if TYPE_CHECKING:
+    from compress.results import Divergence, Side
+    from compress.results.comparison import Comparison
+
+_FLIPS = 10  # flipped items that the terminal lists
+
+
+def compare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="ARTIFACT…", help="Folders of finished runs, or of models."),
+    ],
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page that needs no other file."),
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write all numbers, one a row.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    json: Json = False,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            "--evaluate", metavar="SUITE", help="Measure all of them now, by this one suite."
+        ),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Put artifacts side by side: size, quality, speed, recipes, answers.
+
+    Numbers of different protocols are shown and not ranked.
+    """
+    from compress.compare import compare as compared
+
+    _check(html, csv, markdown=markdown, json=json)
+    if evaluate is None:
+        found = compared(folders)
+    else:
+        with _judge(evaluate, device, threads, quiet=quiet) as judge:
+            found = compared(folders, suite=evaluate, evaluate=judge)
+    _write(found, html, csv)
+    _print(found, markdown=markdown, json=json)
+    for path in (html, csv):
+        if path and not quiet:
+            console.say(f"Wrote {path}")
+
+
+def _check(html: Path | None, csv: Path | None, *, markdown: bool, json: bool) -> None:
+    """Refuse what cannot be done, before anything is read.
+
+    Raises:
+        RequestError: all of it.
+    """
+    mistakes = [
+        f"{path}: {path.parent} is no folder. Make it, or write elsewhere."
+        for path in (html, csv)
+        if path and not path.parent.is_dir()
+    ]
+    mistakes += [f"{path}: a folder. Name a file." for path in (html, csv) if path and path.is_dir()]
+    if markdown and json:
+        mistakes.append("--markdown and --json: only one of them can be printed. Choose one.")
+    if html and html == csv:
+        mistakes.append(f"--html and --csv: both are {html}. Name two files.")
+    if mistakes:
+        raise RequestError("\n".join(mistakes))
+
+
+@contextlib.contextmanager
+def _judge(
+    suite: str, device: str, threads: int | None, *, quiet: bool
+) -> Iterator[Callable[[str], tuple[Side, Divergence | None]]]:
+    from compress import pipeline
+    from compress.cli.apply import found
+
+    with console.watching(quiet=quiet) as watch:
+        yield functools.partial(
+            pipeline.evaluate, suite=suite, device=found(device), threads=threads, watch=watch
+        )
+
+
+def _write(found: Comparison, html: Path | None, csv: Path | None) -> None:
+    if html:
+        from compress.report.compared import page
+
+        storage.write_text(html, page.render(found))
+    if csv:
+        from compress.report.compared.files import as_csv
+
+        storage.write_text(csv, as_csv(found))
+
+
+def _print(found: Comparison, *, markdown: bool, json: bool) -> None:
+    from compress.report.compared import files
+
+    if json:
+        console.emit_json(found.as_dict())
+    elif markdown:
+        console.emit(files.markdown(found))
+    else:
+        _tell(found)
+
+
+def _tell(found: Comparison) -> None:
+    from compress.report.compared import cells, tables
+
+    console.emit(console.printable("\n".join(cells.sentences(found))))
+    console.show(console.text_table(tables.number_table(found)))
+    for line in (*cells.refusals(found), *tables.notes(found)):
+        console.emit(console.printable(line))
+    flips = tables.flip_table(found)
+    shown = dataclasses.replace(flips, rows=flips.rows[:_FLIPS])
+    for table in (
+        tables.part_table(found),
+        tables.pair_table(found),
+        tables.recipe_table(found),
+        tables.made_by_table(found),
+        shown,
+    ):
+        if table.rows:
+            console.show(console.text_table(table))
+    if len(flips.rows) > _FLIPS:
+        console.emit(f"and {len(flips.rows) - _FLIPS:,} more items; the page lists all of them")

@@ -1,0 +1,74 @@
+"""Artifacts side by side, all of it together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from compress.compare import locks, paired, sides
+from compress.compare.measures import front, measures
+from compress.compare.sides import Artifact, Evaluate
+from compress.results.comparison import Comparison, Entry, Prompt
+
+
+def compare(
+    folders: Sequence[Path], *, suite: str = "", evaluate: Evaluate | None = None
+) -> Comparison:
+    """Put finished artifacts, or any model folders, side by side.
+
+    Args:
+        folders: one or more; each goes by the name of its folder.
+        suite: the name of what `evaluate` measures by.
+        evaluate: judges one folder now, instead of reading what its run found.
+
+    Raises:
+        ArtifactError: folders that are missing or no artifacts, records of another version, and
+            names that two of them share, all at once.
+    """
+    artifacts = sides.read(folders)
+    if evaluate:
+        artifacts = [sides.judged(one, evaluate) for one in artifacts]
+    found = measures(artifacts)
+    return Comparison(
+        artifacts=tuple(_entry(one) for one in artifacts),
+        measures=found,
+        front=front(found),
+        recipe=locks.asked(artifacts),
+        made_by=locks.made_by(artifacts),
+        pairs=tuple(paired.pairs(artifacts, found)),
+        flipped=tuple(paired.flipped(artifacts, found)),
+        prompts=tuple(_prompts(artifacts)),
+        suite=suite,
+    )
+
+
+def _entry(artifact: Artifact) -> Entry:
+    made, measured, kl = artifact.made, artifact.measured, artifact.divergence
+    entry = Entry(
+        artifact.name, str(artifact.folder), artifact.format, made.recipe if made else "",
+        made.teacher if made else "", artifact.size_bytes, artifact.parts_bytes,
+        notes=artifact.notes,
+    )  # fmt: skip
+    if measured:
+        entry = replace(entry, hardware=measured.hardware, date=measured.date)
+    if kl:
+        edges, counts = kl.histogram_edges, kl.histogram_counts
+        entry = replace(entry, histogram_edges=edges, histogram_counts=counts)
+    return entry
+
+
+def _prompts(artifacts: Sequence[Artifact]) -> Iterator[Prompt]:
+    """Every prompt that an artifact has answered, in the order in which they are met."""
+    said = {one.name: one.results.samples for one in artifacts if one.results}
+    met = dict.fromkeys(sample.prompt for samples in said.values() for sample in samples)
+    for prompt in met:
+        theirs = {
+            who: sample
+            for who, samples in said.items()
+            for sample in samples
+            if sample.prompt == prompt
+        }
+        teachers = {sample.teacher for sample in theirs.values()}
+        answers = {who: sample.student for who, sample in theirs.items()}
+        yield Prompt(prompt, teachers.pop() if len(teachers) == 1 else None, answers)

@@ -1,0 +1,165 @@
+"""Every table of a comparison, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from compress.report import numbers
+from compress.report.compared import cells
+from compress.report.numbers import NONE
+from compress.report.rows import Table
+from compress.results.comparison import Comparison, Field, Measure, Pair
+
+PARTS = {  # as the page shows them: which of the parts of `SizePart` they hold
+    "block linears": ("block linears",),
+    "head and embedding": ("head", "embedding"),
+    "rest": ("norms and biases", "other files"),
+}
+SURE = 0.05  # p values below it are told as differences
+NOT_RANKED = "≠"  # behind a number whose column is not compared
+BEST = "★"
+
+
+def parts(comparison: Comparison) -> dict[str, dict[str, int]]:
+    """Bytes by artifact and part."""
+    return {
+        entry.name: {
+            part: sum(entry.parts_bytes.get(one, 0) for one in inside)
+            for part, inside in PARTS.items()
+        }
+        for entry in comparison.artifacts
+    }
+
+
+def part_table(comparison: Comparison) -> Table:
+    """Size by part, a row each artifact."""
+    rows = tuple(
+        (
+            name,
+            *(numbers.size(count) for count in found.values()),
+            numbers.size(sum(found.values())),
+        )
+        for name, found in parts(comparison).items()
+    )
+    return Table(("artifact", *PARTS, "together"), rows)
+
+
+def number_table(comparison: Comparison) -> Table:
+    """Every measure (rows) of every artifact (columns); the best of each row is marked."""
+    rows = tuple(
+        (_label(measure), *(marked(measure, name) for name in comparison.names))
+        for measure in comparison.measures
+    )
+    return Table(("", *comparison.names), rows)
+
+
+def marked(measure: Measure, name: str) -> str:
+    """A cell of a column: with a star where it is the best, crossed where nothing is compared."""
+    text = cells.number(measure, measure.numbers.get(name))
+    if name not in measure.numbers or not measure.numbers[name].protocol:
+        return text + (f" {BEST}" if name in bests(measure) else "")
+    if not measure.comparable:
+        return f"{text} {NOT_RANKED}"
+    return f"{text} {BEST}" if name in bests(measure) else text
+
+
+def bests(measure: Measure) -> tuple[str, ...]:
+    """Who is the best of a column, as its cells tell it; none where all are alike."""
+    told = {name: cells.number(measure, measure.numbers[name]) for name in measure.ranking}
+    if len(set(told.values())) < 2:
+        return ()
+    return tuple(name for name, text in told.items() if text == told[measure.ranking[0]])
+
+
+def protocol_table(comparison: Comparison) -> Table:
+    """How each measure was taken; where that differs, who measured how."""
+    rows = tuple(
+        (
+            measure.label,
+            cells.protocol(measure)
+            if measure.comparable
+            else "; ".join(f"{field.name}: {cells.shares(field)}" for field in measure.differs),
+        )
+        for measure in comparison.measures
+        if any(number.protocol for number in measure.numbers.values())
+    )
+    return Table(("measure", "measured on"), rows, words=2)
+
+
+def recipe_table(comparison: Comparison, *, whole: bool = False) -> Table:
+    """What differs in the recipes; without `whole` only what two that have the field do not share.
+
+    A stage that not all have differs in all of its fields: the first row, `stages`, says that.
+    """
+    fields = [field for field in comparison.recipe if whole or _tells(field)]
+    return _field_table(comparison, fields)
+
+
+def made_by_table(comparison: Comparison) -> Table:
+    """What else decided the runs."""
+    return _field_table(comparison, comparison.made_by)
+
+
+def pair_table(comparison: Comparison) -> Table:
+    """Two artifacts on one task, item by item."""
+    rows = tuple(
+        (
+            pair.task.replace("_", " "), f"{pair.first} : {pair.second}", f"{pair.items:,}",
+            f"{pair.first_alone} : {pair.second_alone}", f"{pair.p_value:.3f}", _verdict(pair),
+        )
+        for pair in comparison.pairs
+    )  # fmt: skip
+    header = ("task", "who", "items", "right alone", "p", "what that says")
+    return Table(header, rows, words=2)
+
+
+def flip_table(comparison: Comparison) -> Table:
+    """Every item that not all answer alike."""
+    names = [name for name in comparison.names if any(name in f.answers for f in comparison.flipped)]
+    rows = tuple(
+        (
+            f"{flip.task.replace('_', ' ')} {flip.item + 1}", flip.question or NONE,
+            flip.expected or NONE, *(_answer(flip.answers, flip.right, name) for name in names),
+        )
+        for flip in comparison.flipped
+    )  # fmt: skip
+    return Table(("item", "question", "right answer", *names), rows, words=3 + len(names))
+
+
+def notes(comparison: Comparison) -> Iterator[str]:
+    """What has to be known of single artifacts."""
+    for entry in comparison.artifacts:
+        for note in entry.notes:
+            yield f"{entry.name}: {note}"
+
+
+def _label(measure: Measure) -> str:
+    unit = cells.unit(measure)
+    return f"{measure.label}, {unit}" if unit else measure.label
+
+
+def _field_table(comparison: Comparison, fields: Sequence[Field]) -> Table:
+    names = [name for name in comparison.names if any(name in field.values for field in fields)]
+    rows = tuple(
+        (field.name, *(cells.value(field.values.get(name, NONE)) for name in names))
+        for field in fields
+    )
+    return Table(("field", *names), rows, words=1 + len(names))
+
+
+def _tells(field: Field) -> bool:
+    there = [str(value) for value in field.values.values() if value != NONE]
+    return len(set(there)) > 1
+
+
+def _verdict(pair: Pair) -> str:
+    if pair.p_value >= SURE:
+        return "no difference is shown"
+    better = pair.first if pair.first_alone > pair.second_alone else pair.second
+    return f"{better} is right more often"
+
+
+def _answer(answers: dict[str, str], right: dict[str, bool], name: str) -> str:
+    if name not in answers:
+        return NONE
+    return f"{'✓' if right[name] else '✗'} {answers[name]}"
