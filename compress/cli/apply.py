@@ -204,6 +204,11 @@ def _locked_device(recipe: Recipe, device: str) -> str:
 
 
 def found(device: str) -> str:
+    """The device that one of `--device` means here.
+
+    Raises:
+        RequestError: CUDA is asked for, and torch finds none.
+    """
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():

@@ -77,7 +77,9 @@ def _check(html: Path | None, csv: Path | None, *, markdown: bool, json: bool) -
         for path in (html, csv)
         if path and not path.parent.is_dir()
     ]
-    mistakes += [f"{path}: a folder. Name a file." for path in (html, csv) if path and path.is_dir()]
+    mistakes += [
+        f"{path}: a folder. Name a file." for path in (html, csv) if path and path.is_dir()
+    ]
     if markdown and json:
         mistakes.append("--markdown and --json: only one of them can be printed. Choose one.")
     if html and html == csv:

@@ -24,9 +24,7 @@ def made_by(artifacts: Sequence[Artifact]) -> tuple[Field, ...]:
     facts = {}
     for one in artifacts:
         resolved = {
-            key: value
-            for key, value in one.lock.get(_RESOLVED, {}).items()
-            if key not in _REPEATED
+            key: value for key, value in one.lock.get(_RESOLVED, {}).items() if key not in _REPEATED
         }
         if one.measured:
             resolved["hardware"] = one.measured.hardware

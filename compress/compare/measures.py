@@ -188,7 +188,7 @@ def _speed(artifact: Artifact) -> Iterator[tuple[str, Number]]:
     if (measured := artifact.measured) is None:
         return
     made = artifact.made
-    machine = {"hardware": measured.hardware}
+    machine: dict[str, Any] = {"hardware": measured.hardware}
     machine |= {"device": made.device, "threads": made.threads} if made else {}
     for name in ("decode_tokens_per_second", "prefill_tokens_per_second", "ttft_seconds"):
         if (value := getattr(measured, name)) is not None:

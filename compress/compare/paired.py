@@ -57,7 +57,7 @@ def mcnemar(first_alone: int, second_alone: int) -> float:
     """
     n, fewer = first_alone + second_alone, min(first_alone, second_alone)
     tail = sum(math.comb(n, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return float(min(1.0, 2 * tail / 2**n))
 
 
 def _kept(

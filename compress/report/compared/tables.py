@@ -115,13 +115,14 @@ def pair_table(comparison: Comparison) -> Table:
 
 def flip_table(comparison: Comparison) -> Table:
     """Every item that not all answer alike."""
-    names = [name for name in comparison.names if any(name in f.answers for f in comparison.flipped)]
+    flips = comparison.flipped
+    names = [name for name in comparison.names if any(name in flip.answers for flip in flips)]
     rows = tuple(
         (
             f"{flip.task.replace('_', ' ')} {flip.item + 1}", flip.question or NONE,
             flip.expected or NONE, *(_answer(flip.answers, flip.right, name) for name in names),
         )
-        for flip in comparison.flipped
+        for flip in flips
     )  # fmt: skip
     return Table(("item", "question", "right answer", *names), rows, words=3 + len(names))
 
