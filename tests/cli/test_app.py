@@ -37,6 +37,10 @@ FLAGS = {
     },
     "export": {"ARTIFACT", "--format", "--out", "--output", "--json", "--quiet"},
     "diff": {"A", "B", "--rehash", "--json"},
+    "compare": {
+        "ARTIFACT…", "--html", "--csv", "--markdown", "--json", "--evaluate", "--device",
+        "--threads", "--quiet",
+    },
     "report": {"DIR"},
     "env": {"--json"},
     "recipes": set(),

@@ -77,18 +77,18 @@
   }
 
   // Beside its point, where no other name stands yet.
-  function placed(text, x, y, width, taken) {
+  function placed(text, x, y, left, width, taken) {
     const wide = text.length * 7.4 + 4;
     const spots = [[10, 4, "start"], [-10, 4, "end"], [0, -12, "middle"], [0, 22, "middle"],
       [10, -12, "start"], [10, 20, "start"], [-10, -12, "end"], [-10, 20, "end"],
       [0, -28, "middle"], [0, 38, "middle"]];
     const boxes = spots.map(([dx, dy, anchor]) => {
-      const left = x + dx - { start: 0, end: wide, middle: wide / 2 }[anchor];
-      return { dx, dy, anchor, left, right: left + wide, top: y + dy - 12, bottom: y + dy + 4 };
+      const from = x + dx - { start: 0, end: wide, middle: wide / 2 }[anchor];
+      return { dx, dy, anchor, left: from, right: from + wide, top: y + dy - 12, bottom: y + dy + 4 };
     });
-    const free = boxes.find((box) => box.left >= 0 && box.right <= width && !taken.some((other) =>
+    const free = boxes.find((box) => box.left >= left && box.right <= width && !taken.some((other) =>
       box.left < other.right && other.left < box.right && box.top < other.bottom && other.top < box.bottom));
-    const box = free || boxes.find((one) => one.left >= 0 && one.right <= width) || boxes[0];
+    const box = free || boxes.find((one) => one.left >= left && one.right <= width) || boxes[0];
     taken.push(box);
     return box;
   }
@@ -143,7 +143,7 @@
       const on = front.includes(point);
       const numbers = measures.map((m) => `${m.label} ${point.texts[m.name].trim()}`).join(", ");
       const name = point.name.length > 24 ? `${point.name.slice(0, 23)}…` : point.name;
-      const spot = placed(name, x, y, width, taken);
+      const spot = placed(name, x, y, left, width, taken);
       const link = element("a", { class: on ? "point on" : "point", href: `#artifact-${point.index}`,
         "aria-label": `${point.name}: ${numbers}${on ? "; on the front" : ""}` },
         element("circle", { class: "hit", cx: x, cy: y, r: 14 }),

@@ -1,0 +1,49 @@
+"""`compress compare` as it is typed."""
+
+import json
+
+import pytest
+from contenders import three
+
+from compress.cli.app import run
+
+
+@pytest.fixture
+def folders(tiny_llama, tmp_path):
+    return list(map(str, three(tiny_llama, tmp_path)))
+
+
+def test_the_terminal_shows_one_table_and_who_differs_in_what(folders, capsys):
+    assert run(["compare", *folders]) == 0
+    out = capsys.readouterr().out
+    assert "9.50 ★" in out
+    assert "Not compared: decode" in out
+    assert "What is rain" not in out
+
+
+def test_files_are_written_beside_what_is_printed(folders, tmp_path, capsys):
+    page, numbers = tmp_path / "page.html", tmp_path / "numbers.csv"
+    arguments = ["--html", str(page), "--csv", str(numbers), "--json"]
+    assert run(["compare", *folders, *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["schema_version"] == 1
+    assert page.read_text().startswith("<!doctype html>")
+    assert numbers.read_text().startswith("artifact,folder,measure")
+
+
+def test_markdown_is_printed(folders, capsys):
+    assert run(["compare", *folders, "--markdown"]) == 0
+    assert capsys.readouterr().out.startswith("# small, good and other")
+
+
+def test_what_cannot_be_done_is_said_all_at_once_with_exit_2(folders, tmp_path, capsys):
+    page = str(tmp_path / "none" / "page.html")
+    assert run(["compare", *folders, "--html", page, "--json", "--markdown"]) == 2
+    told = capsys.readouterr().err
+    assert "is no folder" in told
+    assert "only one of them can be printed" in told
+
+
+def test_no_folder_and_a_missing_one_are_exit_2(capsys):
+    assert run(["compare"]) == 2
+    assert run(["compare", "nowhere"]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err

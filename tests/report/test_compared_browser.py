@@ -1,0 +1,125 @@
+"""The compare page in a real browser: headless Chromium, light and dark, wide and narrow."""
+
+import shutil
+
+import pytest
+from contenders import three
+
+from compress.compare import compare
+from compress.report.compared import page as pages
+
+pytestmark = pytest.mark.slow
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+RATIOS = """() => {
+  const lum = c => { const p = c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * p[0] + 0.7152 * p[1] + 0.0722 * p[2]; };
+  const back = e => { for (; e; e = e.parentElement) {
+    const c = getComputedStyle(e).backgroundColor;
+    if (!/, 0\\)$|transparent/.test(c)) return c; } return 'rgb(255, 255, 255)'; };
+  const found = [];
+  for (const e of document.querySelectorAll('body *')) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
+    if (!e.getClientRects().length || e.closest('script')) continue;
+    const style = getComputedStyle(e);
+    const ink = e instanceof SVGElement ? style.fill : style.color;
+    const [a, b] = [lum(ink), lum(back(e))].sort((x, y) => y - x);
+    found.push([(a + 0.05) / (b + 0.05), e.tagName, e.textContent.trim().slice(0, 40)]);
+  }
+  return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def address(tiny_llama, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    path = folder / "compare.html"
+    path.write_text(pages.render(compare(three(tiny_llama, folder))), encoding="utf-8")
+    return path.as_uri()
+
+
+@pytest.fixture
+def look(browser, address):
+    opened = []
+
+    def open_page(width=1440, scheme="light"):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.requests, page.complaints = [], []
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.goto(address)
+        opened.append(page)
+        return page
+
+    yield open_page
+    for page in opened:
+        page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_page_is_quiet_alone_readable_and_never_wider_than_its_window(
+    look, address, width, scheme
+):
+    page = look(width, scheme)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.complaints == []
+    assert [url for url in page.requests if not url.startswith("data:")] == [address]
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert [found for found in page.evaluate(RATIOS) if found[0] < 4.5] == []
+
+
+def test_points_are_told_on_hover_and_focus_and_lead_to_their_rows(look):
+    page = look()
+    points = page.locator("#plot a.point")
+    assert points.count() == 3
+    points.nth(1).hover()
+    assert page.locator(".tip").inner_text().startswith("good")
+    page.mouse.move(0, 0)
+    assert page.locator(".tip").is_hidden()
+    points.nth(0).focus()
+    assert page.locator(".tip").inner_text().startswith("small")
+    page.keyboard.press("Enter")
+    assert page.locator("tr.picked").get_attribute("id") == "artifact-0"
+    assert page.evaluate("document.activeElement.id") == "artifact-0"
+
+
+def test_axes_can_be_chosen_but_not_those_that_are_not_compared(look):
+    page = look(390)
+    page.select_option("#axis-y", "perplexity")
+    assert "perplexity 10.00" in page.locator("#plot a.point").first.get_attribute("aria-label")
+    disabled = page.locator("#axis-x option:disabled").all_inner_texts()
+    assert "decode (not compared)" in disabled
+    assert page.locator("#front").inner_text() == "On the front: good."
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_table_sorts_by_a_column_and_back(look, width):
+    page = look(width)
+    button = page.get_by_role("button", name="perplexity")
+    names = page.locator("#table tbody th")
+    button.click()
+    assert [text.split()[0] for text in names.all_inner_texts()] == ["good", "other", "small"]
+    assert page.locator("th[aria-sort=ascending]").count() == 1
+    button.click()
+    assert [text.split()[0] for text in names.all_inner_texts()] == ["small", "other", "good"]
+
+
+def test_the_printed_page_is_light_and_shows_flipped_answers(look):
+    page = look(scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.locator(".flips").bounding_box()["height"] > 50
