@@ -47,7 +47,7 @@ def test_only_what_can_be_ranked_is_called_best(comparison):
     decode = comparison.measure("decode_tokens_per_second")
     assert tables.marked(decode, "small") == "120 tokens/s ≠"
     assert tables.marked(comparison.measure("perplexity"), "good") == "9.50 ★"
-    assert tables.bests(comparison.measure("size_bytes")) == ()  # all of one size
+    assert cells.bests(comparison.measure("size_bytes")) == ()  # all of one size
 
 
 def test_csv_has_a_number_a_row_beside_its_protocol(comparison):

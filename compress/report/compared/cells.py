@@ -49,6 +49,14 @@ def unit(measure: Measure) -> str:
     return "nats" if measure.unit == "nats" else ""
 
 
+def bests(measure: Measure) -> tuple[str, ...]:
+    """Who is the best of a column, as its cells tell it; none where all are alike."""
+    told = {name: number(measure, measure.numbers[name]) for name in measure.ranking}
+    if len(set(told.values())) < 2:
+        return ()
+    return tuple(name for name, text in told.items() if text == told[measure.ranking[0]])
+
+
 def protocol(measure: Measure) -> str:
     """How the numbers of a column were measured, where all were measured alike."""
     first = next(iter(measure.numbers.values()))
@@ -105,13 +113,16 @@ def sentences(comparison: Comparison) -> list[str]:
     """The comparison in a few plain sentences; only what can be ranked is called best."""
     said = []
     if (size := comparison.measure("size_bytes")) and size.ranking:
-        least = size.ranking[0]
-        said.append(f"The smallest is {least} ({number(size, size.numbers[least])}).")
+        told = number(size, size.numbers[size.ranking[0]])
+        least = bests(size)
+        said.append(
+            f"The smallest: {listed(least)} ({told})." if least else f"All have the size {told}."
+        )
     front = comparison.front
     if front and (quality := comparison.measure(front.y)):
         best = quality.ranking[0]
         told = f"{number(quality, quality.numbers[best])} {unit(quality)}".strip()
-        said.append(f"The best in {quality.label} is {best} ({told}).")
+        said.append(f"The best in {quality.label}: {listed(bests(quality) or (best,))} ({told}).")
         said.append(f"On the front of size and {quality.label}: {listed(front.names)}.")
     if refused := [one.label for one in comparison.measures if not one.comparable]:
         said.append(f"Measured differently, and so not compared: {listed(refused)}.")

@@ -57,18 +57,10 @@ def marked(measure: Measure, name: str) -> str:
     """A cell of a column: with a star where it is the best, crossed where nothing is compared."""
     text = cells.number(measure, measure.numbers.get(name))
     if name not in measure.numbers or not measure.numbers[name].protocol:
-        return text + (f" {BEST}" if name in bests(measure) else "")
+        return text + (f" {BEST}" if name in cells.bests(measure) else "")
     if not measure.comparable:
         return f"{text} {NOT_RANKED}"
-    return f"{text} {BEST}" if name in bests(measure) else text
-
-
-def bests(measure: Measure) -> tuple[str, ...]:
-    """Who is the best of a column, as its cells tell it; none where all are alike."""
-    told = {name: cells.number(measure, measure.numbers[name]) for name in measure.ranking}
-    if len(set(told.values())) < 2:
-        return ()
-    return tuple(name for name, text in told.items() if text == told[measure.ranking[0]])
+    return f"{text} {BEST}" if name in cells.bests(measure) else text
 
 
 def protocol_table(comparison: Comparison) -> Table:
@@ -104,13 +96,13 @@ def pair_table(comparison: Comparison) -> Table:
     """Two artifacts on one task, item by item."""
     rows = tuple(
         (
-            pair.task.replace("_", " "), f"{pair.first} : {pair.second}", f"{pair.items:,}",
-            f"{pair.first_alone} : {pair.second_alone}", f"{pair.p_value:.3f}", _verdict(pair),
+            pair.task.replace("_", " "), f"{pair.first} : {pair.second}", _verdict(pair),
+            f"{pair.items:,}", f"{pair.first_alone} : {pair.second_alone}", f"{pair.p_value:.3f}",
         )
         for pair in comparison.pairs
     )  # fmt: skip
-    header = ("task", "who", "items", "right alone", "p", "what that says")
-    return Table(header, rows, words=2)
+    header = ("task", "who", "what that says", "items", "right alone", "p")
+    return Table(header, rows, words=3)
 
 
 def flip_table(comparison: Comparison) -> Table:
