@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from contenders import three
+from contenders import copies, found, put, three
 
 from compress.compare import compare
 from compress.report.compared import cells, files, page, tables
@@ -48,6 +48,15 @@ def test_only_what_can_be_ranked_is_called_best(comparison):
     assert tables.marked(decode, "small") == "120 tokens/s ≠"
     assert tables.marked(comparison.measure("perplexity"), "good") == "9.50 ★"
     assert cells.bests(comparison.measure("size_bytes")) == ()  # all of one size
+
+
+def test_equal_numbers_have_no_best(tiny_llama, tmp_path):
+    twins = copies(tiny_llama, tmp_path, "a b")
+    said = cells.sentences(compare([put(twin, found()) for twin in twins]))
+    assert said[0].startswith("All have the size ")
+    assert said[1:] == [
+        "All have the same KL, mean (0.100 nats).", "On the front of size and KL, mean: a and b."
+    ]  # fmt: skip
 
 
 def test_csv_has_a_number_a_row_beside_its_protocol(comparison):

@@ -122,7 +122,12 @@ def sentences(comparison: Comparison) -> list[str]:
     if front and (quality := comparison.measure(front.y)):
         best = quality.ranking[0]
         told = f"{number(quality, quality.numbers[best])} {unit(quality)}".strip()
-        said.append(f"The best in {quality.label}: {listed(bests(quality) or (best,))} ({told}).")
+        named = bests(quality)
+        said.append(
+            f"The best in {quality.label}: {listed(named)} ({told})."
+            if named
+            else f"All have the same {quality.label} ({told})."
+        )
         said.append(f"On the front of size and {quality.label}: {listed(front.names)}.")
     if refused := [one.label for one in comparison.measures if not one.comparable]:
         said.append(f"Measured differently, and so not compared: {listed(refused)}.")
