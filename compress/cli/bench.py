@@ -11,7 +11,7 @@ import typer
 
 from compress.cli import console
 from compress.cli.apply import Json, Threads
-from compress.cli.serve import Artifact, Draft, Dtype, KVCache
+from compress.cli.serve import Artifact, Device, Draft, Dtype, KVCache
 from compress.report import numbers
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def bench(
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=2, help="Of an answer.")] = 128,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Repetitions; the median counts.")] = 3,
     threads: Threads = None,
+    device: Device = "cpu",
     dtype: Dtype = "bfloat16",
     kv_cache: KVCache = "auto",
     json: Json = False,
@@ -41,7 +42,7 @@ def bench(
 
     engine = Engine.open(
         folder, threads=threads, dtype=dtype, kv_cache=kv_cache, max_running=max(batch, 1),
-        speculate=draft is not None, draft=draft,
+        speculate=draft is not None, draft=draft, device=device,
     )  # fmt: skip
     next(engine.generate([1], max_new_tokens=1))
     startup = time.time() - console.process_began()
@@ -60,7 +61,8 @@ def headline(folder: Path, found: Bench) -> str:
     """What was timed, in one line."""
     many = f", {found.batch} requests at once" if found.batch > 1 else ""
     threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
-    return f"{folder}: {found.format}, {found.dtype}, {threads}{many}"
+    where = threads if found.device == "cpu" else found.device
+    return f"{folder}: {found.format}, {found.dtype}, {where}{many}"
 
 
 def facts(found: Bench, startup_seconds: float) -> dict[str, str]:

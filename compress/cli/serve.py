@@ -44,6 +44,11 @@ KVCache = Annotated[
     typer.Option("--kv-cache", help="Keys and values: as the artifact says, or a byte each."),
 ]
 
+Device = Annotated[
+    Literal["cpu", "cuda"],
+    typer.Option("--device", help="Where to compute; CUDA was not measured."),
+]
+
 
 def generate(
     folder: Artifact,
@@ -66,11 +71,12 @@ def generate(
         typer.Option("--raw", help="Continue the text as it stands, without the chat template."),
     ] = False,
     threads: Threads = None,
+    device: Device = "cpu",
 ) -> None:
     """Answer one prompt, streamed as it comes."""
     from compress.runtime.engine import Engine
 
-    engine = Engine.open(folder, threads=threads)
+    engine = Engine.open(folder, threads=threads, device=device)
     pieces = engine.generate(
         engine.tokenizer.encode(prompt) if raw else prompt,
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
@@ -100,6 +106,7 @@ def serve(
         int, typer.Option("--max-running", min=1, help="Requests that are answered at once.")
     ] = 32,
     threads: Threads = None,
+    device: Device = "cpu",
     dtype: Dtype = "bfloat16",
     kv_cache: KVCache = "auto",
     speculate: Annotated[
@@ -132,7 +139,7 @@ def serve(
                     refuse_changed(one)
                 engine = Engine.open(
                     model, threads=threads, dtype=dtype, kv_cache=kv_cache,
-                    max_running=max_running, draft=draft, speculate=speculate,
+                    max_running=max_running, draft=draft, speculate=speculate, device=device,
                 )  # fmt: skip
                 collect(engine.generate([0], max_new_tokens=2))  # its steps are compiled on use
                 return engine

@@ -43,6 +43,11 @@ class Inputs:
     scale: float | None = None  # of all inputs, known beforehand; None: one for each row
     group_size: int = 0  # columns of a row that share a scale; 0: all
 
+    def on(self, device: str) -> Inputs:
+        """The same on a device."""
+        columns = self.columns
+        return self if columns is None else replace(self, columns=columns.to(device))
+
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         """X Wᵀ of rounded inputs [..., I] and a dense weight [O, I]: [..., O] float32.
 

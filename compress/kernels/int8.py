@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from compress.kernels.activations import Inputs, int8_steps, parted
 from compress.kernels.grid import Rounded, round_to_nearest, storable
 
 _MIDDLE = 128  # the code of zero
+_CUDA_ROWS = 32  # a multiple of which products on a GPU get: they refuse 16 and fewer
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Int8Matrix:
     def rows(self, which: Tensor | slice) -> Tensor:
         """Rows of the weight as what their codes stand for, [n, I] float32."""
         return self.codes[which].float().mul_(self.scale[which, None])
+
+    def on(self, device: str) -> Int8Matrix:
+        """The same on a device."""
+        return Int8Matrix(self.codes.to(device), self.scale.to(device), self.inputs.on(device))
 
     @property
     def nbytes(self) -> int:
@@ -72,8 +77,12 @@ def product(rounded: Rounded) -> Int8Matrix | Inputs | None:
 
 def integer_product(x: Tensor, weight: Tensor) -> Tensor:
     """X Wᵀ of int8 [N, I] and [O, I], exact: [N, O] int32."""
-    y: Tensor = torch._int_mm(x, weight.T)
-    return y
+    if x.is_cpu:
+        return torch._int_mm(x, weight.T)
+    if weight.shape[0] % 8 or weight.shape[1] % 8:  # cuBLAS refuses them; these sums are exact too
+        return (x.double() @ weight.T.double()).int()
+    filled = pad(x, (0, 0, 0, -len(x) % _CUDA_ROWS))
+    return torch._int_mm(filled, weight.T)[: len(x)]
 
 
 def round_rows(weight: Tensor) -> Rounded:

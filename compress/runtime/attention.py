@@ -73,20 +73,23 @@ def attend(
         scores = scores.unflatten(1, part.shape[1:3])
         if cap is not None:
             scores = cap * torch.tanh(scores / cap)
-        scores += _hidden(part.shape[2], first, stop, window)
+        scores += _hidden(part.shape[2], first, stop, window, scores.device)
         shares = scores.softmax(-1).to(values.dtype).flatten(1, 2)
         mixed.append((shares @ values[:, first:stop]).unflatten(1, part.shape[1:3]))
     return torch.cat(mixed, dim=2).flatten(0, 1).transpose(0, 1).reshape(tokens, heads * width)
 
 
-def _hidden(tokens: int, first: int, stop: int, window: int | None) -> Tensor:
+def _hidden(tokens: int, first: int, stop: int, window: int | None, device: torch.device) -> Tensor:
     """What is added to scores of keys from `first`, for the tokens before `stop`: 0 or -∞."""
-    seen = visible(tokens, stop, window)[:, first:]
-    return torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+    seen = visible(tokens, stop, window, device)[:, first:]
+    return torch.zeros(seen.shape, device=device).masked_fill_(~seen, -torch.inf)
 
 
-def visible(tokens: int, total: int, window: int | None) -> Tensor:
+def visible(
+    tokens: int, total: int, window: int | None, device: torch.device | None = None
+) -> Tensor:
     """Which of `total` keys each of the last `tokens` positions sees, [T, S] bool."""
-    key, query = torch.arange(total), torch.arange(total - tokens, total)[:, None]
+    key = torch.arange(total, device=device)
+    query = key[total - tokens :, None]
     seen = key <= query
     return seen if window is None else seen & (key > query - window)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,16 +17,26 @@ from compress.runtime.scheduler import Span
 class Batch:
     """N tokens of R requests. Requests may share pages that this very step fills.
 
-    So keys and values of all tokens are to be written before those of any are read.
+    So keys and values of all tokens are to be written before those of any are read. `starts` and
+    `lengths` are read by Python and stay on the CPU; the others are used where the weights are.
     """
+
+    ON_DEVICE: ClassVar = ("ids", "positions", "owners", "tables", "slots", "wanted")
 
     ids: Tensor  # [N] int64
     positions: Tensor  # [N] int64
+    owners: Tensor  # [N] int32: the request of each token
     starts: Tensor  # [R + 1] int32: tokens of request r are starts[r]:starts[r + 1]
     lengths: Tensor  # [R] int32: tokens in its pages after this step
     tables: Tensor  # [R, P] int32: the page of every PAGE_TOKENS tokens, 0 where unused
     slots: Tensor  # [N] int64, page * PAGE_TOKENS + offset: where keys and values of a token go
     wanted: Tensor  # [M] int64: rows whose hidden states are wanted
+
+    def on(self, device: str) -> Batch:
+        """The same on a device: the only place where a step goes there."""
+        if device == "cpu":
+            return self
+        return replace(self, **{name: getattr(self, name).to(device) for name in self.ON_DEVICE})
 
 
 def gather(spans: Sequence[Span]) -> Batch:
@@ -33,6 +44,7 @@ def gather(spans: Sequence[Span]) -> Batch:
     ids = [token for span in spans for token in span.ids]
     counts = torch.tensor([0, *(len(span.ids) for span in spans)], dtype=torch.int32)
     starts = counts.cumsum(0, dtype=torch.int32)
+    owners = [number for number, span in enumerate(spans) for _ in span.ids]
     ends = [span.start + len(span.ids) for span in spans]
     widest = max(len(span.pages) for span in spans)
     tables = [[*span.pages, *[0] * (widest - len(span.pages))] for span in spans]
@@ -50,6 +62,7 @@ def gather(spans: Sequence[Span]) -> Batch:
     return Batch(
         ids=torch.tensor(ids),
         positions=torch.tensor([at for positions in ranges for at in positions]),
+        owners=torch.tensor(owners, dtype=torch.int32),
         starts=starts,
         lengths=torch.tensor(ends, dtype=torch.int32),
         tables=torch.tensor(tables, dtype=torch.int32),

@@ -19,7 +19,7 @@ from torch import Tensor
 from compress.runtime.engine import Engine
 from compress.runtime.request import Request
 
-ROOF_BYTES = 128 * 1024**2  # well beyond any cache
+ROOF_BYTES = {"cpu": 128 * 1024**2, "cuda": 1024**3}  # well beyond any cache
 ROOF_SECONDS = 0.15
 _COLUMNS = 1024
 _SEED = 0
@@ -40,6 +40,7 @@ class Bench:
 
     format: str
     dtype: str
+    device: str
     threads: int
     batch: int  # requests at once
     prompt_tokens: int  # of what was timed for prefill and the first token
@@ -56,19 +57,20 @@ class Bench:
     roof_share: float
 
 
-def read_roof(seconds: float = ROOF_SECONDS) -> float:
+def read_roof(device: str = "cpu", seconds: float = ROOF_SECONDS) -> float:
     """Bytes a second that this machine was seen to read, the best of several ways to do so.
 
     Args:
+        device: whose memory is read.
         seconds: spent on it; other work on the machine lowers what is found.
     """
-    rows = torch.ones(ROOF_BYTES // 4 // _COLUMNS, _COLUMNS)
-    column = torch.ones(_COLUMNS)
+    rows = torch.ones(ROOF_BYTES[device] // 4 // _COLUMNS, _COLUMNS, device=device)
+    column = torch.ones(_COLUMNS, device=device)
     ways: tuple[Callable[[], Tensor], ...] = (lambda: rows @ column, rows.sum, rows.amax)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         for way in ways:
-            best = min(best, _seconds(way))
+            best = min(best, _seconds(way, device))
     return rows.nbytes / best
 
 
@@ -107,10 +109,10 @@ def measure(
     prefill = batch * prompt_tokens / _middle([run.seconds for run in prefills[1:]])
     decode = _middle([run.decode_tokens_per_second for run in answers[1:]])
     kv = batch * told.kv_bytes * (context_tokens + new_tokens / 2)
-    read, roof = told.read_bytes + kv, read_roof()
+    read, roof = told.read_bytes + kv, read_roof(told.device)
     steps = decode / batch
     return Bench(
-        format=told.format, dtype=told.dtype, threads=told.threads, batch=batch,
+        format=told.format, dtype=told.dtype, device=told.device, threads=told.threads, batch=batch,
         prompt_tokens=prompt_tokens, context_tokens=context_tokens, new_tokens=new_tokens,
         prefill_tokens_per_second=prefill, ttft_seconds=_middle(first),
         decode_tokens_per_second=decode,
@@ -165,7 +167,10 @@ def _middle(values: Sequence[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[], object], device: str) -> float:
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
     began = time.perf_counter()
     work()
+    wait()
     return time.perf_counter() - began

@@ -139,7 +139,7 @@ class Draft:
     def _write(self, writing: list[_Writing], spans: list[Span]) -> None:
         """Read the spans, then token after token what comes of them."""
         while True:
-            logits = self._model.next_logits(gather(spans), self._pages)
+            logits = self._model.next_logits(gather(spans), self._pages).cpu()
             if not len(logits):
                 return
             missing = self._vocab_size - logits.shape[-1]  # rows that only fill up a matrix
@@ -176,5 +176,5 @@ def open_draft(folder: Path, model: Model, tokenizer: Tokenizer, **room: int) ->
             f"{ours.get(text)} here; a draft needs the very tokens of the model it writes for. "
             "Take a student of the same teacher."
         )
-    small = Model(open_artifact(folder), model.dtype)
+    small = Model(open_artifact(folder), model.dtype, model.device)
     return Draft(small, vocab_size=model.vocab_size, **room)

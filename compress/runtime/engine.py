@@ -38,6 +38,7 @@ from compress.runtime.status import Description, Status
 from compress.runtime.stream import TextStream
 from compress.runtime.tokenizer import Prompt, Tokenizer, read_json
 
+DEVICES = ("cpu", "cuda")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 NO_CHAT = "This model has no chat template: a prompt is continued as it stands."
 
@@ -74,6 +75,7 @@ class Engine:
         *,
         threads: int | None = None,
         dtype: str = "bfloat16",
+        device: str = "cpu",
         context_tokens: int | None = None,
         kv_tokens: int | None = None,
         kv_cache: Literal["auto", "int8"] = "auto",
@@ -89,6 +91,7 @@ class Engine:
             folder: where it lies; nothing is written there.
             threads: compute threads; None leaves torch's own setting.
             dtype: bfloat16, with packed products; or float32, every weight expanded, for exactness.
+            device: where weights, keys and values are: cpu or cuda.
             context_tokens: of one request, prompt and answer; None for all that the model knows and
                 the pool holds.
             kv_tokens: whose keys and values there is room for, of all requests together; None for
@@ -105,11 +108,12 @@ class Engine:
 
         Raises:
             ArtifactError, ModelError: the folder is broken or holds a model that is not run here.
-            RequestError: a setting that is unknown or out of its range, or a draft with other
-                tokens.
+            RequestError: a setting that is unknown or out of its range, a device that is not
+                there, or a draft with other tokens.
         """
         if dtype not in DTYPES:
             raise RequestError(f"dtype: {dtype!r} is not run here. Use {' or '.join(DTYPES)}.")
+        check_device(device)
         if threads is not None:
             if threads < 1:
                 raise RequestError(f"threads: {threads} must be 1 or more.")
@@ -118,7 +122,7 @@ class Engine:
             raise RequestError("draft: given, but speculate is off. Leave one of them out.")
         folder = Path(folder)
         stored = open_artifact(folder)
-        model = Model(stored, DTYPES[dtype])
+        model = Model(stored, DTYPES[dtype], device)
         give_back_memory()
         told = limits(
             model, context_tokens=context_tokens, kv_tokens=kv_tokens, kv_cache=kv_cache,
@@ -258,6 +262,7 @@ class Engine:
             model_type=self._kind,
             format=self._format,
             dtype=str(self.model.dtype).removeprefix("torch."),
+            device=self.model.device,
             threads=self.model.threads,
             max_tokens=self.max_tokens,
             pool_tokens=self._ledger.pages * PAGE_TOKENS,
@@ -354,6 +359,21 @@ class Engine:
     def _grammars(self) -> Grammars:
         ends = sorted(self.stop_ids)
         return Grammars(self.tokenizer.to_json(), self.model.vocab_size, ends)
+
+
+def check_device(device: str) -> None:
+    """Check that weights can be there.
+
+    Raises:
+        RequestError: there is no such device.
+    """
+    if device not in DEVICES:
+        raise RequestError(f"device: {device!r} is not computed on. Use {' or '.join(DEVICES)}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RequestError(
+            f"device: cuda was asked for, and torch {torch.__version__} finds no CUDA device. Use "
+            "cpu, or install a CUDA build of torch."
+        )
 
 
 def collect(pieces: Iterable[Piece]) -> Piece:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from compress.errors import RequestError
 from compress.kernels.kv import KVScales
 from compress.runtime.ledger import PAGE_TOKENS
@@ -84,7 +86,13 @@ def _room(
         )
     if kv_tokens is None:
         page_bytes = model.pages(PAGE_TOKENS, scales).nbytes
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        fits = max(1, memory // MEMORY_SHARE // page_bytes) * PAGE_TOKENS
+        fits = max(1, _memory(model.device) // MEMORY_SHARE // page_bytes) * PAGE_TOKENS
         kv_tokens = max(context or 1, min(fits, max(longest, POOL_TOKENS)))
     return context or min(longest, kv_tokens), kv_tokens
+
+
+def _memory(device: str) -> int:
+    """Bytes of the machine; of a GPU, those that are free, for its pages take theirs at once."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -10,7 +10,7 @@
 
 Reading codes instead of weights is what makes decoding fast, but a prompt is cheaper with the
 weight expanded once. What is expanded or dense is bfloat16 in the order in which `native` reads it,
-so that it serves both; in float32 it lies in rows.
+so that it serves both; in float32, and on a GPU, it lies in rows.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ class Linear:
             y = self._by_integers().multiply(x, weight)
             return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
         if isinstance(self.weight, Packed):
-            few = len(x) <= FEW_ROWS
-            y = multiply(self.weight, x) if few else x @ transposed(self.weight)
+            y = _by_codes(x, self.weight)
             return y if self.bias is None else y.add_(self.bias)
         return functional.linear(x, self.rows(), self.bias)
 
@@ -74,6 +73,13 @@ class Linear:
         return self.weight.nbytes
 
 
+def _by_codes(x: Tensor, weight: Packed) -> Tensor:
+    """X Wᵀ of x [N, I] and a packed weight: [N, O]."""
+    if not weight.codes.is_cpu:
+        return functional.linear(x, weight.rows())
+    return multiply(weight, x) if len(x) <= FEW_ROWS else x @ transposed(weight)
+
+
 def path(rounded: Rounded, dtype: torch.dtype) -> Path:
     """The path that a quantized matrix takes with activations of `dtype`."""
     if rounded.inputs is not None:
@@ -83,25 +89,25 @@ def path(rounded: Rounded, dtype: torch.dtype) -> Path:
     return "packed" if reason(rounded) is None else "expanded"
 
 
-def linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype) -> Linear:
-    """Make a linear of a matrix [O, I] and its bias [O] for activations of `dtype`."""
-    bias = None if bias is None else bias.to(dtype)
+def linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype, device: str = "cpu") -> Linear:
+    """Make a linear of a matrix [O, I] and its bias [O] for activations of `dtype` on a device."""
+    bias = None if bias is None else bias.to(device, dtype)
     if isinstance(matrix, Tensor):
-        return Linear("dense", _held(matrix, dtype), bias)
+        return Linear("dense", _held(matrix, dtype, device), bias)
     chosen = path(matrix, dtype)
     if chosen == "packed":
-        return Linear(chosen, pack(matrix), bias)
+        return Linear(chosen, pack(matrix).on(device), bias)
     if chosen == "expanded":
-        return Linear(chosen, _held(matrix.dequantize(), dtype), bias)
-    rounds = product(matrix)
+        return Linear(chosen, _held(matrix.dequantize(), dtype, device), bias)
+    rounds = cast("Int8Matrix | Inputs", product(matrix)).on(device)
     if isinstance(rounds, Int8Matrix):
-        if dtype == torch.bfloat16 and reason(matrix) is None:
+        if device == "cpu" and dtype == torch.bfloat16 and reason(matrix) is None:
             return Linear(chosen, pack(matrix), bias, rounds=matrix.inputs)
         return Linear(chosen, rounds, bias, rounds=rounds)
-    return Linear(chosen, matrix.dequantize().to(dtype), bias, rounds=rounds)
+    return Linear(chosen, matrix.dequantize().to(device, dtype), bias, rounds=rounds)
 
 
-def _held(weight: Tensor, dtype: torch.dtype) -> Tensor | Packed:
-    """Weights as they are multiplied: bfloat16 packed, where their width allows."""
-    whole = dtype != torch.bfloat16 or weight.shape[1] % unit(16)
-    return weight.to(dtype) if whole else pack(weight)
+def _held(weight: Tensor, dtype: torch.dtype, device: str) -> Tensor | Packed:
+    """Weights as they are multiplied: on a CPU, bfloat16 packed where their width allows."""
+    whole = device != "cpu" or dtype != torch.bfloat16 or weight.shape[1] % unit(16)
+    return weight.to(device, dtype) if whole else pack(weight)

@@ -39,21 +39,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Model:
     """A decoder ready to run."""
 
-    def __init__(self, stored: Stored, dtype: torch.dtype) -> None:
+    def __init__(self, stored: Stored, dtype: torch.dtype, device: str = "cpu") -> None:
         """Load the weights of an artifact for activations of `dtype` (bfloat16 or float32).
 
         Raises:
             ModelError: a family, an activation or a rotation that is not run here.
         """
         anatomy = stored.anatomy
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
         self.threads = torch.get_num_threads()
         self.vocab_size = anatomy.vocab_size
         self.weights = anatomy.weights + anatomy.head.weights
         try:
             self.settings = read_settings(stored.config, anatomy)
             self._frequencies = {
-                kind: rope.frequencies(stored.config, self.settings.head_dim, kind)
+                kind: rope.frequencies(stored.config, self.settings.head_dim, kind).to(device)
                 for kind in (set() if self.settings.ways.positions else set(self.settings.kinds))
             }
         except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
@@ -61,7 +61,7 @@ class Model:
                 f"config.json: a value is of a kind that cannot be computed with ({error}). Fetch "
                 "the config again."
             ) from error
-        read = Reader(stored, self.settings, dtype)
+        read = Reader(stored, self.settings, dtype, device)
         self.blocks = tuple(read.block(block) for block in anatomy.blocks)
         told = [stored.kv(block.index) for block in anatomy.blocks]
         self.kv_scales = tuple(scales for scales in told if scales is not None)
@@ -78,11 +78,13 @@ class Model:
         """Room for the keys and values of so many tokens, cached as the artifact says, or so."""
         pages = -(-tokens // PAGE_TOKENS)
         shape = (len(self.blocks), pages, self.settings.kv_heads, self.settings.head_dim)
-        return Pages(shape, dtype=self.dtype, scales=self.kv_scales if scales is None else scales)
+        scales = self.kv_scales if scales is None else scales
+        return Pages(shape, dtype=self.dtype, scales=scales, device=self.device)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, pages: Pages) -> Tensor:
         """Read the tokens of a batch; return the final hidden states [M, hidden] of wanted rows."""
+        batch = batch.on(self.device)
         x = self._embedded(batch)
         turns = {
             kind: rope.angles(frequency, batch.positions, self.dtype)
@@ -107,7 +109,7 @@ class Model:
 
     @torch.inference_mode()
     def next_logits(self, batch: Batch, pages: Pages) -> Tensor:
-        """Read the tokens of a batch; return logits [M, V] float32 of wanted rows.
+        """Read the tokens of a batch; return logits [M, V] float32 of wanted rows, on its device.
 
         A few tokens are read by one compiled step, where the model and its pages allow; see
         `compress.runtime.native.decoder.refusal`.
@@ -128,8 +130,8 @@ class Model:
 
     def _decoder_of(self, pages: Pages) -> Decoder | None:
         if self._decoder is None or self._decoder[0] is not pages:
-            made = Decoder(self, pages) if refusal(self, pages) is None else None
-            self._decoder = pages, made
+            compiled = self.device == "cpu" and refusal(self, pages) is None
+            self._decoder = pages, Decoder(self, pages) if compiled else None
         return self._decoder[1]
 
     def linears(self) -> Iterator[tuple[str, Linear]]:

@@ -9,7 +9,7 @@ multiple of 16 is filled up with zeros.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,9 +41,16 @@ class Packed:
         """Inputs that share a scale."""
         return self.inputs // self.scales.shape[1]
 
+    def on(self, device: str) -> Packed:
+        """The same on a device."""
+        parts = {name: getattr(self, name).to(device) for name in ("codes", "scales", "zeros")}
+        return replace(self, **parts)
+
     def rows(self, which: Tensor | slice = _EVERY) -> Tensor:
         """Rows as weights, [n, I] bfloat16: the exact product of code and scale, rounded once."""
-        index = which if isinstance(which, Tensor) else torch.arange(self.outputs)[which]
+        every = torch.arange(self.outputs, device=self.codes.device)
+        every = torch.arange(self.outputs, device=self.codes.device)
+        index = which if isinstance(which, Tensor) else every[which]
         block, lane = index // LANES, index % LANES
         words = self.codes[block, :, lane]  # [n, words]
         if self.bits == 16:
@@ -121,5 +128,5 @@ def _words(codes: Tensor, bits: int) -> Tensor:
 def _digits(words: Tensor, bits: int) -> Tensor:
     """The inverse of `_words`, int32."""
     places = [place(number, bits) for number in range(32 // bits)]
-    moved = words[..., None] >> torch.tensor(places, dtype=torch.int32)
+    moved = words[..., None] >> torch.tensor(places, dtype=torch.int32).to(words.device)
     return (moved & ((1 << bits) - 1)).flatten(1)

@@ -60,7 +60,7 @@ class Half:
             states = states.contiguous().view(torch.uint8) ^ _MIDDLE
         codes, each = self.codes[layer], self.codes.shape[-1]
         if self.by_channel:
-            digit = torch.tensor(_order(each))[token % each]
+            digit = _order_on(each, token.device)[token % each]
             codes[page, :, :, token // each, :, digit] = _filled(states, LANES)
         else:
             words = _ordered(_filled(states, each))
@@ -99,17 +99,20 @@ class Pages:
         *,
         dtype: torch.dtype,
         scales: Sequence[KVScales] = (),
+        device: str = "cpu",
     ) -> None:
-        """Set pages aside; memory that is never written is never taken.
+        """Set pages aside; on a CPU, memory that is never written is never taken.
 
         Args:
             shape: (layers, pages, KV, D).
             dtype: of keys and values.
             scales: of each layer, all of one kind; none where nothing is rounded.
+            device: where they are.
         """
-        self._scales = tuple(scales)
-        self.keys = _empty(shape, dtype, self._scales, by_channel=False)
-        self.values = _empty(shape, dtype, self._scales, by_channel=True)
+        self._scales = tuple(one.on(device) for one in scales)
+        with torch.device(device):
+            self.keys = _empty(shape, dtype, self._scales, by_channel=False)
+            self.values = _empty(shape, dtype, self._scales, by_channel=True)
 
     @property
     def nbytes(self) -> int:
@@ -131,7 +134,7 @@ class Pages:
         scales = self._scales[layer] if self._scales else None
         if scales is None or scales.keys is None or scales.values is None:
             return None
-        nothing = torch.empty(0)
+        nothing = torch.empty(0)  # its scale is told
         return (
             steps(nothing, scales.keys, scales.numbers),
             steps(nothing, scales.values, scales.numbers),
@@ -174,7 +177,13 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def _ordered(words: Tensor) -> Tensor:
     """Numbers of words [..., each] in the order of their words, or back."""
     order = _order(words.shape[-1])
-    return words if order == sorted(order) else words[..., order]
+    if order == sorted(order):
+        return words
+    return words[..., _order_on(words.shape[-1], words.device)]
+
+
+def _order_on(each: int, device: torch.device) -> Tensor:
+    return torch.tensor(_order(each)).to(device)
 
 
 def _order(each: int) -> list[int]:

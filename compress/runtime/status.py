@@ -13,6 +13,7 @@ class Description:
     model_type: str
     format: str
     dtype: str
+    device: str
     threads: int
     max_tokens: int  # of one request, prompt and answer
     pool_tokens: int  # whose keys and values there is room for

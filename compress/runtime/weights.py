@@ -96,9 +96,12 @@ class BlockWeights:
 class Reader:
     """Reads the parts of a model."""
 
-    def __init__(self, stored: Stored, settings: Settings, dtype: torch.dtype) -> None:
-        """Read from `stored` for activations of `dtype`."""
+    def __init__(
+        self, stored: Stored, settings: Settings, dtype: torch.dtype, device: str = "cpu"
+    ) -> None:
+        """Read from `stored` for activations of `dtype` on a device."""
         self._stored, self._settings, self._dtype = stored, settings, dtype
+        self._device = device
         self._linears = {one.name: one for one in stored.anatomy.linears}
 
     def block(self, block: Block) -> BlockWeights:
@@ -126,15 +129,17 @@ class Reader:
 
     def fan(self, names: Sequence[str]) -> Fan:
         """Linears that read the same."""
-        linears = (linear(self._matrix(name), self._bias(name), self._dtype) for name in names)
-        return Fan(tuple(names), tuple(linears))
+        linears = tuple(
+            linear(self._matrix(name), self._bias(name), self._dtype, self._device)
+            for name in names
+        )
+        return Fan(tuple(names), linears)
 
     def norm(self, name: str) -> Norm | Centred:
         """A norm of hidden states."""
-        weight = self._stored.tensor(name + ".weight").float()
+        weight = self._floats(name + ".weight")
         if self._settings.ways.centred:
-            bias = self._stored.tensor(name + ".bias").float()
-            return Centred(weight, bias, self._settings.eps)
+            return Centred(weight, self._floats(name + ".bias"), self._settings.eps)
         return self._gain(weight)
 
     def positions(self) -> Tensor | None:
@@ -142,23 +147,24 @@ class Reader:
         ways = self._settings.ways
         if ways.positions is None:
             return None
-        return self._stored.tensor(f"{ways.positions}.weight")[ways.first_position :].to(
-            self._dtype
-        )
+        rows = self._stored.tensor(f"{ways.positions}.weight")[ways.first_position :]
+        return rows.to(self._device, self._dtype)
 
     def _qk_norm(self, prefix: str) -> Norm | None:
         if f"{prefix}.q_norm.weight" not in self._stored.anatomy.tensors:
             return None
-        query, key = (
-            self._stored.tensor(f"{prefix}.{which}_norm.weight").float() for which in "qk"
-        )
+        query, key = (self._floats(f"{prefix}.{which}_norm.weight") for which in "qk")
         heads, kv_heads = self._settings.heads, self._settings.kv_heads
         return self._gain(torch.cat([query.expand(heads, -1), key.expand(kv_heads, -1)]))
 
     def _gain(self, weight: Tensor) -> Norm:
         width = weight.shape[-1]
         gain = weight + 1 if self._settings.ways.one_more else weight
-        return Norm(gain * width**0.5, torch.tensor((self._settings.eps * width) ** 0.5))
+        floor = torch.tensor((self._settings.eps * width) ** 0.5, device=gain.device)
+        return Norm(gain * width**0.5, floor)
+
+    def _floats(self, name: str) -> Tensor:
+        return self._stored.tensor(name).to(self._device, torch.float32)
 
     def _matrix(self, name: str) -> Matrix:
         rounded = self._stored.rounded(name)

@@ -19,16 +19,16 @@ FLAGS = {
     "evaluate": {"ARTIFACT|TEACHER", "--suite", "--device", "--threads", "--json", "--quiet"},
     "generate": {
         "ARTIFACT", "PROMPT", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed",
-        "--raw", "--threads",
+        "--raw", "--threads", "--device",
     },
     "serve": {
         "ARTIFACT", "--draft", "--teacher", "--host", "--port", "--api-key-file", "--max-queued",
-        "--max-running", "--threads", "--dtype", "--kv-cache", "--speculate", "--no-speculate",
-        "--name",
+        "--max-running", "--threads", "--device", "--dtype", "--kv-cache", "--speculate",
+        "--no-speculate", "--name",
     },
     "bench": {
         "ARTIFACT", "--draft", "--batch", "--prompt-tokens", "--context-tokens", "--new-tokens",
-        "--runs", "--threads", "--dtype", "--kv-cache", "--json",
+        "--runs", "--threads", "--device", "--dtype", "--kv-cache", "--json",
     },
     "inspect": {"ARTIFACT", "--json"},
     "verify": {

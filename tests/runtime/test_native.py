@@ -163,7 +163,6 @@ def test_what_is_not_compiled_says_why(tiny_model, memory, wide):
 def test_threads_end_with_their_decoder(wide):
     import gc
     import threading
-    import time
 
     _, model = models(wide("llama"))
     before, model.threads = set(threading.enumerate()), 3

@@ -106,7 +106,7 @@ class Loop:
         metrics: ModelMetrics,
         max_running: int,
         max_queued: int,
-        roof: Callable[[], float] = read_roof,
+        roof: Callable[[str], float] = read_roof,
     ) -> None:
         """Prepare to run an engine.
 
@@ -115,7 +115,7 @@ class Loop:
             metrics: what is counted of it.
             max_running: requests that it works on at once.
             max_queued: requests beyond those that may wait; one more is refused.
-            roof: measures bytes a second that the machine can read; called in its thread.
+            roof: measures bytes a second that a device can read; called in its thread.
         """
         self._opener, self._roof, self.metrics = opener, roof, metrics
         self.watch: Callable[[State], None] = lambda state: None  # told of every new state
@@ -247,7 +247,7 @@ class Loop:
     def _describe(self) -> None:
         told = self._engine.describe()
         self.context_tokens = told.max_tokens
-        roof = self._roof()
+        roof = self._roof(told.device)
         self.metrics.facts = Facts(told.read_bytes, told.kv_bytes, told.weights, roof)
 
     def _work(self) -> None:

@@ -168,7 +168,7 @@ def serve(
     loops = {
         name: Loop(
             opens, metrics=metrics.model(name), max_running=2, max_queued=max_queued,
-            roof=lambda: 1e9,
+            roof=lambda device: 1e9,
         )
         for name, opens in openers.items()
     }  # fmt: skip
