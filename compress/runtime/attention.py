@@ -1,4 +1,4 @@
-"""Causal attention to keys and values that lie in pages, by torch: what kernels are held to."""
+"""Causal attention to keys and values in pages, by torch: what kernels are held to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from compress.runtime.batch import Batch
+from compress.runtime.linear import FEW_ROWS
 from compress.runtime.pages import Pages
 
 _CHUNK = 128  # tokens whose scores are held at once
@@ -32,6 +33,11 @@ def paged_attention(
     Returns:
         [N, H·D], of codes whose steps all tokens share: still to be scaled, see `Pages.steps`.
     """
+    if queries.is_cuda and len(queries) <= FEW_ROWS:
+        from compress.runtime.triton import attention
+
+        if attention.refusal(pages) is None:
+            return attention.paged_attention(queries, layer, pages, batch, window, cap)
     starts, lengths = batch.starts.tolist(), batch.lengths.tolist()
     mixed = []
     for request, tokens in enumerate(lengths):

@@ -168,7 +168,10 @@ def _middle(values: Sequence[float]) -> float:
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
     wait()
     began = time.perf_counter()
     work()

@@ -75,9 +75,14 @@ class Linear:
 
 def _by_codes(x: Tensor, weight: Packed) -> Tensor:
     """X Wᵀ of x [N, I] and a packed weight: [N, O]."""
-    if not weight.codes.is_cpu:
-        return functional.linear(x, weight.rows())
-    return multiply(weight, x) if len(x) <= FEW_ROWS else x @ transposed(weight)
+    if x.is_cpu:
+        return multiply(weight, x) if len(x) <= FEW_ROWS else x @ transposed(weight)
+    if x.is_cuda:
+        from compress.runtime.triton import products
+
+        if len(x) <= products.MOST_ROWS:
+            return products.multiply(weight, x)
+    return functional.linear(x, weight.rows())
 
 
 def path(rounded: Rounded, dtype: torch.dtype) -> Path:

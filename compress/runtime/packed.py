@@ -97,7 +97,7 @@ def pack(matrix: Tensor | Rounded) -> Packed:
     return Packed(
         _blocks(_words(matrix.codes, bits)),
         _blocks(matrix.scale.bfloat16()),
-        _alike(int(first)) if alike else _blocks(matrix.zero.byte()),
+        _alike(int(first)) if alike else _by_group(matrix.zero),
         bits, outputs, inputs,
     )  # fmt: skip
 
@@ -108,6 +108,12 @@ def _stored_bits(bits: int) -> int:
 
 def _alike(zero: int) -> Tensor:
     return torch.full((1, 1, LANES), zero, dtype=torch.uint8)
+
+
+def _by_group(zero: Tensor) -> Tensor:
+    """Zeros [O, G] in blocks, two at least: one alone says that all are alike."""
+    blocks = _blocks(zero.byte())
+    return blocks if len(blocks) > 1 else blocks.repeat(2, 1, 1)
 
 
 def _blocks(rows: Tensor) -> Tensor:

@@ -39,6 +39,17 @@ def test_packed_weights_are_read_back_exactly(nearest, scheme):
 
 
 @both
+@pytest.mark.parametrize("outputs", [1, 16, 17])
+def test_few_outputs_keep_zeros_of_their_own(nearest, outputs, pairs):
+    matrix, weights = made(nearest, {"bits": 4, "group_size": 32, "sym": False}, outputs=outputs)
+    packed, x = pack(matrix), torch.ones(2, 96)
+    assert torch.equal(packed.rows(), weights.bfloat16())
+    assert torch.equal(transposed(packed), weights.bfloat16().T)
+    exact = x.double() @ weights.T
+    torch.testing.assert_close(multiply(packed, x, pairs=pairs).double(), exact, atol=1e-4, rtol=0)
+
+
+@both
 @pytest.mark.parametrize("scheme", SCHEMES + DENSE)
 @pytest.mark.parametrize("rows", [1, 2, 3, 7])
 def test_products_are_those_of_float64_with_inputs_in_bfloat16(nearest, scheme, rows, pairs):
