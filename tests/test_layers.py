@@ -36,7 +36,7 @@ DOORS = {
     "huggingface_hub": {"teacher"}, "pypi_simple": {"teacher"}, "platformdirs": {"library"},
     "datasets": {"calibrate", "evaluate"},  # lm-eval reads its tasks through it
     "tokenizers": {"runtime"}, "llguidance": {"runtime"},
-    "numba": {"runtime"}, "llvmlite": {"runtime"},
+    "numba": {"runtime"}, "llvmlite": {"runtime"}, "triton": {"runtime.triton"},
     "transformers": {"surgery", "verify"}, "greenlet": {"surgery"},
     # consumers, as transformers is: each in a process of its own
     "vllm": {"verify"}, "xllamacpp": {"verify"},

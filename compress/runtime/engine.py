@@ -7,6 +7,7 @@ One step of the engine computes tokens of every request that runs:
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -365,14 +366,21 @@ def check_device(device: str) -> None:
     """Check that weights can be there.
 
     Raises:
-        RequestError: there is no such device.
+        RequestError: there is no such device, or triton is missing.
     """
     if device not in DEVICES:
         raise RequestError(f"device: {device!r} is not computed on. Use {' or '.join(DEVICES)}.")
-    if device == "cuda" and not torch.cuda.is_available():
+    if device != "cuda":
+        return
+    if not torch.cuda.is_available():
         raise RequestError(
             f"device: cuda was asked for, and torch {torch.__version__} finds no CUDA device. Use "
             "cpu, or install a CUDA build of torch."
+        )
+    if importlib.util.find_spec("triton") is None:
+        raise RequestError(
+            "device: cuda multiplies by kernels of triton, which is not installed. Run pip install "
+            "'compress-llm[cuda]', or use cpu."
         )
 
 

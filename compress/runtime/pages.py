@@ -110,9 +110,8 @@ class Pages:
             device: where they are.
         """
         self._scales = tuple(one.on(device) for one in scales)
-        with torch.device(device):
-            self.keys = _empty(shape, dtype, self._scales, by_channel=False)
-            self.values = _empty(shape, dtype, self._scales, by_channel=True)
+        self.keys = _empty(shape, dtype, self._scales, device, by_channel=False)
+        self.values = _empty(shape, dtype, self._scales, device, by_channel=True)
 
     @property
     def nbytes(self) -> int:
@@ -151,6 +150,7 @@ def _empty(
     shape: tuple[int, int, int, int],
     dtype: torch.dtype,
     scales: Sequence[KVScales],
+    device: str,
     *,
     by_channel: bool,
 ) -> Half:
@@ -162,14 +162,16 @@ def _empty(
     words = (-(-rows // LANES), -(-columns // each), LANES, each)
     own = bool(scales) and scales[0].granularity == "token"
     return Half(
-        _zeros((layers, pages, heads, *words), stored),
-        _zeros((layers, pages, heads, PAGE_TOKENS, 1), torch.bfloat16) if own else None,
+        _zeros((layers, pages, heads, *words), stored, device),
+        _zeros((layers, pages, heads, PAGE_TOKENS, 1), torch.bfloat16, device) if own else None,
         width, by_channel, dtype, numbers,
     )  # fmt: skip
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
     """Zeros whose memory is taken only as it is written: torch's own would be written now."""
+    if device != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
     return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
 

@@ -88,6 +88,13 @@ def test_what_would_mix_devices_is_seen():
         torch.ones(3, device="cuda") + torch.ones(3)
 
 
+def test_cuda_without_triton_is_refused(tiny_llama, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match="kernels of triton, which is not installed"):
+        Engine.open(tiny_llama, device="cuda")
+
+
 @pytest.mark.parametrize(
     ("device", "message"),
     [

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from compress.runtime.packed import LANES, Packed
 
-MOST_ROWS = 16  # of x; for more, weights are expanded and multiplied
-_WORDS = 32  # read together; a product of tensor cores wants 16 or more
+MOST_ROWS = 64  # of x; for more, weights are expanded and multiplied
+_LEAST = 16  # rows that a product of tensor cores wants
+_WORDS = 32  # read together
 _PART = 256  # words of a row in one program
 
 
@@ -71,6 +72,7 @@ def multiply(weight: Packed, x: Tensor) -> Tensor:
         float32.
     """
     blocks, words, _ = weight.codes.shape
+    rows = max(_LEAST, triton.next_power_of_2(len(x)))
     parts = triton.cdiv(words, _PART)
     sums = torch.empty(parts, len(x), weight.outputs, dtype=torch.float32, device=x.device)
     _multiply[(blocks, parts)](
@@ -78,6 +80,6 @@ def multiply(weight: Packed, x: Tensor) -> Tensor:
         len(x), weight.inputs, words, weight.scales.shape[1],
         weight.group_size * weight.bits // 32, weight.outputs,
         alike=len(weight.zeros) == 1, bits=weight.bits, part=_PART, at_once=_WORDS, lanes=LANES,
-        most_rows=MOST_ROWS, floats=not x.is_cuda, num_warps=2,
+        most_rows=rows, floats=not x.is_cuda, num_warps=2 if rows == _LEAST else 4,
     )  # fmt: skip
     return (sums[0] if parts == 1 else sums.sum(0)).to(x.dtype)

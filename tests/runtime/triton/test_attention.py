@@ -50,9 +50,7 @@ def check(device, *, dtype=F32, shape=(2, 4, 16), scales=None, window=None, cap=
     ]
     expected = [
         exact(query, *held[owner], int(position), window, cap)
-        for query, owner, position in zip(
-            queries.cpu(), batch.owners, batch.positions, strict=True
-        )
+        for query, owner, position in zip(queries.cpu(), batch.owners, batch.positions, strict=True)
     ]
     assert found.dtype is dtype
     error = found.cpu().double() - torch.stack(expected)
@@ -84,7 +82,9 @@ def test_pages_of_int8(device, own, dtype):
     scale = None if own else torch.full((2, 1), 0.25)
     near = 2**-6 if dtype is BF16 else 1e-5
     # codes themselves are up to a hundred times as large as keys and values
-    check(device, dtype=dtype, scales=KVScales("int8", scale, scale), near=near * (1 if own else 32))
+    check(
+        device, dtype=dtype, scales=KVScales("int8", scale, scale), near=near * (1 if own else 32)
+    )
 
 
 def test_floats_of_one_byte_are_left_to_torch(device):

@@ -30,7 +30,7 @@ def test_products_are_those_of_float64(nearest, scheme, device):
     check(nearest, scheme, outputs=24, inputs=128, rows=3, device=device)
 
 
-@pytest.mark.parametrize("rows", [1, 8, MOST_ROWS])
+@pytest.mark.parametrize("rows", [1, 17, MOST_ROWS])
 def test_any_few_rows(nearest, rows, device):
     scheme = {"bits": 4, "group_size": 32}
     check(nearest, scheme, outputs=33, inputs=96, rows=rows, device=device)
