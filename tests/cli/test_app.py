@@ -24,7 +24,7 @@ FLAGS = {
     "serve": {
         "ARTIFACT", "--draft", "--teacher", "--host", "--port", "--api-key-file", "--max-queued",
         "--max-running", "--threads", "--device", "--dtype", "--kv-cache", "--speculate",
-        "--no-speculate", "--name",
+        "--name",
     },
     "bench": {
         "ARTIFACT", "--draft", "--batch", "--prompt-tokens", "--context-tokens", "--new-tokens",
