@@ -28,6 +28,7 @@ def answers(model: Model) -> torch.Tensor:
     return torch.cat([first, model.logits(model.forward(later, pages))]).cpu()
 
 
+@pytest.mark.slow  # the interpreter takes half a minute
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_model_says_the_same(tiny_model, memory, device, monkeypatch, family):
     model = Model(memory(tiny_model(family), bits=4, group_size=32), torch.bfloat16, device)

@@ -10,7 +10,7 @@ from compress.runtime.triton.products import MOST_ROWS, multiply
 
 SCHEMES = [
     {"bits": bits, "group_size": group, "sym": sym}
-    for bits in (2, 3, 4, 8) for group, sym in ((32, True), (64, False), (-1, False))
+    for bits in (2, 3, 4, 8) for group, sym in ((32, False), (-1, True))
 ]  # fmt: skip
 
 
