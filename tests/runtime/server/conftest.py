@@ -71,7 +71,7 @@ class Scripted:
 
     def describe(self) -> SimpleNamespace:
         return SimpleNamespace(
-            max_tokens=self.context, read_bytes=1000, kv_bytes=10.0, weights=2000
+            device="cpu", max_tokens=self.context, read_bytes=1000, kv_bytes=10.0, weights=2000
         )
 
     @property
