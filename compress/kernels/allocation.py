@@ -116,4 +116,11 @@ def _solve(
     if not found.success:
         raise SolveError(f"HiGHS found no allocation: {found.message}")
     starts = np.cumsum([0, *(len(row) for row in costs)])
-    return tuple(int(np.argmax(found.x[start:stop])) for start, stop in pairwise(starts))
+    chosen = [int(np.argmax(found.x[start:stop])) for start, stop in pairwise(starts)]
+    return tuple(map(_cheapest_within, costs, sizes, chosen))
+
+
+def _cheapest_within(costs: Sequence[float], sizes: Sequence[int], chosen: int) -> int:
+    """The cheapest choice that is no larger: costs too close to tell are all one to the solver."""
+    smaller = [place for place, size in enumerate(sizes) if size <= sizes[chosen]]
+    return min(smaller, key=lambda place: (costs[place], sizes[place], place != chosen))
