@@ -14,7 +14,15 @@ from numba import carray, njit
 from compress.runtime.ledger import PAGE_TOKENS
 from compress.runtime.native.lanes import dot, floats, halves, numbers, octets, prefetch
 from compress.runtime.native.products import SPARE, kernel_for, passes
-from compress.runtime.native.vectors import exponential, from_half, normalize, rotate, to_half
+from compress.runtime.native.vectors import (
+    exponential,
+    from_half,
+    group_halves,
+    group_sums,
+    normalize,
+    rotate,
+    to_half,
+)  # fmt: skip
 from compress.runtime.packed import LANES
 
 _BLOCKS = PAGE_TOKENS // LANES  # of the keys of a page
@@ -22,6 +30,12 @@ PART = 16  # tokens of a request that attend together
 _NOTHING = np.float32(-1e30)  # below every score; its exponential counts as that of -87
 _SMALLEST, _LARGEST = np.float32(2.0**-17), np.float32(65280.0)  # of a step: see `grid.storable`
 _ONE = np.float32(1.0)
+
+
+@njit(inline="always")
+def parts(tokens):
+    """In how many parts so many new tokens of a request attend."""
+    return (tokens + PART - 1) // PART
 
 
 def scratch_floats(group: int, width: int) -> int:
@@ -148,7 +162,7 @@ def attend(s, block, request, part, head, scratch):
     for at in range(many):
         out = sums[at]  # not in use yet
         _query(s, block, first + at // group, head, head * group + at % group, out)
-        notes[2, at] = _ready(s, queries, at, out)
+        _ready(s, queries, at, out, notes[2, at : at + 1])
         out[:] = 0
         notes[0, at], notes[1, at] = _NOTHING, 0  # the highest score so far, and the total
 
@@ -197,24 +211,16 @@ def _query(s, block, row, head, one, out):
 
 
 @njit(nogil=True, fastmath=True)
-def _ready(s, address, at, vector):
-    """Put a vector where kernels find it as row `at`; returns its sum."""
-    width = len(vector)
+def _ready(s, address, at, vector, total):
+    """Put a vector where kernels find it as row `at`, and its sum into total [1]."""
+    width, place = len(vector), address + at * _row_bytes(s, len(vector))
     if s.cache_paired == 0:
-        made, total = carray(floats(address + 4 * at * width), (width,)), np.float32(0.0)
-        for i in range(width):
-            made[i] = vector[i]
-            total += vector[i]
-        return total
-    place, total = address + 2 * s.cache_paired * at * width, np.float32(0.0)
+        carray(floats(place), (width,))[:] = vector
+        group_sums(vector, width, total)
+        return
     made = carray(halves(place), (width,))
     more = carray(halves(place + 2 * width), (width * (s.cache_paired - 1),))
-    for i in range(width):
-        made[i] = to_half(vector[i])
-        total += from_half(made[i])
-    for i in range(len(more)):
-        more[i] = to_half(np.float32(16.0) * from_half(made[i]))
-    return total
+    group_halves(vector, width, total, made, more)
 
 
 @njit(inline="always")
@@ -268,7 +274,7 @@ def _share(s, block, place, at, begin, end, many, scores, weights, notes, sums):
         steps = carray(halves(block.value_steps + 2 * place * PAGE_TOKENS), (PAGE_TOKENS,))
         for token in range(PAGE_TOKENS):
             weight[token] *= from_half(steps[token])
-    notes[3, at] = _ready(s, weights, at, weight)
+    _ready(s, weights, at, weight, notes[3, at : at + 1])
 
 
 @njit(nogil=True, fastmath=True)

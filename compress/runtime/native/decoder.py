@@ -12,7 +12,7 @@ from compress.kernels.activations import Inputs
 from compress.runtime.batch import Batch
 from compress.runtime.linear import Linear
 from compress.runtime.native import attention, layout, products
-from compress.runtime.native.attention import PART
+from compress.runtime.native.attention import parts
 from compress.runtime.native.lanes import PAIRS, kernels
 from compress.runtime.native.team import Team
 from compress.runtime.packed import LANES, Packed
@@ -77,15 +77,15 @@ class Decoder:
         made = torch.empty(len(batch.wanted), wide)
         # These two are read by whoever is late for an older step, so they stay where they are.
         self._x[: len(x)], self._wanted[: len(made)] = x, batch.wanted
-        parts = {
+        given = {
             "cosine": turn[0], "sine": turn[1], "logits": made,
             "starts": batch.starts.long(), "lengths": batch.lengths.long(),
             "tables": batch.tables.long(), "slots": batch.slots,
         }  # fmt: skip
-        for name, part in parts.items():
+        for name, part in given.items():
             self._state[name] = part.data_ptr()
         self._state["rows"], self._state["requests"] = len(x), len(batch.lengths)
-        self._state["parts"] = int((batch.starts.diff() + PART - 1).floor_divide(PART).sum())
+        self._state["parts"] = int(parts.py_func(batch.starts.diff()).sum())
         self._state["wanted"], self._state["table_width"] = len(made), batch.tables.shape[1]
         self._team.walk()
         return made[:, : self._vocab_size]

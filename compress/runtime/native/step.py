@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit, types
 
-from compress.runtime.native.attention import PART, attend, cache
+from compress.runtime.native.attention import attend, cache, parts
 from compress.runtime.native.lanes import change, floats, look, numbers, settled, take
 from compress.runtime.native.layout import ASLEEP, GO, LINE, OPERATIONS, OVER
 from compress.runtime.native.products import (
@@ -115,6 +115,12 @@ def walk(thread, step, state, matrices, blocks, control):
         take(control.ctypes.data + 8 * OVER)
 
 
+@njit(inline="always")
+def _chunks(blocks):
+    """How often threads take some of so many blocks of sixteen rows."""
+    return (blocks + _CHUNK - 1) // _CHUNK
+
+
 @njit(nogil=True)
 def _take(counts, step, total):
     """What to do next of `total` things; -1: nothing is left, or the step is over."""
@@ -169,22 +175,22 @@ def _project(s, matrices, block, source, rest, step, counts):
     for_v = ready_for(v, k, for_k, source, width, rows)
     out = for_v[4]
     total = q.blocks + k.blocks + v.blocks
-    chunks = (total + _CHUNK - 1) // _CHUNK
+    chunks = _chunks(total)
     chunk = _take(counts, step, chunks)
     while chunk >= 0:
         for first in range(0, rows, tile(for_q)):
             many = min(tile(for_q), rows - first)
             for at in range(chunk * _CHUNK, min(chunk * _CHUNK + _CHUNK, total)):
-                if at < q.blocks:
-                    sixteen(q, at, for_q, first, many, out)
-                    put(out, many, s.q + 4 * first * s.q_width, s.q_width, at)
-                elif at < q.blocks + k.blocks:
-                    sixteen(k, at - q.blocks, for_k, first, many, out)
-                    put(out, many, s.k + 4 * first * s.k_width, s.k_width, at - q.blocks)
-                else:
-                    column = at - q.blocks - k.blocks
-                    sixteen(v, column, for_v, first, many, out)
-                    put(out, many, s.v + 4 * first * s.v_width, s.v_width, column)
+                matrix, ready, column = q, for_q, at
+                target, wide = s.q, s.q_width
+                if at >= q.blocks + k.blocks:
+                    matrix, ready, column = v, for_v, at - q.blocks - k.blocks
+                    target, wide = s.v, s.v_width
+                elif at >= q.blocks:
+                    matrix, ready, column = k, for_k, at - q.blocks
+                    target, wide = s.k, s.k_width
+                sixteen(matrix, column, ready, first, many, out)
+                put(out, many, target + 4 * first * wide, wide, column)
         _made(counts, step)
         chunk = _take(counts, step, chunks)
     _await(counts, step, chunks)
@@ -209,8 +215,8 @@ def _attend_all(s, block, rest, step, counts):
     while task >= 0:
         starts = carray(numbers(s.starts), (s.requests + 1,))
         request, part = 0, task // block.kv_heads
-        while part >= (starts[request + 1] - starts[request] + PART - 1) // PART:
-            part -= (starts[request + 1] - starts[request] + PART - 1) // PART
+        while part >= parts(starts[request + 1] - starts[request]):
+            part -= parts(starts[request + 1] - starts[request])
             request += 1
         attend(s, block, request, part, task % block.kv_heads, rest)
         _made(counts, step)
@@ -224,7 +230,7 @@ def _add_product(s, matrix, source, wide, rest, step, counts):
     rows, width = s.rows, s.hidden
     ready = prepared(matrix, source, wide, rows, rest)
     out = ready[4]
-    chunks = (matrix.blocks + _CHUNK - 1) // _CHUNK
+    chunks = _chunks(matrix.blocks)
     chunk = _take(counts, step, chunks)
     while chunk >= 0:
         for first in range(0, rows, tile(ready)):
@@ -248,7 +254,7 @@ def _gated(s, gate, up, source, rest, step, counts):
     for_up = ready_for(up, gate, for_gate, source, width, rows)
     out = for_up[4]
     other = out + 4 * (rows + SPARE) * LANES
-    chunks = (gate.blocks + _CHUNK - 1) // _CHUNK
+    chunks = _chunks(gate.blocks)
     chunk = _take(counts, step, chunks)
     while chunk >= 0:
         for first in range(0, rows, tile(for_gate)):
@@ -278,7 +284,7 @@ def _head(s, matrix, source, rest, step, counts):
         normalize(x, gain, s.hidden_floor, carray(floats(source + 4 * at * width), (width,)))
     ready = prepared(matrix, source, width, rows, rest)
     out = ready[4]
-    chunks = (matrix.blocks + _CHUNK - 1) // _CHUNK if rows > 0 else 0
+    chunks = _chunks(matrix.blocks) if rows > 0 else 0
     chunk = _take(counts, step, chunks)
     while chunk >= 0:
         for first in range(0, rows, tile(ready)):

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from compress.errors import RequestError, shown
+from compress.runtime.grammar import ANY_OBJECT
 
 MAX_CHOICES = 32  # answers to one request: prompts times n
 MAX_MESSAGES = 1024
@@ -181,7 +182,7 @@ class Generation(Strict):
         asked = self.response_format
         if isinstance(asked, JsonSchema):
             return json.dumps(asked.json_schema.schema_)
-        return '{"type": "object"}' if isinstance(asked, JsonObject) else None
+        return ANY_OBJECT if isinstance(asked, JsonObject) else None
 
 
 class CompletionRequest(Generation):
