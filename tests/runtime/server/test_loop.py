@@ -172,6 +172,6 @@ def connects(served) -> bool:
     try:
         with served.http() as http:
             http.get("/health")
-    except httpx2.ConnectError:
+    except (httpx2.ConnectError, httpx2.RemoteProtocolError):
         return False
     return True
