@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
+import httpx2
 
 if TYPE_CHECKING:
     from prometheus_client.samples import Sample
@@ -105,13 +105,13 @@ def words() -> tuple[str, ...]:
     return tuple(sorted(set(found)))
 
 
-def client(url: str) -> httpx.AsyncClient:
+def client(url: str) -> httpx2.AsyncClient:
     """A client that opens as many connections as it is asked to, and waits as long as it takes."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx.AsyncClient(base_url=url, limits=limits, timeout=None, trust_env=False)
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx2.AsyncClient(base_url=url, limits=limits, timeout=None, trust_env=False)
 
 
-async def ask(http: httpx.AsyncClient, body: Mapping[str, Any]) -> Heard:
+async def ask(http: httpx2.AsyncClient, body: Mapping[str, Any]) -> Heard:
     """Have one completion streamed, or with `"stream": False` told at once.
 
     Raises:
@@ -119,7 +119,7 @@ async def ask(http: httpx.AsyncClient, body: Mapping[str, Any]) -> Heard:
     """
     asked, lines = time.perf_counter(), []
     async with http.stream("POST", PATH, json={"stream": True, **body}) as response:
-        if response.status_code != httpx.codes.OK:
+        if response.status_code != httpx2.codes.OK:
             raise AnswerError(f"{response.status_code}: {(await response.aread()).decode()[:500]}")
         async for line in response.aiter_lines():
             lines.append((time.perf_counter(), line))
@@ -138,7 +138,7 @@ async def metrics(url: str) -> list[Sample]:
 
     async with client(url) as http:
         told = await http.get("/metrics")
-    if told.status_code != httpx.codes.OK:
+    if told.status_code != httpx2.codes.OK:
         return []
     families = text_string_to_metric_families(told.text)
     return [sample for family in families for sample in family.samples]

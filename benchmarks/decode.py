@@ -11,7 +11,6 @@ a prompt of about 500 tokens to its first answer. Prints a Markdown table and wr
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -143,10 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         **{name: getattr(given, name) for name in ("threads", "tokens", "rounds", "dtype")},
         "sides": summarize(runs),
     }
-    out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print(page(result))
-    if given.results:
-        summary.insert(given.results, page(result), marker=MARKER)
+    summary.keep(result, page(result), out=out, results=given.results, marker=MARKER)
     return 0
 
 

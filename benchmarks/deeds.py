@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import clients
-import httpx
+import httpx2
 import servers
 from clients import AnswerError, Heard, Prompts
 
@@ -116,13 +116,13 @@ async def behave(
                     await _cancel(http, asker)
                 else:
                     await _leave(http, asker)
-            except (AnswerError, httpx.HTTPError) as error:
+            except (AnswerError, httpx2.HTTPError) as error:
                 seen.errors.append(f"{deed}: {error!r}")
                 await asyncio.sleep(LEAVE_SECONDS)
 
 
 async def _known(
-    http: httpx.AsyncClient, asker: Asker, known: Known, seen: Seen, tie: float
+    http: httpx2.AsyncClient, asker: Asker, known: Known, seen: Seen, tie: float
 ) -> None:
     """Ask again what is known."""
     body, chance = dict(known.body), asker.chance
@@ -136,7 +136,7 @@ async def _known(
     seen.compare(known, heard, tie)
 
 
-async def _cancel(http: httpx.AsyncClient, asker: Asker) -> None:
+async def _cancel(http: httpx2.AsyncClient, asker: Asker) -> None:
     """Close a stream in its middle."""
     body = {**asker.body(seeded=asker.chance.random() < SEEDED_SHARE), "stream": True}
     lines = asker.chance.randrange(2 * body["max_tokens"])  # every second one is empty
@@ -146,7 +146,7 @@ async def _cancel(http: httpx.AsyncClient, asker: Asker) -> None:
                 break
 
 
-async def _leave(http: httpx.AsyncClient, asker: Asker) -> None:
+async def _leave(http: httpx2.AsyncClient, asker: Asker) -> None:
     """Go away before an answer is there, or as it comes."""
     body = asker.body(seeded=False)
     if asker.chance.random() < WHOLE_SHARE:

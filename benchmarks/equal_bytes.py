@@ -174,10 +174,9 @@ def measured(given: argparse.Namespace, argv: Sequence[str], kl_texts: Sequence[
         "sides": sides,
         "passed": verdicts(sides),
     }
-    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print(page(result))
-    if given.results:
-        summary.insert(given.results, page(result), marker=MARKER)
+    summary.keep(
+        result, page(result), out=out / "result.json", results=given.results, marker=MARKER
+    )
     return 0 if all(result["passed"].values()) else 1
 
 

@@ -13,7 +13,6 @@ table, writes OUT/result.json, and adds a section to docs/results.md when --resu
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -218,10 +217,9 @@ def measured(
     }
     first = contestants[0].name
     result = summary.summarize(facts, runs, readings, ours=first, bytes_tolerance=0.01)
-    (given.out / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print(page(result))
-    if given.results:
-        summary.insert(given.results, page(result), marker=MARKER)
+    summary.keep(
+        result, page(result), out=given.out / "result.json", results=given.results, marker=MARKER
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -283,10 +283,9 @@ def measured(
     result = summary.summarize(
         about, runs, readings, ours=OURS, bytes_tolerance=given.bytes_tolerance
     )
-    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print(summary.page(result))
-    if given.results:
-        summary.insert(given.results, summary.page(result), marker=MARKER)
+    summary.keep(
+        result, summary.page(result), out=out / "result.json", results=given.results, marker=MARKER
+    )
     return 0 if result["equal_bytes"] else 1
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import measure
 import psutil
 
@@ -71,12 +71,12 @@ class Running:
         Raises:
             ServerError: it ended, or takes longer.
         """
-        with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as client:
+        with httpx2.Client(base_url=self.url, timeout=5, trust_env=False) as client:
             while time.perf_counter() < self.began + seconds:
                 if (code := self.process.poll()) is not None:
                     raise ServerError(f"{self.server.name}: ended with {code}, see {self.log}")
-                with contextlib.suppress(httpx.TransportError):
-                    if client.get("/health").status_code == httpx.codes.OK:
+                with contextlib.suppress(httpx2.TransportError):
+                    if client.get("/health").status_code == httpx2.codes.OK:
                         return
                 time.sleep(POLL_SECONDS)
         raise ServerError(f"{self.server.name}: not ready after {seconds:.0f} s, see {self.log}")

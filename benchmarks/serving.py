@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import shlex
 import statistics
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import clients
-import httpx
+import httpx2
 import measure
 import servers
 import summary
@@ -118,7 +117,7 @@ def alternate(
             with servers.started(server, log) as running:
                 try:
                     measured = asyncio.run(one_round(running, prompts, given, turn))
-                except (AnswerError, httpx.TransportError) as error:
+                except (AnswerError, httpx2.TransportError) as error:
                     raise ServerError(f"{server.name}: {error!r}, see {log}") from error
             found[server.name].append(measured)
             _say(turn, server.name, found[server.name][-1])
@@ -304,10 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sides": summarize(runs, asked),
         "runs": runs,
     }
-    out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print(page(result))
-    if given.results:
-        summary.insert(given.results, page(result), marker=MARKER)
+    summary.keep(result, page(result), out=out, results=given.results, marker=MARKER)
     return 0
 
 

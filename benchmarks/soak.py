@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import clients
 import deeds
-import httpx
+import httpx2
 import measure
 import servers
 import summary
@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prompts = Prompts(given.artifact)
         with servers.started(server, log) as running:
             found = asyncio.run(soak(running, prompts, given))
-    except (ServerError, AnswerError, FileNotFoundError, httpx.TransportError) as error:
+    except (ServerError, AnswerError, FileNotFoundError, httpx2.TransportError) as error:
         print(f"{error!r}; see {log}", file=sys.stderr)
         return 1
     facts = ("minutes", "clients", "known", "tie", "seed", "threads", "dtype")
@@ -258,11 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "versions": dict(server.versions),
         **found,
     }
-    out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print(page(result))
+    summary.keep(result, page(result), out=out, results=given.results, marker=MARKER)
     print(json.dumps(result))
-    if given.results:
-        summary.insert(given.results, page(result), marker=MARKER)
     return 1 if faults(result) else 0
 
 

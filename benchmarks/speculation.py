@@ -11,7 +11,6 @@ requests are shown, and their ratio. Prints a Markdown table and writes the JSON
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -150,10 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "texts": alternate(given),
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print(page(result))
-    if given.results:
-        summary.insert(given.results, page(result), marker=MARKER)
+    summary.keep(result, page(result), out=given.out, results=given.results, marker=MARKER)
     return 0
 
 

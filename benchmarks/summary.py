@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,6 +77,24 @@ def page(result: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def keep(
+    result: Mapping[str, Any], section: str, *, out: Path, results: Path | None, marker: str
+) -> None:
+    """Write a result as JSON, print its Markdown section, and put that into a page where asked.
+
+    Args:
+        result: plain values.
+        section: the same in Markdown.
+        out: JSON file.
+        results: page that gets the section; None: no page does.
+        marker: the line behind which it goes.
+    """
+    out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    print(section)
+    if results:
+        insert(results, section, marker=marker)
 
 
 def insert(path: Path, section: str, *, marker: str) -> None:

@@ -1,6 +1,5 @@
 """The page in a real browser: headless Chromium, light and dark, wide and narrow."""
 
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,27 +8,6 @@ from compress.report import html
 from compress.results import GateResult, Raised, Round, Verdict
 
 pytestmark = pytest.mark.slow
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-SWITCHES = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +18,9 @@ def address(results, measured, tmp_path_factory):
 
 
 @pytest.fixture
-def look(browser, address):
-    """Open the page at a width in a colour scheme; requests and complaints are kept."""
-    pages = []
-
-    def open_page(width=1280, scheme="light"):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.requests, page.complaints = [], []
-        page.on("request", lambda request: page.requests.append(request.url))
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.goto(address)
-        pages.append(page)
-        return page
-
-    yield open_page
-    for page in pages:
-        page.close()
+def look(window, address):
+    """Open the page at a width in a colour scheme."""
+    return lambda width=1280, scheme="light": window(address, width, scheme)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,7 +1,5 @@
 """The compare page in a real browser: headless Chromium, light and dark, wide and narrow."""
 
-import shutil
-
 import pytest
 from contenders import three
 
@@ -9,8 +7,6 @@ from compress.compare import compare
 from compress.report.compared import page as pages
 
 pytestmark = pytest.mark.slow
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 RATIOS = """() => {
   const lum = c => { const p = c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
     .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
@@ -32,17 +28,6 @@ RATIOS = """() => {
 
 
 @pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="module")
 def address(tiny_llama, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared")
     path = folder / "compare.html"
@@ -51,22 +36,9 @@ def address(tiny_llama, tmp_path_factory):
 
 
 @pytest.fixture
-def look(browser, address):
-    opened = []
-
-    def open_page(width=1440, scheme="light"):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.requests, page.complaints = [], []
-        page.on("request", lambda request: page.requests.append(request.url))
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.goto(address)
-        opened.append(page)
-        return page
-
-    yield open_page
-    for page in opened:
-        page.close()
+def look(window, address):
+    """Open the page at a width in a colour scheme."""
+    return lambda width=1440, scheme="light": window(address, width, scheme)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,28 +1,10 @@
 """The page at / in headless Chromium: chat, student beside teacher, light, dark, keyboard."""
 
-import shutil
-
 import pytest
 
 pytestmark = pytest.mark.slow
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-SWITCHES = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 STUDENT = "Paris is the capital of France, and <b>its largest</b> city."
 TEACHER = "The capital of France is Paris."
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +17,15 @@ def pair(script, serving):
 
 
 @pytest.fixture
-def look(browser):
-    """Open the page of a server; requests and complaints are kept."""
-    pages = []
+def look(window):
+    """Open the page of a server."""
 
     def open_page(served, width=1440, scheme="light"):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.requests, page.complaints = [], []
-        page.on("request", lambda request: page.requests.append(request.url))
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.goto(served.url)
+        page = window(served.url, width, scheme)
         page.get_by_role("heading", name="tiny").wait_for()
-        pages.append(page)
         return page
 
-    yield open_page
-    for page in pages:
-        page.close()
+    return open_page
 
 
 def ask(page, text):
