@@ -85,13 +85,16 @@ def run(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path)
     return Finished(output=_last_json(printed, log), wall_seconds=seconds, memory=memory)
 
 
-def about(script: str, argv: Sequence[str]) -> dict[str, str]:
-    """Date, commit, hardware and command: what stands beside every number."""
+def about(script: str, argv: Sequence[str], *, written: str = "") -> dict[str, str]:
+    """Date, commit, hardware and command: what stands beside every number.
+
+    `written` is a folder that the script itself writes: its changes are no changes of the code.
+    """
     # Of a path that exists on this machine only, the last two names are all that others can use.
     words = ["/".join(Path(word).parts[-2:]) if Path(word).is_absolute() else word for word in argv]
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit(),
+        "commit": commit(written),
         "hardware": hardware(),
         "command": f"python {script} {shlex.join(words)}",
     }
@@ -103,7 +106,7 @@ def hardware() -> str:
     return f"{_processor()}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
-def commit() -> str:
+def commit(apart_from: str = "") -> str:
     """Short hash of the checkout, with `+changes` when tracked files differ from it."""
 
     def git(*arguments: str) -> str:
@@ -111,7 +114,9 @@ def commit() -> str:
         return done.stdout.strip()
 
     head = git("rev-parse", "--short", "HEAD") or "no commit"
-    return head + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    paths = ["--", ".", f":(exclude){apart_from}"] if apart_from else []
+    differ = git("status", "--porcelain", "--untracked-files=no", *paths)
+    return head + ("+changes" if differ else "")
 
 
 def _watch(child: subprocess.Popen[bytes]) -> Memory:

@@ -125,6 +125,15 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def cpu_seconds() -> float:
+    """Processor time of this process and of its children that have ended, all threads added up.
+
+    User and system time: what a run costs whatever else is at work beside it.
+    """
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 def hardware(processes: int = 1) -> str:
     """Processor, threads and processes, for people to read."""
     processor = platform.processor() or platform.machine()

@@ -310,8 +310,10 @@ def _measured(run: Run, results: Results, clock: Clock) -> Measured:
     with clock.step("time"):
         there = results.after is not None and "time" not in run.bounded.left_out
         timings = speed.timings(run.folder) if there else None
+    clock.stop()
+    clock.cpu_seconds["total"] += run.team.others_cpu_seconds
     return Measured(
-        clock.stop(),
+        clock.seconds,
         machine.peak_memory_bytes() + run.team.others_bytes,
         machine.hardware(run.team.size),
         machine.today(),
@@ -319,6 +321,7 @@ def _measured(run: Run, results: Results, clock: Clock) -> Measured:
         timings.prefill_tokens_per_second if timings else None,
         timings.ttft_seconds if timings else None,
         run.resumed,
+        clock.cpu_seconds,
     )
 
 

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,24 +49,32 @@ else:
 log = logging.getLogger("compress")
 
 
-@dataclass
 class Clock:
-    """Seconds by step."""
+    """Seconds by step: on the clock of the wall, and of processors, all threads added up."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    _begun: float = field(default_factory=time.perf_counter)
+    def __init__(self) -> None:
+        """Begin now."""
+        self.seconds: dict[str, float] = {}
+        self.cpu_seconds: dict[str, float] = {}
+        self._begun = (time.perf_counter(), machine.cpu_seconds())
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Time what runs inside, beside what was timed under that name before."""
-        begun = time.perf_counter()
+        begun = (time.perf_counter(), machine.cpu_seconds())
         yield
-        spent = self.seconds.get(name, 0.0) + time.perf_counter() - begun
-        self.seconds[name] = round(spent, 3)
+        self._add(name, begun)
 
-    def stop(self) -> dict[str, float]:
-        """Seconds by step so far, and since the clock began."""
-        return {**self.seconds, "total": round(time.perf_counter() - self._begun, 3)}
+    def stop(self) -> None:
+        """Note what was spent since the clock began, as `total`."""
+        self._add("total", self._begun)
+
+    def _add(self, name: str, begun: tuple[float, float]) -> None:
+        for kind, now, then in (
+            (self.seconds, time.perf_counter(), begun[0]),
+            (self.cpu_seconds, machine.cpu_seconds(), begun[1]),
+        ):
+            kind[name] = round(kind.get(name, 0.0) + now - then, 3)
 
 
 @dataclass(frozen=True)

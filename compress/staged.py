@@ -67,7 +67,7 @@ def carry_out(run: Run, student: Student, attempt: Attempt) -> tuple[StageResult
         if stage.prune:
             counter = dataclasses.replace(counter, kept=student.kept)
     student.settle()
-    run.team.look_at_memory()
+    run.team.look_at_use()
     return tuple(results)
 
 

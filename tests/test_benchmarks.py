@@ -6,7 +6,9 @@ import json
 import shutil
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ import torch
 from compress import library
 from compress.artifact.layout import open_artifact
 from compress.artifact.write import companions, write
+from compress.catalogue import Measurement, changed
+from compress.catalogue import read as read_catalogue
 from compress.kernels.grid import Rounded
 from compress.recipe.load import load
 from compress.recipe.resolve import canonical_json
@@ -385,11 +389,17 @@ def apply_(bench, monkeypatch):
 
     def run(recipe, out, *, sets=(), threads, cache=None):
         ran.append((recipe, sets))
-        side = {"size_bytes": 10**8, "perplexity": {"perplexity": 20.0 + len(sets)}}
+        read = {"perplexity": 20.0 + len(sets), "fingerprint": "ab"}
+        side = {"size_bytes": 10**8, "perplexity": read, "bits_per_weight": 4.25}
         kl = {"kl_mean": 0.1 - 0.01 * len(ran), "kl_p99": 1.0, "top1_agreement": 0.8}
-        results = {"before": side, "after": side, "divergence": kl, "provenance": {"threads": 2}}
+        results = {
+            "before": side, "after": side, "divergence": {**kl, "fingerprint": "ab"},
+            "provenance": {"threads": 2, "teacher": "pypi:x==1"},
+        }  # fmt: skip
         seconds = {"teacher": 60.0, "total": 180.0}
-        return applied.Left(results, {"seconds": seconds, "peak_memory_bytes": 2**30})
+        spent = {"seconds": seconds, "cpu_seconds": {"teacher": 30.0, "total": 270.0}}
+        speed = {"peak_memory_bytes": 2**30, "decode_tokens_per_second": 200.0}
+        return applied.Left(results, {**spent, **speed})
 
     monkeypatch.setattr(applied, "run", run)
     return ran
@@ -435,52 +445,131 @@ def test_an_ablation_is_read_on_another_text(bench, tmp_path, capsys):
     assert "judged on another" in capsys.readouterr().err
 
 
-def test_the_catalogue_fills_in_numbers_and_leaves_words_and_what_was_not_run(
-    bench, apply_, tmp_path
-):
-    shutil.copytree(library.folder("recipes"), tmp_path / "recipes")
-    words = [f"--out={tmp_path / 'out'}", f"--recipes={tmp_path / 'recipes'}"]
-    assert bench("catalogue").main(words) == 0
-    before, after = (
-        {line.split("|")[1]: line for line in (folder / "README.md").read_text("utf-8").splitlines()
-         if line.startswith("| [")}
-        for folder in (library.folder("recipes"), tmp_path / "recipes")
-    )  # fmt: skip
+@pytest.fixture
+def catalogue(bench, apply_, monkeypatch, tmp_path):
+    """`catalogue(*words)`: the command on a copy of the recipes, whose runs are `apply_`'s."""
+    module, recipes = bench("catalogue"), tmp_path / "recipes"
+    shutil.copytree(library.folder("recipes"), recipes)
+    (recipes / "catalogue.json").unlink(missing_ok=True)
+    dense = {
+        "texts": ["ab"], "size_bytes": 3 * 10**8, "bits_per_weight": 16.0, "perplexity": 18.0,
+        "decode_tokens_per_second": 90.0, "seconds": 60.0, "cpu_seconds": 90.0,
+        "peak_memory_bytes": 2**30,
+    }  # fmt: skip
+    ran = SimpleNamespace(output=dense)
+    monkeypatch.setattr(module.measure, "run", lambda command, **how: ran)
+
+    def run(*words, out="out"):
+        return module.main([f"--out={tmp_path / out}", f"--recipes={recipes}", *words])
+
+    run.folder, run.module, run.ran = recipes, module, apply_
+    return run
+
+
+def rows_of(folder):
+    lines = (folder / "README.md").read_text("utf-8").splitlines()
+    return {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
+
+
+def numbers_of(row):
+    return [cell.strip() for cell in row.split("|")[6:-1]]
+
+
+def test_the_catalogue_fills_in_numbers_and_leaves_words_and_what_was_not_run(catalogue):
+    before = rows_of(catalogue.folder)
+    assert catalogue() == 0
+    after = rows_of(catalogue.folder)
     assert before.keys() == after.keys()
-    changed = [name for name in before if before[name] != after[name]]
-    assert len(changed) == len(apply_) == len(before) - 1, "all but the one that needs a hub"
-    for name in changed:
+    filled = [name for name in before if numbers_of(after[name])[5:] == ["2.0", "4.0", "1.00"]]
+    assert len(filled) == len(catalogue.ran) == len(before) - 3, "but header, teacher, hub's"
+    for name in before:
         assert after[name].split("|")[:6] == before[name].split("|")[:6]
-        assert [cell.strip() for cell in after[name].split("|")[6:-1]][4:] == ["2.0", "1.00"]
+    assert numbers_of(after["dense"])[:4] == ["300.0", "18.00", "0.0000", "100.0 %"]
     for name in library.names("recipes"):
         old, new = (load(str(folder / f"{name}.yaml"))
-                    for folder in (library.folder("recipes"), tmp_path / "recipes"))  # fmt: skip
+                    for folder in (library.folder("recipes"), catalogue.folder))  # fmt: skip
         assert canonical_json(old) == canonical_json(new)
-    head = (tmp_path / "recipes" / "quickstart.yaml").read_text("utf-8").splitlines()[2:4]
-    assert head[0] == "# cost:    2.0 minutes on 2 threads after the download, 1.00 GiB"
-    assert head[1].startswith("# expect:  100 → 100 MB, perplexity 20.00 → 20.00   (")
+    head = (catalogue.folder / "quickstart.yaml").read_text("utf-8").splitlines()[2:4]
+    assert head[0] == (
+        "# cost:    2.0 minutes on 2 threads after the download (4.0 of processors), 1.00 GiB"
+    )
+    assert head[1].startswith("# expect:  300 → 100 MB, perplexity 18.00 → 20.00   (")
 
 
-def test_the_catalogue_is_filled_in_again_to_the_same_table(bench, apply_, tmp_path):
-    shutil.copytree(library.folder("recipes"), tmp_path / "recipes")
-    words = [f"--out={tmp_path / 'out'}", f"--recipes={tmp_path / 'recipes'}"]
-    page = tmp_path / "recipes" / "README.md"
-    assert bench("catalogue").main(words) == 0
-    lines = len(page.read_text("utf-8").splitlines())
-    assert bench("catalogue").main(words) == 0
-    assert len(page.read_text("utf-8").splitlines()) == lines
+def test_the_catalogue_is_filled_in_again_to_the_same_files(catalogue):
+    assert catalogue() == 0
+    files = {path.name: path.read_bytes() for path in catalogue.folder.iterdir()}
+    ran = len(catalogue.ran)
+    assert catalogue() == 0
+    assert len(catalogue.ran) == ran, "what OUT holds is read"
+    assert {path.name: path.read_bytes() for path in catalogue.folder.iterdir()} == files
 
 
-def test_some_of_the_catalogue_is_filled_in_and_the_rest_stays(bench, apply_, tmp_path, capsys):
-    shutil.copytree(library.folder("recipes"), tmp_path / "recipes")
-    words = [f"--out={tmp_path / 'out'}", f"--recipes={tmp_path / 'recipes'}", "--only"]
-    before = (tmp_path / "recipes" / "w4-best.yaml").read_text("utf-8")
-    assert bench("catalogue").main([*words, "fp8"]) == 0
-    assert len(apply_) == 1
-    assert (tmp_path / "recipes" / "w4-best.yaml").read_text("utf-8") == before
+def test_each_entry_is_kept_as_soon_as_it_is_there(catalogue, monkeypatch, capsys):
+    recipes, run = catalogue.folder, catalogue.module.applied.run
+
+    def failing(recipe, *words, **how):
+        if "nvfp4" in recipe:
+            raise catalogue.module.measure.ChildError("exit code 1, see nvfp4.log")
+        return run(recipe, *words, **how)
+
+    monkeypatch.setattr(catalogue.module.applied, "run", failing)
+    assert catalogue("--only", "fp8", "nvfp4", "w4-best") == 1
+    assert "nvfp4: exit code 1, see nvfp4.log" in capsys.readouterr().err
+    assert set(read_catalogue(recipes).recipes) == {"fp8", "w4-best"}
+    assert catalogue("--only", "dense", out="other") == 0
+    found = read_catalogue(recipes)
+    assert found.dense.perplexity == 18.0
+    assert set(found.recipes) == {"fp8", "w4-best"}, "entries of recipes not run stay"
+    assert catalogue("--only", "dense", "w4-best", out="other") == 0
     with pytest.raises(SystemExit):
-        bench("catalogue").main([*words, "w4-bset"])
+        catalogue("--only", "w4-bset")
     assert "no w4-bset; known: " in capsys.readouterr().err
+
+
+def test_a_recipe_that_was_changed_is_named_and_run_again(catalogue):
+    assert catalogue("--only", "fp8", "w4-best") == 0
+    recipe = catalogue.folder / "w4-best.yaml"
+    recipe.write_text("# a word more\n" + recipe.read_text("utf-8"), "utf-8")
+    assert not changed(read_catalogue(catalogue.folder), catalogue.folder), "words are no change"
+    recipe.write_text(recipe.read_text("utf-8").replace("samples: 128", "samples: 64"), "utf-8")
+    assert changed(read_catalogue(catalogue.folder), catalogue.folder) == ["w4-best"]
+    assert catalogue("--only", "fp8") == 0
+    page = (catalogue.folder / "README.md").read_text("utf-8")
+    assert "Measured before it was changed: w4-best." in page
+    assert len(catalogue.ran) == 2
+    assert catalogue("--only", "w4-best") == 0
+    assert len(catalogue.ran) == 3
+    assert not changed(read_catalogue(catalogue.folder), catalogue.folder)
+
+
+def test_a_promise_that_drifted_fails_the_check_by_its_name(catalogue, capsys):
+    assert catalogue("--only", "dense", "fp8", "nvfp4") == 0
+    files = {path.name: path.read_bytes() for path in catalogue.folder.iterdir()}
+    assert catalogue("--check", "--only", "dense", "fp8") == 0
+    capsys.readouterr()
+    assert catalogue("--check", "--only", "fp8", "nvfp4", "w4-best", out="fresh") == 1
+    told, wrong = capsys.readouterr()
+    assert "fp8: kl_mean: promised 0.09, found 0.07; may move by 5%" in wrong
+    assert "w4-best: catalogue.json has no entry" in wrong
+    assert "perplexity" not in wrong, "it is what it was"
+    assert "fp8: cpu_seconds was 240, is 240" in told
+    assert {path.name: path.read_bytes() for path in catalogue.folder.iterdir()} == files
+
+
+def test_what_may_drift_is_stated(catalogue):
+    promised = Measurement(
+        "ab", "t", "quick", ("cd",), 100, 4.25, 20.0, 0.1, 1.0, 0.8, 200.0, 60.0, 90.0, 1, 2,
+        "day", "commit", "h", "c",
+    )  # fmt: skip
+    drifted = catalogue.module.drifted
+    slower = {"seconds": 600.0, "cpu_seconds": 600.0, "decode_tokens_per_second": 20.0}
+    near = {"perplexity": 20.19, "kl_mean": 0.1049, "kl_p99": 1.09, "top1_agreement": 0.793}
+    assert not list(drifted(promised, replace(promised, **near, **slower)))
+    far = {"size_bytes": 101, "perplexity": 20.21, "kl_mean": 0.1051, "suite": "full"}
+    assert len(list(drifted(promised, replace(promised, **far)))) == 4
+    assert len(list(drifted(promised, replace(promised, kl_mean=None)))) == 1
+    assert len(list(drifted(promised, replace(promised, recipe_sha256="xy")))) == 1
 
 
 SHAPE = (

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "compress"
 ROOT = ("__init__", "__main__")  # the package's face may name anything, on use
 RANKS = [
     {"errors", "results", "library", "families"},
-    {"recipe", "kernels", "anatomy", "storage", "chat"},
+    {"recipe", "kernels", "anatomy", "storage", "chat", "catalogue"},
     {"shape", "forwards", "machine"},
     {"surgery", "artifact"},
     {"teacher", "calibrate", "journal", "student", "runtime"},
@@ -53,6 +53,7 @@ WITHOUT_TORCH = {
     "library",
     "families",
     "recipe",
+    "catalogue",
     "anatomy",
     "shape",
     "forwards",

@@ -154,9 +154,14 @@ def fallback_text(results: Results) -> str:
 
 
 def time_table(measured: Measured) -> Table:
-    """Time by step of the pipeline, the total last."""
+    """Time by step of the pipeline, the total last; that of processors where it is known."""
     steps = sorted(measured.seconds.items(), key=lambda step: step[0] == "total")
-    return Table(("step", "time"), tuple((name, numbers.duration(spent)) for name, spent in steps))
+    rows = [(name, numbers.duration(took)) for name, took in steps]
+    if not (spent := measured.cpu_seconds):
+        return Table(("step", "time"), tuple(rows))
+    told = {name: numbers.duration(seconds) for name, seconds in spent.items()}
+    wider = ((*row, told.get(row[0], NONE)) for row in rows)
+    return Table(("step", "time", "processor time"), tuple(wider))
 
 
 def provenance_table(results: Results, measured: Measured | None) -> Table:

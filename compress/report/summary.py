@@ -126,7 +126,11 @@ def _measured_rows(measured: Measured) -> Iterator[Row]:
     if "total" in measured.seconds:
         before = f"without {n} units finished before" if (n := measured.resumed_units) else NONE
         total = numbers.duration(measured.seconds["total"])
-        yield Row("time", NONE, total, before, "the whole run")
+        yield Row("time", NONE, total, before, "the whole run, on the clock of the wall")
+    if "total" in measured.cpu_seconds:
+        spent = numbers.duration(measured.cpu_seconds["total"])
+        note = "of processors, all threads and processes added up"
+        yield Row("processor time", NONE, spent, NONE, note)
     yield Row("peak memory", NONE, numbers.size(measured.peak_memory_bytes), NONE, "resident")
     if measured.prefill_tokens_per_second is not None:
         speed = numbers.digits(measured.prefill_tokens_per_second)

@@ -279,7 +279,7 @@ class Results:
 class Measured:
     """Times and memory of one run; never part of its identity."""
 
-    seconds: dict[str, float]  # by step of the pipeline, with "total"
+    seconds: dict[str, float]  # on the wall, by step of the pipeline, with "total"
     peak_memory_bytes: int
     hardware: str
     date: str
@@ -287,6 +287,7 @@ class Measured:
     prefill_tokens_per_second: float | None = None
     ttft_seconds: float | None = None  # of the same prompt, up to its first token
     resumed_units: int = 0  # finished by runs that were cut short, whose seconds are not in here
+    cpu_seconds: dict[str, float] = field(default_factory=dict)  # as `seconds`; {} in older ones
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class Team:
         self.rank, self.size, self.threads, self.device = rank, size, threads, device
         self._waiting: Any = None  # the group in which others wait for the first
         self.others_bytes = 0  # of memory that the other processes have held, at most
+        self.others_cpu_seconds = 0.0  # that they have spent
         self._ended = size == 1
         self._in_step = False  # the others compute, and do not wait for the first
         self._heard: dict[str, Mapping[str, Any]] = {}  # finished units
@@ -155,11 +156,12 @@ class Team:
             self._ended = True
             self._send(None)
 
-    def look_at_memory(self) -> None:
-        """Take note of the most memory that the other processes have held."""
-        own = machine.peak_memory_bytes() if self.rank else 0
-        held = torch.tensor(own, dtype=torch.float64, device=self.device)
-        self.others_bytes = int(self.add_up(held))
+    def look_at_use(self) -> None:
+        """Take note of what the other processes have held of memory, at most, and spent so far."""
+        own = (machine.peak_memory_bytes(), machine.cpu_seconds()) if self.rank else (0.0, 0.0)
+        used = torch.tensor(own, dtype=torch.float64, device=self.device)
+        held, self.others_cpu_seconds = self.add_up(used).tolist()
+        self.others_bytes = int(held)
 
     def ledger(self, journal: Ledger | None) -> Ledger:
         """The one journal as this process sees it: the first has it, the others hear of it."""

@@ -210,3 +210,14 @@ def test_keys_and_values_are_told_block_by_block(results, cached):
         assert "Keys and values" in page
     assert "Keys and values" not in html.render(results, None)
     assert from_json(Results, to_json(cached)) == cached
+
+
+def test_processor_time_stands_beside_the_wall_where_it_is_known(results, measured):
+    assert rows.time_table(measured).header == ("step", "time")
+    both = replace(measured, cpu_seconds={"quantize": 80.0, "total": 200.0})
+    table = rows.time_table(both)
+    assert table.header == ("step", "time", "processor time")
+    assert table.rows[-1] == ("total", "3 min 25 s", "3 min 20 s")
+    assert {row[2] for row in table.rows} == {"1 min 20 s", "3 min 20 s", "–"}
+    labels = [row.label for row in summary.summary(results, both)]
+    assert labels.index("processor time") == labels.index("time") + 1
