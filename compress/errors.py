@@ -14,7 +14,8 @@
     │   └── EvaluationError     a measurement could not be taken
     └── GateMissed          exit 3: the student was made and judged not good enough
 
-A message says where, what was found, what the rule is and what to do.
+A message says where, what was found, what the rule is and what to do. Each kind has a section in
+docs/errors.md, which `page` names.
 """
 
 from __future__ import annotations
@@ -38,16 +39,36 @@ class CompressError(Exception):
     """Root of all errors a user can meet."""
 
     exit_code = 1
+    section = "run"
+
+    def __init__(self, message: str, *, section: str | None = None) -> None:
+        """Say what is wrong.
+
+        Args:
+            message: where, what was found, what the rule is and what to do.
+            section: of docs/errors.md, where one tells more of this than that of its kind.
+        """
+        super().__init__(message)
+        if section is not None:
+            self.section = section
+
+    @property
+    def page(self) -> str:
+        """Where the documents tell more of it."""
+        return f"docs/errors.md#{self.section}"
 
 
 class RequestError(CompressError):
     """The request was wrong; nothing was run and nothing was written."""
 
     exit_code = 2
+    section = "request"
 
 
 class RecipeError(RequestError):
     """One or more mistakes in a recipe, all reported together."""
+
+    section = "recipe"
 
     def __init__(self, mistakes: Sequence[str]) -> None:
         self.mistakes = tuple(mistakes)
@@ -61,13 +82,19 @@ class RecipeError(RequestError):
 class ModelError(RequestError):
     """A teacher that is missing, broken, unsafe or unsupported."""
 
+    section = "model"
+
 
 class CalibrationError(RequestError):
     """A calibration or evaluation text that is missing, unreadable or too short."""
 
+    section = "calibration"
+
 
 class ArtifactError(RequestError):
     """An artifact that is missing, broken, or in the way of a new one."""
+
+    section = "artifact"
 
 
 class RunError(CompressError):
@@ -77,27 +104,38 @@ class RunError(CompressError):
 class SolveError(RunError):
     """A linear could not be solved."""
 
+    section = "solve"
+
 
 class TrainingError(RunError):
     """A student could not be trained."""
+
+    section = "training"
 
 
 class StorageError(RunError):
     """The disk refused a read or a write."""
 
+    section = "storage"
+
 
 class VerificationFailed(RunError):  # noqa: N818 - a finding, said as one
     """An artifact is not what its format, its manifest or its student say it should be."""
 
+    section = "verify"
+
 
 class EvaluationError(RunError):
     """A measurement could not be taken."""
+
+    section = "evaluation"
 
 
 class GateMissed(CompressError):  # noqa: N818 - a verdict on the student, nothing failed
     """The student was judged not good enough: when it was made, or while it was."""
 
     exit_code = 3
+    section = "gates"
 
     def __init__(self, message: str, linears: Sequence[Any] = ()) -> None:
         """Say what was missed.

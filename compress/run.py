@@ -295,7 +295,8 @@ def joined(recipe: Recipe, told: Begun, here: Machine, team: Team) -> Run:
     if unlike := [f"{k}: {theirs[k]} there, {ours[k]} here" for k in ours if ours[k] != theirs[k]]:
         raise RunError(
             f"differs from the first process of the run in {'; '.join(unlike)}. All processes of "
-            "a run need the same code, libraries and models."
+            "a run need the same code, libraries and models.",
+            section="processes",
         )
     team.hear_of(told.finished)
     return Run(

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from compress import library
+from compress import errors, library
 from compress.recipe.load import load
 from compress.recipe.schema import Recipe, Stage, json_schema
 from compress.recipe.source import mapping
@@ -68,10 +68,33 @@ def test_the_schema_knows_the_stages_that_run():
 
 def test_every_kind_of_error_has_its_section():
     text = (library.root() / "docs" / "errors.md").read_text(encoding="utf-8")
-    sections = re.findall(r"^## (\w+)$", text, re.MULTILINE)
-    assert sections[:5] == ["Recipe", "Model", "Memory", "Calibration", "Artifact"]
-    assert re.findall(r"^\*`(\w+)`, exit \d", text, re.MULTILINE) == [
-        "RecipeError", "ModelError", "RequestError", "CalibrationError", "ArtifactError",
-        "RequestError", "RunError", "SolveError", "TrainingError", "StorageError",
-        "VerificationFailed", "EvaluationError", "GateMissed",
-    ]  # fmt: skip
+    sections = {
+        section.partition("\n")[0].lower(): re.findall(
+            r"^\*`(\w+)`, exit (\d)", section, re.MULTILINE
+        )
+        for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    }
+    for kind in _kinds(errors.CompressError):
+        assert (kind.__name__, str(kind.exit_code)) in sections[kind.section], kind
+    for told in ("memory", "processes"):  # what messages of other kinds name
+        assert sections[told]
+
+
+def _kinds(kind):
+    for inner in kind.__subclasses__():
+        if inner.__module__ == "compress.errors":
+            yield inner
+            yield from _kinds(inner)
+
+
+def test_sections_that_single_errors_name_are_there():
+    text = (library.root() / "docs" / "errors.md").read_text(encoding="utf-8")
+    named = {
+        word
+        for path in (library.root() / "compress").rglob("*.py")
+        for word in re.findall(
+            r'section="(\w+)"|docs/errors\.md#(\w+)', path.read_text(encoding="utf-8")
+        )
+    }
+    there = {line.lower() for line in re.findall(r"^## (.+)$", text, re.MULTILINE)}
+    assert {"".join(pair) for pair in named} <= there

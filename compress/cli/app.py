@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,19 +19,34 @@ from typing import Annotated
 import typer
 
 from compress import __version__
-from compress.cli import apply, bench, compare, console, diff, export, look, plan, serve, verify
+from compress.cli import (
+    apply,
+    bench,
+    compare,
+    completion,
+    console,
+    diff,
+    env,
+    export,
+    look,
+    manual,
+    plan,
+    serve,
+    verify,
+)
 from compress.errors import CompressError
 
 DEBUG = "COMPRESS_DEBUG"
 INTERRUPTED = 130
+HELP_WIDTH = 100  # columns at most
 
 app = typer.Typer(
     name="compress",
     help="Make a language model smaller, by one recipe, and show what it cost.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # plain text: fits any width, and pages and pipes take it
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
 )
 app.command()(plan.plan)
 app.command()(apply.apply)
@@ -45,7 +61,8 @@ app.command()(diff.diff)
 app.command()(compare.compare)
 app.command()(look.report)
 app.add_typer(look.recipes)
-app.command()(look.env)
+app.command()(env.env)
+manual.write(app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -74,6 +91,9 @@ def options(
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    if completion.ASKED in os.environ:
+        completion.answer(lambda: run(()))
+        return
     _prepare_process()
     raise SystemExit(run(sys.argv[1:]))
 
@@ -91,10 +111,13 @@ def run(arguments: Sequence[str]) -> int:
         code = app(list(arguments), prog_name="compress", standalone_mode=False, obj=[*arguments])
         sys.stdout.flush()
     except CompressError as error:
-        console.say(str(error))
+        console.say(_told(error))
         return error.exit_code
     except typer.TyperException as error:
-        if text := error.format_message():  # a bare `compress` has shown its help instead
+        text = error.format_message()
+        if text.startswith("Usage:"):  # a bare `compress`, or `compress recipes`
+            console.emit(text)
+        else:
             console.say(text + _hint(error))
         return error.exit_code
     except KeyboardInterrupt:
@@ -113,6 +136,13 @@ def _prepare_process() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars; ours are drawn by rich
+
+
+def _told(error: CompressError) -> str:
+    """An error's message, and at its end the page that tells more, unless it names one itself."""
+    text = str(error)
+    named = re.search(r"(^|   )docs/\S+$", text)
+    return text if named else f"{text}   {error.page}"
 
 
 def _hint(error: typer.TyperException) -> str:

@@ -5,18 +5,35 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from compress.cli import console, launch
-from compress.errors import CompressError, RequestError, RunError
+from compress.cli import completion, console, launch
+from compress.errors import CompressError, GateMissed, RequestError, RunError
 
 if TYPE_CHECKING:
     from compress.pipeline import Outcome
     from compress.recipe.schema import Recipe
     from compress.stages.team import Team
 
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="The name of a shipped recipe, or a path to a .yaml file.",
+        autocompletion=completion.recipes,
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one field, e.g. calibration.samples=64. Repeatable.",
+        autocompletion=completion.settings,
+    ),
+]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"],
     typer.Option("--device", help="Where to compute; auto takes CUDA if there is one."),
@@ -39,23 +56,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show neither progress nor 
 
 def apply(
     context: typer.Context,
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE", help="The name of a shipped recipe, or a path to a .yaml file."
-        ),
-    ],
+    recipe: RecipeName,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to make.  [default: ./<recipe>-<teacher>]")
     ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change one field, e.g. calibration.samples=64. Repeatable.",
-        ),
-    ] = None,
+    sets: Sets = None,
     device: Device = "auto",
     threads: Threads = None,
     nproc: Processes = None,
@@ -81,7 +86,9 @@ def apply(
 ) -> None:
     """Make a smaller model by a recipe, and measure what it cost.
 
-    Cut short, the same command goes on where it stopped.
+    What is done stands in the recipe: from its teacher to a folder with weights that engines open,
+    results, a report, the locked recipe that makes it again, and hashes of all of it. Cut short,
+    the same command goes on where it stopped.
     """
     from compress.artifact.output import refuse_finished
     from compress.plan.memory import parse_bytes
@@ -123,6 +130,10 @@ def apply(
     except (KeyboardInterrupt, RunError):
         console.say(left_behind(folder))
         raise
+    except GateMissed:
+        if json:
+            console.emit_json(rejected(folder))
+        raise
     _tell(outcome, json=json, quiet=quiet)
 
 
@@ -134,14 +145,22 @@ def evaluate(
         ),
     ],
     suite: Annotated[
-        str, typer.Option("--suite", help="quick, smoke, full, or a path to a .yaml file.")
+        str,
+        typer.Option(
+            "--suite",
+            help="quick, smoke, full, or a path to a .yaml file.",
+            autocompletion=completion.suites,
+        ),
     ] = "quick",
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a finished artifact or a teacher."""
+    """Measure a finished artifact or a teacher.
+
+    An artifact whose lock names its teacher is judged beside it; any other model alone.
+    """
     from compress import pipeline
 
     with console.watching(quiet=quiet) as watch:
@@ -171,7 +190,8 @@ def _follow(recipe: Recipe, device: str, team: Team) -> None:
     try:
         pipeline.follow(recipe, device=device, team=team)
     except CompressError as error:
-        raise RunError(f"process {team.rank} of {team.size}: {error}") from error
+        told = f"process {team.rank} of {team.size}: {error}"
+        raise RunError(told, section=error.section) from error
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -219,6 +239,16 @@ def found(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
+
+
+def rejected(out: Path) -> dict[str, Any]:
+    """What is known of a student that missed a gate, as `--json` tells of one that did not."""
+    from compress import storage
+    from compress.artifact.output import beside
+
+    folder = beside(out, "rejected")
+    told = {name: storage.read_json(folder / f"{name}.json") for name in ("results", "measured")}
+    return {"folder": str(folder), **told, "verification": None}
 
 
 def _tell(outcome: Outcome, *, json: bool, quiet: bool) -> None:

@@ -36,7 +36,10 @@ def bench(
     kv_cache: KVCache = "auto",
     json: Json = False,
 ) -> None:
-    """Time an artifact: tokens a second, the first token, gaps, and the share of the roof."""
+    """Time an artifact: tokens a second, first token, gaps.
+
+    And the share of what memory was seen to be read by. The engine alone is timed, without HTTP.
+    """
     from compress.runtime.bench import measure
     from compress.runtime.engine import Engine
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compress import storage
-from compress.cli import console
+from compress.cli import completion, console
 from compress.cli.apply import Device, Json, Quiet, Threads
 from compress.errors import RequestError
 
@@ -40,14 +40,17 @@ def compare(
     evaluate: Annotated[
         str | None,
         typer.Option(
-            "--evaluate", metavar="SUITE", help="Measure all of them now, by this one suite."
+            "--evaluate",
+            metavar="SUITE",
+            help="Measure all of them now, by this one suite.",
+            autocompletion=completion.suites,
         ),
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Put artifacts side by side: size, quality, speed, recipes, answers.
+    """Put artifacts side by side: size, quality, speed, answers.
 
     Numbers of different protocols are shown and not ranked.
     """

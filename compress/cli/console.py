@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import statistics
 import sys
 import time
@@ -67,7 +68,7 @@ def watching(*, quiet: bool) -> Iterator[Watch]:
     with contextlib.redirect_stdout(sys.stderr):
         if quiet:
             yield lambda record: None
-        elif sys.stderr.isatty():
+        elif sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
             from rich.console import Console
 
             with _bars(Console(stderr=True)) as bars:
@@ -290,10 +291,11 @@ def text_table(text: Words) -> Table:
 
 
 def show(table: Table) -> None:
-    """Write a table: as wide as the terminal, or as it needs in a pipe."""
+    """Write a table: as wide as the terminal, or as COLUMNS says, or as it needs in a pipe."""
     from rich.console import Console
 
-    terminal = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
+    terminal = Console(width=None if known else PIPE_WIDTH, highlight=False)
     with terminal.capture() as captured:
         terminal.print(table)
     emit("\n".join(text.rstrip() for text in captured.get().strip("\n").splitlines()))

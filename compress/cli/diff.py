@@ -28,7 +28,11 @@ def diff(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Say what differs: recipe, tensors, metrics, environment. Exits with 1 unless identical."""
+    """Say what differs between two artifacts.
+
+    Recipe, tensors, metrics, environment. Identical means weights, config, tokenizer and lock;
+    exits with 1 unless they are.
+    """
     from compress.diff import compare
 
     found = compare(first, second, rehash=rehash)

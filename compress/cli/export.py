@@ -28,9 +28,10 @@ def export(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the same integers in another format; nothing is solved again.
+    """Write an artifact in another format: the same integers.
 
-    What the format cannot hold is refused. What it can only round is measured and told.
+    Nothing is solved again. What the format cannot hold is refused; what it can only round is
+    measured and told.
     """
     from compress import export as room
 

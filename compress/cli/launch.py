@@ -53,13 +53,15 @@ def wanted(here: Member, asked: int | None, locked: int | None, *, bounded: bool
     if here.size > 1 and asked not in (None, here.size):
         raise RequestError(
             f"--nproc {asked}: a launcher has started {here.size} processes already. Leave out "
-            "--nproc, or run the command without a launcher."
+            "--nproc, or run the command without a launcher.",
+            section="processes",
         )
     count = here.size if here.size > 1 else asked or locked or 1
     if bounded and count > 1:
         raise RequestError(
             "--max-memory: is kept by one process, and several would each take as much. Leave it "
-            "out, or run in 1 process."
+            "out, or run in 1 process.",
+            section="processes",
         )
     return count
 
@@ -75,7 +77,8 @@ def check_devices(count: int, device: str) -> None:
     if device == "cuda" and count > (there := torch.cuda.device_count()):
         raise RequestError(
             f"--nproc {count}: each process takes a CUDA device of its own, and there "
-            f"{'is' if there == 1 else 'are'} {there}. Ask for {there}, or say --device cpu."
+            f"{'is' if there == 1 else 'are'} {there}. Ask for {there}, or say --device cpu.",
+            section="processes",
         )
 
 
@@ -103,7 +106,8 @@ def processes(count: int, arguments: Sequence[str], threads: int | None) -> int:
     if threads is not None and threads < count:
         raise RequestError(
             f"--threads {threads}: are shared out among {count} processes, and each needs one. "
-            f"Ask for {count} or more, or for fewer processes."
+            f"Ask for {count} or more, or for fewer processes.",
+            section="processes",
         )
     each = max(1, (threads or torch.get_num_threads()) // count)
     os.environ["OMP_NUM_THREADS"] = str(each)  # which the processes inherit
@@ -134,7 +138,7 @@ def _code(failures: Mapping[int, Any]) -> int:
         if rank and failure.exitcode < 0:
             console.say(_killed(rank, failure.exitcode))
     if first < 0:
-        raise RunError(_killed(0, first))
+        raise RunError(_killed(0, first), section="processes")
     return int(first)
 
 

@@ -1,19 +1,16 @@
-"""The commands that look at what is there: `inspect`, `report`, `recipes`, `env`."""
+"""The commands that look at what is there: `inspect`, `report`, `recipes`."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from compress import __version__, library, storage
-from compress.cli import console
-from compress.cli.apply import Json
+from compress import library, storage
+from compress.cli import completion, console
+from compress.cli.apply import Json, RecipeName
 from compress.errors import ArtifactError, RecipeError, RequestError
 from compress.results import Measured, Results, from_json
 
@@ -23,16 +20,6 @@ if TYPE_CHECKING:
 recipes = typer.Typer(
     name="recipes", help="The recipes that ship with compress.", no_args_is_help=True
 )
-TOLD = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "gguf",
-    "numpy",
-    "lm_eval",
-    "compressed-tensors",
-)
 MADE_BY = (
     "recipe",
     "teacher",
@@ -41,26 +28,23 @@ MADE_BY = (
     "calibration_fingerprint",
     "seed",
 )
-CPU_FLAGS = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_tile",
-    "amx_bf16",
-    "asimd",
-    "bf16",
-    "i8mm",
-)
 T = TypeVar("T")
 
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a finished run.")],
+    json: Json = False,
 ) -> None:
-    """Rebuild report.html and report.md from results.json and measured.json."""
-    for page in rebuild(folder):
-        console.emit(str(page))
+    """Rebuild the pages of a finished run from what it found.
+
+    report.html and report.md, from results.json and measured.json.
+    """
+    pages = [str(page) for page in rebuild(folder)]
+    if json:
+        console.emit_json({"pages": pages})
+        return
+    for page in pages:
+        console.emit(page)
 
 
 def rebuild(folder: Path) -> list[Path]:
@@ -84,7 +68,10 @@ def inspect(
     ],
     json: Json = False,
 ) -> None:
-    """Show what a folder holds: model, format, bits, sizes, and what made it."""
+    """Show what a folder holds: format, bits, sizes, what made it.
+
+    Read from headers alone, of any format that is written here, and of plain model folders.
+    """
     from compress.artifact.layout import open_artifact
 
     found = describe(open_artifact(folder))
@@ -129,19 +116,29 @@ def ls() -> None:
 
 
 @recipes.command("show")
-def show(name: Annotated[str, typer.Argument(metavar="RECIPE")]) -> None:
+def show(name: RecipeName, json: Json = False) -> None:
     """Print one recipe as it is written."""
-    console.emit(_text(_recipe(name)))
+    path = _recipe(name)
+    if json:
+        from compress.recipe.source import mapping
+
+        console.emit_json({"name": path.stem, "recipe": mapping(path)})
+    else:
+        console.emit(_text(path))
 
 
 @recipes.command("copy")
 def copy(
-    name: Annotated[str, typer.Argument(metavar="RECIPE")],
+    name: RecipeName,
     to: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="[default: ./<recipe>.yaml]")
     ] = None,
+    json: Json = False,
 ) -> None:
-    """Copy a shipped recipe to a file of your own; an existing file is never overwritten."""
+    """Copy a shipped recipe to a file of your own.
+
+    An existing file is never overwritten.
+    """
     source = _recipe(name)
     text, target = _text(source), to or Path(source.name)
     try:
@@ -151,62 +148,47 @@ def copy(
         raise RequestError(f"{target}: exists and is not overwritten. Name another file.") from None
     except OSError as error:
         raise RequestError(f"{target}: cannot be written ({error.strerror}).") from error
-    console.emit(str(target))
+    if json:
+        console.emit_json({"name": source.stem, "file": str(target)})
+    else:
+        console.emit(str(target))
 
 
 @recipes.command("check")
 def check(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[RECIPE]…", help="[default: all shipped]")
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE]…",
+            help="[default: all shipped]",
+            autocompletion=completion.recipes,
+        ),
     ] = None,
+    json: Json = False,
 ) -> None:
-    """Check recipes without running them: every mistake, with its line."""
-    from compress.recipe.load import load
+    """Check recipes without running them.
 
-    mistakes: list[str] = []
-    for name in names or library.names("recipes"):
-        try:
-            load(name)
-        except RecipeError as error:
-            mistakes += error.mistakes
-        else:
+    Every mistake is told with its line, but for those that depend on the model: see `plan`.
+    """
+    found = {name: _mistakes(name) for name in names or library.names("recipes")}
+    if json:
+        checked = [{"recipe": name, "mistakes": wrong} for name, wrong in found.items()]
+        console.emit_json({"checked": checked, "passed": not any(found.values())})
+    for name, wrong in found.items():
+        if not wrong and not json:
             console.emit(f"{name}: ok")
-    if mistakes:
+    if mistakes := [text for wrong in found.values() for text in wrong]:
         raise RecipeError(mistakes)
 
 
-def env(json: Json = False) -> None:
-    """Show what a bug report needs: versions, processor, devices, cache folder, free disk."""
-    found = environment()
-    if json:
-        console.emit_json(found)
-    else:
-        console.show(console.fact_table(found))
+def _mistakes(name: str) -> list[str]:
+    from compress.recipe.load import load
 
-
-def environment() -> dict[str, Any]:
-    """Versions, processor, devices, cache folder and free disk, as plain facts by name."""
-    import torch
-
-    from compress.library import cache_folder
-
-    cache = cache_folder()
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "compress": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{name: _version(name) for name in TOLD},
-        "torch_build": f"cuda {torch.version.cuda}" if torch.version.cuda else "cpu",
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu_flags": _cpu_flags(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-        "cache_folder": str(cache),
-        "cache_free_bytes": shutil.disk_usage(existing).free,
-        "here_free_bytes": shutil.disk_usage(Path.cwd()).free,
-    }
+    try:
+        load(name)
+    except RecipeError as error:
+        return list(error.mistakes)
+    return []
 
 
 def _read(path: Path, kind: type[T]) -> T:
@@ -265,17 +247,3 @@ def _made_by(folder: Path) -> dict[str, Any]:
         return {}
     told = _read(path, Results).provenance
     return {name: getattr(told, name) for name in MADE_BY}
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _cpu_flags() -> list[str]:
-    """Processor features that decide which kernels run; empty where the system does not tell."""
-    path = Path("/proc/cpuinfo")
-    words = set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
-    return [flag for flag in CPU_FLAGS if flag in words]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compress.cli import console
-from compress.cli.apply import Json
+from compress.cli.apply import Json, RecipeName, Sets
 from compress.report import numbers
 
 if TYPE_CHECKING:
@@ -19,16 +19,8 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE", help="The name of a shipped recipe, or a path to a .yaml file."
-        ),
-    ],
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one field. Repeatable."),
-    ] = None,
+    recipe: RecipeName,
+    sets: Sets = None,
     max_memory: Annotated[
         str | None,
         typer.Option(
@@ -45,7 +37,11 @@ def plan(
     ] = 1,
     json: Json = False,
 ) -> None:
-    """Say what a recipe would make, take and cost, from headers alone: no weight is read."""
+    """Say what a recipe would make, take and cost; nothing is run.
+
+    From headers alone: sizes to the byte, memory and time as predicted, who will open the artifact,
+    and whatever cannot work.
+    """
     from compress import library
     from compress import plan as plans
     from compress.plan.memory import parse_bytes

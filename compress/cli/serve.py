@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from compress.cli import console
-from compress.cli.apply import Threads
+from compress.cli.apply import Json, Threads
 from compress.errors import RequestError
 
 if TYPE_CHECKING:
@@ -72,8 +72,12 @@ def generate(
     ] = False,
     threads: Threads = None,
     device: Device = "cpu",
+    json: Json = False,
 ) -> None:
-    """Answer one prompt, streamed as it comes."""
+    """Answer one prompt, streamed as it comes.
+
+    With --json the whole answer at its end, with how long it took.
+    """
     from compress.runtime.engine import Engine
 
     engine = Engine.open(folder, threads=threads, device=device)
@@ -81,6 +85,9 @@ def generate(
         engine.tokenizer.encode(prompt) if raw else prompt,
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
     )  # fmt: skip
+    if json:
+        console.emit_json(whole(pieces))
+        return
     timings = _stream(pieces)
     if timings and sys.stderr.isatty():
         console.say(_speed(timings))
@@ -116,7 +123,10 @@ def serve(
         str | None, typer.Option("--name", help="Of the model.  [default: the folder's]")
     ] = None,
 ) -> None:
-    """Answer over HTTP as OpenAI's API does, until told to end; a page to try it is at /."""
+    """Answer over HTTP as OpenAI's API does, until told to end.
+
+    A page to try it is at /. The address is told on stderr once every model is ready.
+    """
     named = name or folder.resolve().name or "model"
     if named == TEACHER and teacher is not None:
         raise RequestError(f"--name: {TEACHER} is the name of --teacher. Choose another.")
@@ -224,6 +234,24 @@ def _run(server: uvicorn.Server, listening: socket.socket, loops: dict[str, Loop
     for loop in loops.values():
         if loop.error is not None:
             raise loop.error
+
+
+def whole(pieces: Iterator[Piece]) -> dict[str, Any]:
+    """An answer and its speed, as plain facts by name."""
+    from compress.runtime.engine import collect
+
+    found = collect(pieces)
+    told = {"text": found.text, "finish_reason": found.finish_reason}
+    if (timings := found.timings) is None:
+        return told
+    return {
+        **told,
+        "prompt_tokens": timings.prompt_tokens,
+        "new_tokens": timings.new_tokens,
+        "ttft_seconds": timings.ttft_seconds,
+        "prefill_tokens_per_second": timings.prefill_tokens_per_second,
+        "decode_tokens_per_second": timings.decode_tokens_per_second,
+    }
 
 
 def _stream(pieces: Iterator[Piece]) -> Timings | None:

@@ -50,7 +50,11 @@ def verify(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Read an artifact by the written format, hold it against its student, load it everywhere."""
+    """Hold an artifact against its student; load it everywhere.
+
+    A reader that shares no code with the writer follows the written format, bit by bit; then every
+    engine that is installed answers a few prompts.
+    """
     from compress.artifact.signature import check_signature
     from compress.verify import run
     from compress.verify.consumers import CONSUMERS, Pythons

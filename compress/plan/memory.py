@@ -69,7 +69,7 @@ def within(job: Job, budget_bytes: int | None) -> Bounded:
         if max(predict(job, limits, large).values()) <= room:
             return Bounded(limits, large)
     tightest = predict(job, choices[-1], ("samples", "time"))
-    raise RequestError(_cannot(job, budget_bytes, tightest, room))
+    raise RequestError(_cannot(job, budget_bytes, tightest, room), section="memory")
 
 
 def parse_bytes(text: str) -> int:

@@ -249,7 +249,8 @@ def found(device: str, threads: int | None) -> Team:
     if threads is not None and threads < size:
         raise RequestError(
             f"--threads {threads}: are shared out among {size} processes, and each needs one. "
-            f"Ask for {size} or more, or for fewer processes."
+            f"Ask for {size} or more, or for fewer processes.",
+            section="processes",
         )
     team = Team(rank, size, threads or given, device)
     team._waiting = distributed.new_group(backend="gloo", timeout=_ALONE)
@@ -275,10 +276,14 @@ def _connected() -> Iterator[None]:
         said = str(error).partition("] ")[2].partition(". ")[0] or str(error)
         raise RunError(
             f"another process of this run has ended or cannot be reached ({said}), and so this one "
-            "ends."
+            "ends.",
+            section="processes",
         ) from error
 
 
 def _asked_to_end(_number: int, _frame: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise RunError("asked to end (SIGTERM), as launchers do when another process of a run has.")
+    raise RunError(
+        "asked to end (SIGTERM), as launchers do when another process of a run has.",
+        section="processes",
+    )

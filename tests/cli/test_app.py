@@ -10,7 +10,7 @@ from compress import errors
 from compress.cli.app import app
 
 FLAGS = {
-    "": {"--debug", "--version"},
+    "": {"--debug", "--version", "--install-completion", "--show-completion"},
     "apply": {
         "RECIPE", "--out", "--set", "--device", "--threads", "--nproc", "--fresh", "--max-memory",
         "--sign", "--json", "--quiet",
@@ -19,7 +19,7 @@ FLAGS = {
     "evaluate": {"ARTIFACT|TEACHER", "--suite", "--device", "--threads", "--json", "--quiet"},
     "generate": {
         "ARTIFACT", "PROMPT", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed",
-        "--raw", "--threads", "--device",
+        "--raw", "--threads", "--device", "--json",
     },
     "serve": {
         "ARTIFACT", "--draft", "--teacher", "--host", "--port", "--api-key-file", "--max-queued",
@@ -41,13 +41,13 @@ FLAGS = {
         "ARTIFACT…", "--html", "--csv", "--markdown", "--json", "--evaluate", "--device",
         "--threads", "--quiet",
     },
-    "report": {"DIR"},
+    "report": {"DIR", "--json"},
     "env": {"--json"},
     "recipes": set(),
     "recipes ls": set(),
-    "recipes show": {"RECIPE"},
-    "recipes copy": {"RECIPE", "FILE"},
-    "recipes check": {"[RECIPE]…"},
+    "recipes show": {"RECIPE", "--json"},
+    "recipes copy": {"RECIPE", "FILE", "--json"},
+    "recipes check": {"[RECIPE]…", "--json"},
 }  # fmt: skip
 
 
@@ -112,7 +112,9 @@ def test_library_errors_become_exit_codes(run, pipeline, error, code):
     pipeline.fails = error
     found, out, err = run("apply", "quickstart", "--quiet")
     assert (found, out) == (code, "")
-    assert err.endswith(str(error) + "\n")
+    assert str(error) in err
+    assert err.endswith(f"   {error.page}\n")
+    assert err.count(error.page) == 1
 
 
 def test_an_unexpected_error_is_one_line_and_a_traceback_only_when_asked(

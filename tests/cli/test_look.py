@@ -26,6 +26,11 @@ def test_report_rebuilds_both_pages(run, finished):
     assert (finished / "report.html").read_bytes() == first
 
 
+def test_report_as_json(run, finished):
+    code, out, _ = run("report", finished, "--json")
+    assert (code, len(json.loads(out)["pages"])) == (0, 2)
+
+
 def test_report_without_times(run, finished):
     (finished / "measured.json").unlink()
     assert run("report", finished)[0] == 0
@@ -83,6 +88,20 @@ def test_recipes_show_and_copy_give_the_file_as_it_is(run, tmp_path):
     assert run("recipes", "check", "./quickstart.yaml")[0] == 0
 
 
+def test_recipes_as_json(run, tmp_path):
+    found = json.loads(run("recipes", "show", "quickstart", "--json")[1])
+    assert (found["name"], found["recipe"]["version"]) == ("quickstart", 1)
+    found = json.loads(run("recipes", "copy", "quickstart", "mine.yaml", "--json")[1])
+    assert found == {"name": "quickstart", "file": "mine.yaml"}
+    found = json.loads(run("recipes", "check", "mine.yaml", "--json")[1])
+    assert found == {"checked": [{"recipe": "mine.yaml", "mistakes": []}], "passed": True}
+    (tmp_path / "mine.yaml").write_text("version: 2\n")
+    code, out, err = run("recipes", "check", "mine.yaml", "--json")
+    found = json.loads(out)
+    assert (code, found["passed"]) == (2, False)
+    assert found["checked"][0]["mistakes"][0] in err
+
+
 def test_recipes_copy_never_overwrites(run, tmp_path):
     (tmp_path / "mine.yaml").write_text("mine")
     code, out, err = run("recipes", "copy", "quickstart", "mine.yaml")
@@ -127,3 +146,20 @@ def test_env_says_what_a_bug_report_needs(run):
         "cache_free_bytes",
     } <= set(found)
     assert "cache folder" in run("env")[1]
+
+
+def test_env_names_no_personal_folder(run, tmp_path, monkeypatch):
+    home = tmp_path / "someone"
+    (home / ".cache" / "compress").mkdir(parents=True)
+    (home / ".cache" / "compress" / "kept").write_bytes(b"12345")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("COMPRESS_CACHE", str(home / ".cache" / "compress"))
+    out = run("env", "--json")[1]
+    found = json.loads(out)
+    assert "someone" not in out
+    assert (found["cache_folder"], found["cache_bytes"]) == ("~/.cache/compress", 5)
+    assert found["extras"]["vllm"]
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "elsewhere"))
+    out = run("env")[1]
+    assert "$COMPRESS_CACHE" in out
+    assert str(tmp_path) not in out

@@ -18,6 +18,14 @@ def test_generate_streams_text_and_ends_the_line(run, tiny_llama):
     assert out.endswith("\n")
 
 
+def test_generate_as_json(run, tiny_llama):
+    code, out, err = run("generate", tiny_llama, "Hello", "--max-new-tokens", "4", "--json")
+    found = json.loads(out)
+    assert (code, err, found["new_tokens"]) == (0, "", 4)
+    assert found["finish_reason"] == "length"
+    assert found["decode_tokens_per_second"] > 0
+
+
 def test_generate_is_repeatable_with_a_seed(run, tiny_llama):
     sampled = (
         "--max-new-tokens",
