@@ -84,6 +84,7 @@ def test_pruned_healed_and_rounded_keeps_every_zero(recipe, tmp_path):
         assert int(weight.view(len(weight), -1, 4).count_nonzero(-1).max()) <= 2
 
 
+@pytest.mark.slow
 def test_rounds_of_pruning_and_healing_end_at_the_sparsity_asked_for(recipe, tmp_path):
     prune = "{prune: {method: magnitude, sparsity: 0.7}}"
     stages = f"[{{repeat: {{times: 2, stages: [{prune}, {{distill: {{LEARN}}}}]}}}}]"
@@ -122,6 +123,7 @@ def test_rounds_of_pruning_and_healing_end_at_the_sparsity_asked_for(recipe, tmp
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.slow
 def test_every_second_block_is_taught_and_opened_by_all(recipe, tmp_path):
     stages = "[{restructure: {blocks: every_second}}, {distill: {LEARN, learning_rate: 0.003}}]"
     asked = recipe(stages, "artifact.format=dense", num_hidden_layers=4)

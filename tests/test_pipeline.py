@@ -61,7 +61,12 @@ def hashes(folder):
 
 @pytest.mark.parametrize(
     ("format", "sym"),
-    [("packed", True), ("compressed-tensors", True), ("gptq", True), ("gguf", False)],
+    [
+        ("packed", True),
+        ("compressed-tensors", True),
+        pytest.param("gptq", True, marks=pytest.mark.slow),
+        pytest.param("gguf", False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_recipe_becomes_a_judged_artifact_with_its_records(recipe, out, format, sym):
     seen = []
@@ -87,7 +92,13 @@ def test_a_recipe_becomes_a_judged_artifact_with_its_records(recipe, out, format
     assert {p.step for p in seen} >= {"quantize", "write", "evaluate"}
 
 
-@pytest.mark.parametrize("format", ["packed", "compressed-tensors", "gguf"])
+@pytest.mark.parametrize(
+    "format",
+    [
+        "packed",
+        *(pytest.param(it, marks=pytest.mark.slow) for it in ("compressed-tensors", "gguf")),
+    ],
+)
 def test_a_turned_and_enlarged_student_is_judged_against_the_teacher_itself(
     recipe, out, tiny_tied, format
 ):
@@ -107,7 +118,7 @@ def test_a_turned_and_enlarged_student_is_judged_against_the_teacher_itself(
     ("stages", "format"),
     [
         ("{prune: {method: admm, sparsity: 0.5, error_correction: 0.5}}", "packed"),
-        ("{prune: {pattern: '2:4'}}", "compressed-tensors"),
+        pytest.param("{prune: {pattern: '2:4'}}", "compressed-tensors", marks=pytest.mark.slow),
         ("{prune: {sparsity: 0.5, quantize: {bits: 4, group_size: 32}}}", "packed"),
         ("{prune: {sparsity: 0.5}}, {quantize: {bits: 4, group_size: 32}}", "gptq"),
     ],

@@ -51,6 +51,7 @@ def left_in(out):
     return found[0]["tensors"], found[1]
 
 
+@pytest.mark.slow
 def test_a_cut_model_is_judged_verified_and_opened_by_all(recipe, tmp_path):
     out = tmp_path / "out"
     asked = recipe("[{restructure: {depth: 0.75, ffn: 0.5, kv_heads: 1}}]", "artifact.format=dense")
@@ -109,6 +110,7 @@ def test_shares_of_a_run_that_is_cut_short_are_the_same(recipe, tmp_path):
     assert "share channels" not in steps
 
 
+@pytest.mark.slow
 def test_a_narrower_model_is_opened_by_all_and_goes_on_to_the_same_bytes(recipe, tmp_path):
     asked = recipe("[{restructure: {hidden: 0.5}}]", "artifact.format=dense")
     out = tmp_path / "whole"
@@ -119,6 +121,7 @@ def test_a_narrower_model_is_opened_by_all_and_goes_on_to_the_same_bytes(recipe,
     goes_on_to_the_same(asked, tmp_path, cut_at=("restructure", 3))
 
 
+@pytest.mark.slow
 def test_a_gate_that_escalates_cuts_once(recipe, tmp_path):
     asked = recipe(
         "[{restructure: {ffn: 0.5}}, {quantize: {bits: 4, group_size: 32}}]",
@@ -131,6 +134,7 @@ def test_a_gate_that_escalates_cuts_once(recipe, tmp_path):
     assert "restructure" not in steps[first:] or steps[first:].count("restructure") <= 4
 
 
+@pytest.mark.slow
 def test_a_budget_is_shared_out_among_what_is_left(recipe, tmp_path):
     stages = "[{restructure: {ffn: 0.5}}, {allocate: {budget: '4 bits', bits: [2, 4, 8]}}, "
     stages += "{quantize: {group_size: 32}}]"
@@ -140,6 +144,7 @@ def test_a_budget_is_shared_out_among_what_is_left(recipe, tmp_path):
     assert outcome.results.after.bits_per_weight <= 4
 
 
+@pytest.mark.slow
 def test_the_best_shape_within_a_size_keeps_it(recipe, tmp_path):
     asked = recipe(
         "[{restructure: {size: '300 KB'}}]", "evaluate.suite=none", "artifact.format=dense"

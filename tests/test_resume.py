@@ -73,6 +73,7 @@ def crash_at(monkeypatch, call):
     monkeypatch.setattr(os, "fsync", fsync)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_away_at_any_durable_write_ends_in_the_same_bytes(recipe, whole, out):
     survived = 0
     for call in range(1, 500, 6):

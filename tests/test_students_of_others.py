@@ -34,6 +34,7 @@ def asked(recipe, small):
     return lambda stages, *sets: recipe(stages, f"student={{model: {small}}}", *sets)
 
 
+@pytest.mark.slow
 def test_it_is_taught_judged_verified_and_opened(asked, small, tmp_path):
     made = asked(f"[{LEARN}]", "artifact.format=dense")
     outcome = pipeline.apply(made, out=tmp_path / "a")
