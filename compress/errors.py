@@ -12,6 +12,7 @@
     │   ├── StorageError        the disk refused: full, read-only, gone
     │   ├── VerificationFailed  an artifact is not what it should be
     │   └── EvaluationError     a measurement could not be taken
+    ├── GivenUp             exit 3: a glance at the student was enough; it was not judged
     └── GateMissed          exit 3: the student was made and judged not good enough
 
 A message says where, what was found, what the rule is and what to do. Each kind has a section in
@@ -129,6 +130,19 @@ class EvaluationError(RunError):
     """A measurement could not be taken."""
 
     section = "evaluation"
+
+
+class GivenUp(CompressError):  # noqa: N818 - a verdict on the student, nothing failed
+    """At a glance the student is so far from what is hoped for that it was not judged."""
+
+    exit_code = 3
+
+    def __init__(
+        self, message: str, *, size_bytes: int | None = None, kl_mean: float | None = None
+    ) -> None:
+        """Say what was seen: the size, or the mean KL on a few windows, in nats."""
+        self.size_bytes, self.kl_mean = size_bytes, kl_mean
+        super().__init__(message)
 
 
 class GateMissed(CompressError):  # noqa: N818 - a verdict on the student, nothing failed

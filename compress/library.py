@@ -1,4 +1,4 @@
-"""Names and paths of what ships with compress, and of what it keeps: recipes, sets, suites, caches.
+"""Names and paths of what ships with compress, and of what it keeps: recipes, sweeps, sets, caches.
 
 An argument that ends in a file's suffix or holds a separator is a path; anything else is a shipped
 name; never a fallback from one to the other.
@@ -14,11 +14,17 @@ from typing import Literal
 
 import compress
 
-Kind = Literal["recipes", "calib", "eval"]
+Kind = Literal["recipes", "sweeps", "calib", "eval"]
 
-_FOLDERS: dict[Kind, str] = {"recipes": "recipes", "calib": "calib", "eval": "eval/suites"}
+_FOLDERS: dict[Kind, str] = {
+    "recipes": "recipes",
+    "sweeps": "recipes/sweeps",
+    "calib": "calib",
+    "eval": "eval/suites",
+}
 _NOUNS: dict[Kind, str] = {
     "recipes": "recipe",
+    "sweeps": "sweep",
     "calib": "calibration set",
     "eval": "evaluation suite",
 }

@@ -14,27 +14,38 @@ from compress import library, machine, storage
 from compress.artifact import manifest, output, provenance, signature, write
 from compress.artifact.held import Held
 from compress.artifact.layout import open_artifact
-from compress.errors import GateMissed, VerificationFailed
+from compress.errors import GateMissed, RequestError, VerificationFailed
 from compress.evaluate import sizes, speed
 from compress.evaluate.escalate import Attempt, until_accepted
+from compress.evaluate.glance import Hopes
 from compress.evaluate.judge import Asked, Judgement, Reads, Said
 from compress.evaluate.model import evaluate
+from compress.journal import Journal
 from compress.plan import memory, pace
 from compress.plan.memory import Bounded
 from compress.plan.reshaping import made
+from compress.prefixes import Prefixes, Shared
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Places
 from compress.recipe.suite import suite_of
 from compress.report import markdown, pages, verdict
-from compress.results import Limits, Measured, Results, StageResult, Verification, to_json
+from compress.results import (
+    Divergence,
+    Limits,
+    Measured,
+    Results,
+    StageResult,
+    Verification,
+    to_json,
+)
 from compress.run import (
     Clock,
     Run,
     begun,
-    find_journal,
     find_judge,
     find_models,
     find_windows,
+    identity,
     job,
     joined,
     set_up,
@@ -73,6 +84,8 @@ def apply(  # noqa: PLR0913 - the options of a command
     max_memory_bytes: int | None = None,
     sign: Path | None = None,
     team: Team = ALONE,
+    shared: Shared | None = None,
+    hopes: Hopes | None = None,
 ) -> Outcome:
     """Carry out a recipe: from its teacher to a finished, judged, verified artifact.
 
@@ -91,23 +104,29 @@ def apply(  # noqa: PLR0913 - the options of a command
         max_memory_bytes: anonymous memory to keep within; part of the run's identity.
         sign: a private key with which to sign the artifact; needs the extra `signing`.
         team: the processes that share the work, of which this is the first; others `follow`.
+        shared: stages that other runs begin with too: taken from those that have finished them, or
+            left for them. The result is the same to the byte.
+        hopes: what a glance at the student must show for it to be judged.
 
     Raises:
         RequestError: the recipe cannot be carried out, `out` is there already, or what is
             unfinished there is another run's.
         RunError: it could, and something failed.
+        GivenUp: at a glance the student is far from what is hoped for; ``OUT.partial`` stays.
         GateMissed: the student was judged not good enough; it lies in ``OUT.rejected``.
     """
     clock = Clock()
+    if shared and team.size > 1:
+        raise RequestError("shared: stages are shared by runs of one process. Leave out one.")
     if sign is not None:
         signature.check_key(sign)
     with team.leading(), output.in_the_making(out, fresh=fresh) as folder:
         run = _prepare(
-            recipe, folder, device, threads, watch, places, max_memory_bytes, clock, team
+            recipe, folder, device, threads, watch, places, max_memory_bytes, clock, team, shared
         )
         storage.write_text(folder / "recipe.lock.yaml", run.lock)
         results = until_accepted(
-            partial(_attempt, run, clock),
+            partial(_attempt, run, clock, hopes),
             recipe.evaluate.gates,
             anatomy=made(recipe, run.origin.anatomy, run.origin.config).anatomy,
             widths=recipe.widths,
@@ -183,6 +202,7 @@ def compress_only(
 def _prepare(  # noqa: PLR0913 - the options of a command
     recipe: Recipe, folder: Path, device: str, threads: int | None, watch: Watch,
     places: Places | None, max_memory_bytes: int | None, clock: Clock, team: Team = ALONE,
+    shared: Shared | None = None,
 ) -> Run:  # fmt: skip
     """Look at everything that can be wrong before any long work; take up what is unfinished."""
     suite, here = suite_of(recipe), set_up(recipe, device, threads, team.size)
@@ -192,11 +212,14 @@ def _prepare(  # noqa: PLR0913 - the options of a command
     judge = find_judge(teacher, suite, here, watch)
     with clock.step("calibrate"):
         windows, texts = find_windows(recipe, teacher, here, watch)
-    journal = find_journal(folder, recipe, models, windows, texts, here, bounded.limits)
-    found = journal.finished
+    decided = identity(recipe, models, windows, texts, here, bounded.limits)
+    journal = Journal(folder / output.JOURNAL, decided)
+    found, prefixes = journal.finished, None
+    if shared:
+        prefixes = Prefixes(shared, recipe, decided, journal)
     run = Run(
         recipe, folder, here, bounded, teacher, origin, windows, texts, judge,
-        team.ledger(journal), watch, team, len(found),
+        team.ledger(journal), watch, team, len(found), prefixes,
     )  # fmt: skip
     if found:
         run.tell("resume", len(found), len(found), "unit", f"behind {found[-1]}")
@@ -207,7 +230,7 @@ def _prepare(  # noqa: PLR0913 - the options of a command
 _FREE = Bounded(Limits())
 
 
-def _attempt(run: Run, clock: Clock, attempt: Attempt) -> Results:
+def _attempt(run: Run, clock: Clock, hopes: Hopes | None, attempt: Attempt) -> Results:
     """Make one student and judge it."""
     gates = run.recipe.evaluate.gates
     if attempt.number and gates:
@@ -227,6 +250,8 @@ def _attempt(run: Run, clock: Clock, attempt: Attempt) -> Results:
         run.ledger.add(_of(attempt.number, "reference"), told)
         _write(run, student)
     with clock.step("evaluate"):
+        if hopes and not (gates and gates.escalates):
+            _look_at(run, hopes)
         return _judged(run, stages, attempt)
 
 
@@ -281,6 +306,19 @@ def _ended(run: Run, student: Student, gate: GateMissed) -> Results:
     return Results(run.provenance, before, None, None, stages, ())
 
 
+def _look_at(run: Run, hopes: Hopes) -> None:
+    """Look at what was written before all of it is judged.
+
+    Raises:
+        GivenUp: it is far from what is hoped for.
+    """
+    artifact = open_artifact(run.folder)
+    hopes.check_size(artifact.size_bytes)
+    if run.judge and hopes.kl_mean_max is not None:
+        glance = partial(run.judge.glance, run.teacher, artifact)
+        hopes.check(run.once(_of(0, "glance"), Divergence, glance))
+
+
 def _judged(run: Run, stages: tuple[StageResult, ...], attempt: Attempt) -> Results:
     """Judge what was written, as read back from disk."""
     artifact, teacher = open_artifact(run.folder), run.teacher
@@ -322,6 +360,7 @@ def _measured(run: Run, results: Results, clock: Clock) -> Measured:
         timings.ttft_seconds if timings else None,
         run.resumed,
         clock.cpu_seconds,
+        run.prefixes.taken if run.prefixes else 0,
     )
 
 
@@ -339,7 +378,8 @@ def _verify(run: Run) -> Verification:
 
 def _remember(run: Run, measured: Measured) -> None:
     """Note how long it took, for the plans of later runs; not one that was cut short or shared."""
-    if not measured.resumed_units and run.team.size == 1:
+    part = measured.resumed_units or measured.shared_units
+    if not part and run.team.size == 1:
         pace.remember(
             library.cache_folder(),
             job(run.recipe, run.here),

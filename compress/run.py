@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from compress import library, machine, plan
-from compress.artifact import output
 from compress.calibrate import sets
 from compress.calibrate.selfgen import Author
 from compress.calibrate.tokens import Windows
@@ -27,6 +26,7 @@ from compress.journal import Journal
 from compress.machine import Machine
 from compress.plan import footprint
 from compress.plan.memory import Bounded
+from compress.prefixes import Prefixes
 from compress.recipe import resolve
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Places
@@ -94,6 +94,7 @@ class Run:
     watch: Watch
     team: Team = ALONE  # the processes that share its stages
     resumed: int = 0  # units that an earlier run had finished
+    prefixes: Prefixes | None = None  # stages in common with other runs
 
     def tell(self, step: str, done: int, total: int, unit: str, detail: str = "") -> None:
         """Report progress to whoever watches."""
@@ -316,21 +317,16 @@ def job(recipe: Recipe, here: machine.Machine) -> footprint.Job:
     return footprint.Job(recipe, found, suite_of(recipe), here.dtype.itemsize)
 
 
-def find_journal(
-    folder: Path,
+def identity(
     recipe: Recipe,
     models: tuple[Teacher, Teacher],
     windows: Windows | None,
     texts: Mapping[int, Windows],
     here: Machine,
     limits: Limits,
-) -> Journal:
-    """What has been finished of this very run, on the models of `find_models`.
-
-    Raises:
-        ArtifactError: what lies there is another run's.
-    """
-    identity = {
+) -> dict[str, Any]:
+    """All that decides a run's result, on the models of `find_models`, as plain values."""
+    return {
         "recipe": resolve.explicit(recipe),
         "teacher": models[0].fingerprint,
         "student": models[1].fingerprint,
@@ -339,7 +335,6 @@ def find_journal(
         "limits": dataclasses.asdict(limits),
         "machine": here.identity,
     }
-    return Journal(folder / output.JOURNAL, identity)
 
 
 def _fingerprints(texts: Mapping[int, Windows]) -> list[str]:

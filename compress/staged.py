@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from functools import partial
 
@@ -54,14 +55,15 @@ def carry_out(run: Run, student: Student, attempt: Attempt) -> tuple[StageResult
     stages = run.recipe.stages
     for index, stage in enumerate(stages):
         student.enter(index, again=not (stage.restructure or stage.prune or stage.distill))
-        ahead = stages[index + 1].quantize if index + 1 < len(stages) else None
+        ahead = stages[index + 1].quantize if stage.allocate else None
         given = results[-1].allocation if results else None
         bits, text = given.bits if given else {}, run.texts.get(index)
         smoothed = any(one.quantize and one.quantize.smooth for one in stages[:index])
         here = dataclasses.replace(
             context, ahead=ahead, smoothed=smoothed, allocated=bits, sizes=counter, text=text
         )
-        results.append(_carried_out(stage, student, here))
+        with _shared(run, attempt, index):
+            results.append(_carried_out(stage, student, here))
         if stage.restructure:
             counter = counter.cut(_like(counter.headers, student))
         if stage.prune:
@@ -69,6 +71,13 @@ def carry_out(run: Run, student: Student, attempt: Attempt) -> tuple[StageResult
     student.settle()
     run.team.look_at_use()
     return tuple(results)
+
+
+def _shared(run: Run, attempt: Attempt, index: int) -> contextlib.AbstractContextManager[None]:
+    """A stage in common with other runs; a student that is made again shares nothing."""
+    if run.prefixes is None or attempt.number:
+        return contextlib.nullcontext()
+    return run.prefixes.stage(index)
 
 
 def _carried_out(stage: Stage, student: Student, context: Context) -> StageResult:

@@ -18,16 +18,18 @@ RANKS = [
     {"surgery", "artifact"},
     {"teacher", "calibrate", "journal", "student", "runtime"},
     {"stages", "evaluate", "report", "verify", "plan", "diff"},
+    {"prefixes"},
     {"run"},
     {"staged"},
     {"pipeline", "export"},
-    {"sweep", "compare", "auto"},
+    {"compare"},
+    {"sweep", "auto"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 DOORS = {
     "typer": {"cli"}, "rich": {"cli"}, "uvicorn": {"cli"},
-    "ray": {"sweep", "compare", "auto"},
+    "ray": {"sweep.tuned"}, "optuna": {"sweep.tuned"},
     "psutil": {"cli"},
     "accelerate": {"stages"}, "peft": {"stages"},
     "lm_eval": {"evaluate"},

@@ -92,6 +92,14 @@ class Author:
         path = self.cache / f"{self._key(settings)}.safetensors"
         if (found := _read(path, samples, seq_len)) is not None:
             return found
+        with storage.locked(path.with_suffix(".lock")):  # another run may be at it
+            if (found := _read(path, samples, seq_len)) is None:
+                found = self._written(settings)
+                storage.write_file(path, {"ids": found})
+        return found
+
+    def _written(self, settings: tuple[int, int, int, str, float, int]) -> Tensor:
+        samples, seq_len, seed, seeding, temperature, top_k = settings
         openers = _openers(self.tokenizer, seeding)
         model = load.materialize(self.weights, torch.bfloat16).to(self.device)
         generator = torch.Generator().manual_seed(seed)
@@ -106,10 +114,7 @@ class Author:
                 page.append(draw(logits, temperature, top_k, generator))
                 self._tell(start * seq_len + len(page.rows) * (position + 2), samples * seq_len)
             batches.append(torch.tensor(page.rows))
-        ids = torch.cat(batches)
-        storage.make_folder(self.cache)
-        storage.write_file(path, {"ids": ids})
-        return ids
+        return torch.cat(batches)
 
     def _key(self, settings: tuple[object, ...]) -> str:
         machine = (self.device, torch.get_num_threads(), torch.__version__)

@@ -32,6 +32,7 @@ from compress.cli import (
     manual,
     plan,
     serve,
+    sweep,
     verify,
 )
 from compress.errors import CompressError
@@ -59,6 +60,7 @@ app.command()(export.export)
 app.command()(verify.verify)
 app.command()(diff.diff)
 app.command()(compare.compare)
+app.command()(sweep.sweep)
 app.command()(look.report)
 app.add_typer(look.recipes)
 app.command()(env.env)

@@ -104,12 +104,13 @@ class Bench:
         machine = (self.device, str(self.dtype), torch.get_num_threads(), torch.__version__)
         asked = repr((fingerprint, machine, [(list(c), list(t)) for c, t in requests]))
         path = self.cache / f"answers-{hashlib.sha256(asked.encode()).hexdigest()}.safetensors"
-        answers = _read(path, len(requests))
-        if answers is None:
-            answers = self.log_likelihoods(weights, requests)
-            storage.make_folder(self.cache)
-            totals, greedy = (torch.tensor(column) for column in zip(*answers, strict=True))
-            storage.write_file(path, {"totals": totals.double(), "greedy": greedy})
+        if (answers := _read(path, len(requests))) is not None:
+            return answers
+        with storage.locked(path.with_suffix(".lock")):  # another run may be asking
+            if (answers := _read(path, len(requests))) is None:
+                answers = self.log_likelihoods(weights, requests)
+                totals, greedy = (torch.tensor(column) for column in zip(*answers, strict=True))
+                storage.write_file(path, {"totals": totals.double(), "greedy": greedy})
         return answers
 
     def _renamed(self) -> Watch:

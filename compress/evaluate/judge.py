@@ -23,6 +23,8 @@ from compress.surgery.walk import Watch, Weights, hidden_states
 from compress.teacher.folder import Teacher
 from compress.teacher.hidden import HiddenCache
 
+GLANCED = 4  # one of so many windows is read at a glance
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -94,6 +96,17 @@ class Judge:
         read = {t: (self._teacher_reads(teacher, t), self._reads(student, t)) for t in texts}
         before, after = (perplexity(reading) for reading in read[self.suite.perplexity])
         return Reads(before, after, divergence(*read[self.suite.divergence]))
+
+    def glance(self, teacher: Teacher, student: Weights) -> Divergence:
+        """What a student lacks of its teacher on the first quarter of the suite's windows."""
+        whole = self._teacher_reads(teacher, text := self.suite.divergence)
+        count = -(-text.windows // GLANCED)
+        first = dataclasses.replace(whole, hidden=whole.hidden[:count], ids=whole.ids[:count])
+        hidden = hidden_states(
+            student, first.ids, device=self.device, dtype=torch.float32,
+            watch=self._watch("student"),
+        )  # fmt: skip
+        return divergence(first, Reading(student, hidden, first.ids, whole.set))
 
     def ask(self, teacher: Teacher, student: Weights) -> Asked:
         """Both answer the suite's tasks; the teacher's answers are kept in the cache."""

@@ -288,6 +288,7 @@ class Measured:
     ttft_seconds: float | None = None  # of the same prompt, up to its first token
     resumed_units: int = 0  # finished by runs that were cut short, whose seconds are not in here
     cpu_seconds: dict[str, float] = field(default_factory=dict)  # as `seconds`; {} in older ones
+    shared_units: int = 0  # taken over from other runs, the same
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ from compress.storage.gguf import (
 )
 from compress.storage.gguf_writing import GgufWriter
 from compress.storage.headers import ITEM_BITS, TensorInfo, parse_header, read_header
+from compress.storage.locking import locked
 from compress.storage.text import parse_json, read_json, read_text
 from compress.storage.writing import (
     ShardWriter,
     append,
     copy_file,
     cut,
+    link_file,
     make_folder,
     mapped,
     sync_folder,
@@ -45,6 +47,8 @@ __all__ = [
     "copy_file",
     "cut",
     "gguf_fields",
+    "link_file",
+    "locked",
     "make_folder",
     "mapped",
     "parse_header",

@@ -46,6 +46,15 @@ def copy_file(source: Path, path: Path) -> None:
     _durably(path, lambda temporary: shutil.copyfile(source, temporary))
 
 
+def link_file(source: Path, path: Path) -> None:
+    """Give a file that is never changed in place a second name; copy it where that cannot be."""
+    try:
+        path.unlink(missing_ok=True)
+        path.hardlink_to(source)
+    except OSError:  # another file system, or one without such links
+        copy_file(source, path)
+
+
 def _durably(path: Path, save: Callable[[Path], R]) -> None:
     """Save under a temporary name, then fsync, rename, and fsync the folder."""
     from safetensors import SafetensorError

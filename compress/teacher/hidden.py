@@ -50,7 +50,9 @@ class HiddenCache:
         path = self.folder / f"{self._key(ids)}.safetensors"
         shape = (*ids.shape, self.teacher.anatomy.hidden_size)
         if not _holds(path, shape, self.dtype):
-            self._compute(ids, path)
+            with storage.locked(path.with_suffix(".lock")):  # another run may be at it
+                if not _holds(path, shape, self.dtype):
+                    self._compute(ids, path)
         return storage.read_file(path, [_NAME])[_NAME]
 
     def _compute(self, ids: Tensor, path: Path) -> None:

@@ -42,6 +42,9 @@ FLAGS = {
         "--threads", "--quiet",
     },
     "report": {"DIR", "--json"},
+    "sweep": {
+        "SWEEP", "--out", "--workers", "--address", "--device", "--dry-run", "--json", "--quiet",
+    },
     "env": {"--json"},
     "recipes": set(),
     "recipes ls": set(),

@@ -1,0 +1,213 @@
+"""A sweep carried out: planned, run, compared, and one recipe chosen."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from compress import library, storage
+from compress.compare import compare
+from compress.errors import ArtifactError, RecipeError
+from compress.recipe.sweep import LocatedSweep
+from compress.report.compared import page
+from compress.results import to_json
+from compress.results.swept import Swept, Trial
+from compress.surgery.walk import Watch as Progressing
+from compress.sweep import candidates, tuned, worker
+from compress.sweep.board import Board, Watch
+from compress.sweep.budget import best, score
+from compress.sweep.candidates import Planned, Planner
+from compress.sweep.work import Work
+from compress.sweep.worker import TRIALS, Order
+
+PAGE, BEST, RECORD = "compare.html", "best.yaml", "sweep.json"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A sweep of which everything has been looked at that can be wrong."""
+
+    located: LocatedSweep
+    planner: Planner
+    planned: tuple[Planned, ...]  # its trials; of a search, those at its corners
+
+
+def plan(located: LocatedSweep, *, watch: Progressing = None) -> Ready:
+    """Look at everything of a sweep that can be known before it runs.
+
+    Teachers are brought, as workers will need them.
+
+    Raises:
+        RequestError: all that cannot work, with its place in the sweep's file.
+    """
+    planner = Planner(located, library.cache_folder(), partial(candidates.bring, watch=watch))
+    points = candidates.corners if located.sweep.search else candidates.grid
+    return Ready(located, planner, tuple(candidates.check(planner, points(located))))
+
+
+def sweep(
+    ready: Ready,
+    *,
+    out: Path,
+    device: str = "cpu",
+    workers: int | None = None,
+    address: str | None = None,
+    watch: Watch = None,
+) -> Swept:
+    """Run the trials of a sweep, compare them, and choose the best within the budget.
+
+    What is finished there already is taken as it is; what was cut short goes on.
+
+    Args:
+        ready: see `plan`.
+        out: its folder.
+        device: cpu or cuda.
+        workers: trials at once; the sweep's own number, or as cores allow, by default.
+        address: of a Ray cluster whose machines all see `out`; by default this machine by itself.
+        watch: told of every change.
+
+    Raises:
+        RequestError: it cannot be run here.
+        RunError: it could, and something failed that is no single trial's.
+    """
+    began, spec = time.monotonic(), ready.located.sweep
+    order = Order(ready.located, out.absolute(), device, Path.cwd(), worker.made_with())
+    board, ended_by = Board(), ""
+    with _mine(out):
+        work = _begun(order, ready, board)
+        if watch:
+            watch(board, "")
+        if work.left:
+            tuned.check_installed()
+            count = workers or spec.workers or _workers(spec.threads)
+            crew = tuned.Crew(count, address, spec.budget.seconds)
+            tell = (lambda name: watch(board, name)) if watch else (lambda name: None)
+            tuned.run(order, work, board, crew, tell)
+            ended_by = _ended(order, board)
+        return _concluded(order, board, time.monotonic() - began, ended_by)
+
+
+def _begun(order: Order, ready: Ready, board: Board) -> Work:
+    """What is left to do; the board shows every trial that is known."""
+    storage.make_folder(order.out / TRIALS)
+    if ready.located.sweep.search:
+        return _begun_search(order, ready.planner, board)
+    work = Work()
+    for one in candidates.named(ready.planned, order.decided):
+        known = worker.too_large(order, one) or worker.finished(order, one)
+        board.show([known or one.trial])
+        work.todo += [] if known else [one]
+    return work
+
+
+def _begun_search(order: Order, planner: Planner, board: Board) -> Work:
+    spec, work = order.located.sweep, Work()
+    for trial in _noted(order):
+        chosen = (trial.recipe, {key: json.loads(value) for key, value in trial.fields.items()})
+        try:
+            one = candidates.named([planner.plan(chosen)], order.decided)[0]
+        except RecipeError:
+            continue  # of an earlier text of this sweep; what is invalid is not noted
+        known = worker.too_large(order, one) or worker.finished(order, one)
+        board.show([known or one.trial])
+        if known:
+            work.known.append((chosen, score(known, spec.objective, spec.budget)))
+        else:
+            work.begun.append(chosen)
+    work.free = max(0, (spec.trials or 0) - len(work.known) - len(work.begun))
+    return work
+
+
+def _noted(order: Order) -> Iterator[Trial]:
+    """What a search has chosen before, as far as this sweep could choose it too."""
+    spec = order.located.sweep
+    for path in sorted((order.out / TRIALS).glob("*.json")):
+        found = worker.noted(order, path.stem)
+        if found and found.recipe in spec.recipes and found.fields.keys() == spec.search.keys():
+            yield found
+
+
+def _ended(order: Order, board: Board) -> str:
+    """What ended the trials before the last of them; "" where nothing did."""
+    board.end("the time was over; the same command goes on with it")
+    limit = order.located.sweep.budget.wall_clock
+    cut = [one for one in board.trials if one.state in ("waiting", "cut")]
+    fewer = order.located.sweep.search and len(board.trials) < (order.located.sweep.trials or 0)
+    if not limit or not (cut or fewer):
+        return ""
+    return f"wall_clock {limit} is over; the same command goes on with what is left"
+
+
+def _concluded(order: Order, board: Board, seconds: float, ended_by: str) -> Swept:
+    """Compare what was made, choose, and write all of it down."""
+    spec, out, trials = order.located.sweep, order.out, board.trials
+    made = [one for one in trials if one.state == "made"]
+    chosen, front = best(trials, spec.objective), tuple[str, ...]()
+    if made:
+        found = compare([out / TRIALS / one.name for one in made])
+        front = found.front.names if found.front else ()
+        storage.write_text(out / PAGE, page.render(found))
+    swept = Swept(
+        order.located.name, str(out), spec.objective, trials, front,
+        chosen.name if chosen else None, _command(out) if chosen else "",
+        str(out / PAGE) if made else "", round(seconds, 3), ended_by,
+    )  # fmt: skip
+    if chosen:
+        lock = storage.read_text(out / TRIALS / chosen.name / "recipe.lock.yaml")
+        storage.write_text(out / BEST, _head(chosen, swept) + lock)
+    storage.write_text(out / RECORD, to_json(swept))
+    return swept
+
+
+def _head(chosen: Trial, swept: Swept) -> str:
+    varied = ", ".join(f"{key}: {value}" for key, value in chosen.fields.items())
+    return (
+        f"# best of sweep {swept.sweep} by {swept.objective}: {chosen.recipe}"
+        f"{', ' + varied if varied else ''}\n# run:     {swept.command}\n"
+    )
+
+
+def _command(out: Path) -> str:
+    path = out / BEST
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    text = shlex.quote(str(shown))
+    return f"compress apply {text if os.sep in text else './' + text} --out best"
+
+
+def _workers(threads: int) -> int:
+    """Trials at once on this machine's cores."""
+    return max(1, len(os.sched_getaffinity(0)) // threads)
+
+
+@contextlib.contextmanager
+def _mine(out: Path) -> Iterator[None]:
+    """Hold the folder of a sweep against others; the system lets go of it however this one ends.
+
+    Raises:
+        ArtifactError: another sweep is at work there, or it is something else's.
+    """
+    known = {TRIALS, worker.SHARED, PAGE, BEST, RECORD, ".tune"}
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - known):
+        raise ArtifactError(
+            f"{out}: exists, and is no sweep's. Choose another --out, or move it away."
+        )
+    storage.make_folder(out)
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ArtifactError(
+                f"{out}: another sweep is at work there. Wait for it, or choose another --out."
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,325 @@
+"""The only door to Ray and Optuna: Tune decides who runs when, and begins again what was killed.
+
+A trial that fails says so in its report; what Tune sees fail is a process that was ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from compress.errors import CompressError, RequestError, RunError
+from compress.recipe.sweep import Dimension, Sweep
+from compress.results import Progress
+from compress.results.swept import Trial
+from compress.sweep import worker
+from compress.sweep.board import Board
+from compress.sweep.budget import score
+from compress.sweep.candidates import Candidate, Point
+from compress.sweep.work import Work
+from compress.sweep.worker import Order
+
+RESTARTS = 3  # of a trial whose process is killed
+_TOLD_SECONDS = 2.0  # between two reports of progress; each is a round trip to the driver
+_OBJECT_BYTES = 100 * 1024**2  # of Ray's store, which trials leave empty
+_RECIPE = "recipe"  # what a search calls the choice of a recipe; fields have a dot
+_QUIET = {  # read by Ray here and in its workers
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_worker_niceness": "0",  # trials are what this machine is for; Ray's own default is 15
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+_INHERITED = ("COMPRESS_", "HF_", "GOMP_", "TOKENIZERS_", "TQDM_")  # variables that workers get too
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who runs trials."""
+
+    workers: int
+    address: str | None = None  # of a cluster; None: this machine by itself
+    seconds: float | None = None  # after which no trial begins, and those at work are cut
+
+
+def check_installed() -> None:
+    """Check that Ray Tune and Optuna are there.
+
+    Raises:
+        RequestError: they are not.
+    """
+    try:
+        with _environment(_QUIET):
+            import optuna
+            import ray.tune  # noqa: F401
+    except ImportError as error:
+        raise RequestError(
+            f"compress sweep needs ray and optuna ({error}). Install them: pip install "
+            "'compress-llm[sweep]'."
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def run(
+    order: Order,
+    work: Work,
+    board: Board,
+    crew: Crew,
+    watch: Callable[[str], None],
+) -> None:
+    """Run trials until none is left, or the time is over.
+
+    Args:
+        order: of the sweep.
+        work: what is left to do.
+        board: where it is noted what becomes of them.
+        crew: who runs them.
+        watch: told the name of each trial of which something is new.
+
+    Raises:
+        RequestError: there is no such cluster.
+        RunError: Ray has failed.
+    """
+    import ray
+    from ray import tune
+
+    sweep, todo = order.located.sweep, work.todo
+    storage = order.out / ".tune"
+    shutil.rmtree(storage, ignore_errors=True)
+    need = {"cpu": sweep.threads, **({"gpu": 1} if order.device == "cuda" else {})}
+    space = {"trial": tune.grid_search(list(range(len(todo))))} if todo else None
+    with _ray(crew, sweep.threads):
+        tuner = tune.Tuner(
+            tune.with_resources(partial(_work, order=order, todo=todo), need),
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                search_alg=None if todo else _search(sweep, work),
+                num_samples=1 if todo else work.left,
+                max_concurrent_trials=crew.workers,
+                time_budget_s=crew.seconds,
+                reuse_actors=False,  # each trial has a process of its own, as by hand
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=str(storage),
+                verbose=0,
+                callbacks=[_listener(board, todo, watch)],
+                failure_config=tune.FailureConfig(max_failures=RESTARTS),
+            ),
+        )
+        try:
+            tuner.fit()
+        except (tune.TuneError, ray.exceptions.RayError) as error:
+            raise RunError(f"Ray Tune has failed: {_last_line(error)}") from error
+    shutil.rmtree(storage, ignore_errors=True)
+
+
+def _work(config: Mapping[str, Any], order: Order, todo: Sequence[Candidate]) -> None:
+    """One trial, in a worker: what Ray Tune calls."""
+    from ray import tune
+
+    what = todo[config["trial"]] if todo else point(order.located.sweep, config)
+    sweep = order.located.sweep
+    try:
+        trial = worker.carry_out(order, what, _Teller())
+    except CompressError as error:
+        told = what.trial if isinstance(what, Candidate) else worker.unplanned(what)
+        trial = replace(told, state="failed", reason=" ".join(str(error).split()))
+    tune.report({"trial": asdict(trial), "score": score(trial, sweep.objective, sweep.budget)})
+
+
+class _Teller:
+    """Tells the driver of a trial, and of its progress now and then."""
+
+    def __init__(self) -> None:
+        self._told, self._step = 0.0, ""
+
+    def __call__(self, news: Trial | Progress) -> None:
+        from ray import tune
+
+        if isinstance(news, Trial):
+            tune.report({"trial": asdict(news)})
+            return
+        now = time.monotonic()
+        if news.step != self._step or now - self._told >= _TOLD_SECONDS:
+            tune.report({"progress": asdict(news)})
+            self._told, self._step = now, news.step
+
+
+def point(sweep: Sweep, config: Mapping[str, Any]) -> Point:
+    """What a sampler has chosen, as values of fields."""
+    values = {
+        key: json.loads(config[key]) if one.values is not None else config[key]
+        for key, one in sweep.search.items()
+    }
+    return sweep.recipes[int(config.get(_RECIPE, 0))], values
+
+
+def config(sweep: Sweep, chosen: Point) -> dict[str, Any]:
+    """The same as a sampler says it."""
+    recipe, values = chosen
+    listed = {
+        key: json.dumps(values[key]) if one.values is not None else values[key]
+        for key, one in sweep.search.items()
+    }
+    several = {_RECIPE: sweep.recipes.index(recipe)} if len(sweep.recipes) > 1 else {}
+    return {**several, **listed}
+
+
+def _search(sweep: Sweep, work: Work) -> Any:
+    """The sampler. One that goes on draws otherwise: it would draw the same again."""
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    space = {key: _distribution(one) for key, one in sweep.search.items()}
+    if len(sweep.recipes) > 1:
+        choices = range(len(sweep.recipes))
+        space = {_RECIPE: optuna.distributions.CategoricalDistribution(choices), **space}
+    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    seen = len(work.known) + len(work.begun)
+    search = OptunaSearch(
+        space=space,
+        metric="score",
+        mode="min",
+        sampler=samplers[sweep.sampler](seed=(sweep.seed + seen) % 2**32),
+        points_to_evaluate=[config(sweep, one) for one in work.begun] or None,
+    )
+    for chosen, value in work.known:
+        search.add_evaluated_point(config(sweep, chosen), value)
+    return search
+
+
+def _distribution(one: Dimension) -> Any:
+    from optuna import distributions
+
+    if one.values is not None:
+        return distributions.CategoricalDistribution([json.dumps(value) for value in one.values])
+    kind = distributions.IntDistribution if one.whole else distributions.FloatDistribution
+    return kind(one.low, one.high, log=one.log)
+
+
+def _listener(board: Board, todo: Sequence[Candidate], watch: Callable[[str], None]) -> Any:
+    """Notes on the board what Tune hears from trials."""
+    from ray import tune
+
+    names: dict[str, str] = {}  # of trials, by Tune's own
+
+    class Listener(tune.Callback):
+        """What Tune calls."""
+
+        def on_trial_result(
+            self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **_: Any
+        ) -> None:
+            """Note what a trial says."""
+            if told := result.get("trial"):
+                found = Trial(**{**told, "over": tuple(told["over"])})
+                names[trial.trial_id] = found.name
+                board.show([found])
+            elif (told := result.get("progress")) and trial.trial_id in names:
+                board.advance(names[trial.trial_id], Progress(**told))
+            if trial.trial_id in names:
+                watch(names[trial.trial_id])
+
+        def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            """A process was killed; its trial waits to go on."""
+            self._ended(trial, "waiting", "its process was killed; it goes on when its turn comes")
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            """A process was killed once too often, or something unforeseen has happened."""
+            self._ended(trial, "failed", f"ended {RESTARTS + 1} times: {_told_error(trial)}")
+
+        def _ended(self, trial: Any, state: Any, reason: str) -> None:
+            name = names.get(trial.trial_id) or (
+                todo[trial.config["trial"]].name if todo else trial.trial_id
+            )
+            if name in board.rows:
+                board.show([replace(board.rows[name].trial, state=state, reason=reason)])
+                watch(name)
+
+    return Listener()
+
+
+def _told_error(trial: Any) -> str:
+    return _last_line(trial.get_error() or "its process was killed")
+
+
+def _last_line(error: object) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _ray(crew: Crew, threads: int) -> Iterator[None]:
+    """Ray, running: the cluster at an address, or one of this machine's own that ends with it.
+
+    Raises:
+        RequestError: there is no such cluster.
+    """
+    passed = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED)}
+    variables = {**_QUIET, **passed, "OMP_NUM_THREADS": str(threads)}
+    with _environment({**_QUIET, "OMP_NUM_THREADS": str(threads)}), _silent():
+        import ray
+
+        local = {
+            "num_cpus": crew.workers * threads,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_BYTES,
+        }
+        try:
+            ray.init(
+                address=crew.address or "local",
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                runtime_env={"env_vars": variables},
+                **({} if crew.address else local),
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = crew.address or "this machine"
+            raise RequestError(
+                f"--address {where}: Ray cannot be reached ({_last_line(error)}). Start it with "
+                "`ray start --head`, or leave out --address."
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables of this process, until it is left."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Ray talks to the terminal about what trials tell themselves."""
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
