@@ -233,7 +233,7 @@ def trial_table(rows: Sequence[Row], caption: str = "", best: str | None = None)
 
 def _cells(trial: Trial) -> tuple[str, str, str]:
     """Size, KL and speed; ! where it is more, or less, than the budget allows."""
-    marks = {name: " !" for name in trial.over}
+    marks = dict.fromkeys(trial.over, " !")
     size = numbers.NONE if trial.size_bytes is None else numbers.size(trial.size_bytes)
     kl = trial.glance_kl_mean if trial.kl_mean is None else trial.kl_mean
     about = "≈ " if trial.kl_mean is None and kl is not None else ""

@@ -178,16 +178,16 @@ def _each(make: Callable[[Point], T], points: Sequence[Point]) -> list[T]:
     return found
 
 
-def named(planned: Sequence[Planned], decided: Callable[[Recipe], object]) -> list[Candidate]:
+def named(planned: Sequence[Planned], decided: Callable[[Planned], object]) -> list[Candidate]:
     """Trials with their names, each once, in the order in which they should begin.
 
     Args:
         planned: in the order of the sweep.
-        decided: what else decides the bytes of a recipe's trial.
+        decided: what else decides the bytes of a trial.
     """
     by_name: dict[str, Candidate] = {}
     for one in planned:
-        name = name_of(one, decided(one.recipe))
+        name = name_of(one, decided(one))
         by_name.setdefault(name, Candidate(one, name))
     return ordered(list(by_name.values()))
 
