@@ -67,6 +67,11 @@ class Dimension(BaseModel):
         return self
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """Of a range: the least and the most."""
+        return self.low or 0, self.high or 0
+
+    @property
     def whole(self) -> bool:
         """Whether a range is one of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
@@ -224,13 +229,13 @@ def load(argument: str) -> LocatedSweep:
 
 def _both(data: Mapping[str, Any], places: Places) -> list[Mistake]:
     """Fields that are fixed and varied at once."""
-    fixed = data.get("set")
+    sections = {name: data.get(name) for name in ("set", "grid", "search")}
+    keys = {name: one if isinstance(one, dict) else {} for name, one in sections.items()}
+    twice = [(name, key) for name in ("grid", "search") for key in keys[name] if key in keys["set"]]
     return [
-        (places.order((section, key)), f"{places.label((section, key))}  {section}.{key}: is fixed "
-         "under set too. Leave one of them out.")
-        for section in ("grid", "search")
-        for key in (data.get(section) if isinstance(data.get(section), dict) else ())
-        if isinstance(fixed, dict) and key in fixed
+        (places.order(loc), f"{places.label(loc)}  {'.'.join(loc)}: is fixed under set too. Leave "
+         "one of them out.")
+        for loc in twice
     ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from compress.surgery.walk import Watch as Progressing
 from compress.sweep import candidates, tuned, worker
 from compress.sweep.board import Board, Watch
 from compress.sweep.budget import best, score
-from compress.sweep.candidates import Planned, Planner
+from compress.sweep.candidates import Planned, Planner, Point
 from compress.sweep.work import Work
 from compress.sweep.worker import TRIALS, Order
 
@@ -112,12 +112,8 @@ def _begun_search(order: Order, planner: Planner, board: Board) -> Work:
     spec, work = order.located.sweep, Work()
     for trial in _noted(order):
         chosen = (trial.recipe, {key: json.loads(value) for key, value in trial.fields.items()})
-        try:
-            one = candidates.named([planner.plan(chosen)], order.decided)[0]
-        except RecipeError:
-            continue  # of an earlier text of this sweep; what is invalid is not noted
-        known = worker.too_large(order, one) or worker.finished(order, one)
-        board.show([known or one.trial])
+        known, name = _known(order, planner, chosen, trial)
+        board.show([known or replace(trial, name=name, state="waiting")])
         if known:
             work.known.append((chosen, score(known, spec.objective, spec.budget)))
         else:
@@ -126,12 +122,27 @@ def _begun_search(order: Order, planner: Planner, board: Board) -> Work:
     return work
 
 
+def _known(
+    order: Order, planner: Planner, chosen: Point, before: Trial
+) -> tuple[Trial | None, str]:
+    """What is known of something that a search has chosen; and its name, if it has yet to run."""
+    try:
+        one = candidates.named([planner.plan(chosen)], order.decided)[0]
+    except RecipeError:
+        return replace(before, state="invalid"), before.name
+    return worker.too_large(order, one) or worker.finished(order, one), one.name
+
+
 def _noted(order: Order) -> Iterator[Trial]:
-    """What a search has chosen before, as far as this sweep could choose it too."""
-    spec = order.located.sweep
+    """What a search has chosen before, each once, as far as this sweep could choose it too."""
+    spec, met = order.located.sweep, set[str]()
     for path in sorted((order.out / TRIALS).glob("*.json")):
         found = worker.noted(order, path.stem)
-        if found and found.recipe in spec.recipes and found.fields.keys() == spec.search.keys():
+        if not found or found.recipe not in spec.recipes:
+            continue
+        chosen = json.dumps([found.recipe, found.fields])
+        if found.fields.keys() == spec.search.keys() and chosen not in met:
+            met.add(chosen)
             yield found
 
 

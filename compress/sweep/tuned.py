@@ -22,7 +22,7 @@ from compress.results import Progress
 from compress.results.swept import Trial
 from compress.sweep import worker
 from compress.sweep.board import Board
-from compress.sweep.budget import score
+from compress.sweep.budget import WORST, score
 from compress.sweep.candidates import Candidate, Point
 from compress.sweep.work import Work
 from compress.sweep.worker import Order
@@ -97,7 +97,7 @@ def run(
     sweep, todo = order.located.sweep, work.todo
     storage = order.out / ".tune"
     shutil.rmtree(storage, ignore_errors=True)
-    need = {"cpu": sweep.threads, **({"gpu": 1} if order.device == "cuda" else {})}
+    need = {"cpu": float(sweep.threads), **({"gpu": 1.0} if order.device == "cuda" else {})}
     space = {"trial": tune.grid_search(list(range(len(todo))))} if todo else None
     with _ray(crew, sweep.threads):
         tuner = tune.Tuner(
@@ -114,7 +114,7 @@ def run(
                 name="trials",
                 storage_path=str(storage),
                 verbose=0,
-                callbacks=[_listener(board, todo, watch)],
+                callbacks=[_listener(order, todo, board, watch)],
                 failure_config=tune.FailureConfig(max_failures=RESTARTS),
             ),
         )
@@ -129,7 +129,7 @@ def _work(config: Mapping[str, Any], order: Order, todo: Sequence[Candidate]) ->
     """One trial, in a worker: what Ray Tune calls."""
     from ray import tune
 
-    what = todo[config["trial"]] if todo else point(order.located.sweep, config)
+    what = _what(order, todo, config)
     sweep = order.located.sweep
     try:
         trial = worker.carry_out(order, what, _Teller())
@@ -137,6 +137,11 @@ def _work(config: Mapping[str, Any], order: Order, todo: Sequence[Candidate]) ->
         told = what.trial if isinstance(what, Candidate) else worker.unplanned(what)
         trial = replace(told, state="failed", reason=" ".join(str(error).split()))
     tune.report({"trial": asdict(trial), "score": score(trial, sweep.objective, sweep.budget)})
+
+
+def _what(order: Order, todo: Sequence[Candidate], config: Mapping[str, Any]) -> Candidate | Point:
+    """What one of Tune's trials is of ours."""
+    return todo[config["trial"]] if todo else point(order.located.sweep, config)
 
 
 class _Teller:
@@ -149,11 +154,11 @@ class _Teller:
         from ray import tune
 
         if isinstance(news, Trial):
-            tune.report({"trial": asdict(news)})
+            tune.report({"trial": asdict(news), "score": WORST})  # a sampler reads every report
             return
         now = time.monotonic()
         if news.step != self._step or now - self._told >= _TOLD_SECONDS:
-            tune.report({"progress": asdict(news)})
+            tune.report({"progress": asdict(news), "score": WORST})
             self._told, self._step = now, news.step
 
 
@@ -205,11 +210,15 @@ def _distribution(one: Dimension) -> Any:
 
     if one.values is not None:
         return distributions.CategoricalDistribution([json.dumps(value) for value in one.values])
-    kind = distributions.IntDistribution if one.whole else distributions.FloatDistribution
-    return kind(one.low, one.high, log=one.log)
+    low, high = one.ends
+    if one.whole:
+        return distributions.IntDistribution(int(low), int(high), log=one.log)
+    return distributions.FloatDistribution(low, high, log=one.log)
 
 
-def _listener(board: Board, todo: Sequence[Candidate], watch: Callable[[str], None]) -> Any:
+def _listener(
+    order: Order, todo: Sequence[Candidate], board: Board, watch: Callable[[str], None]
+) -> Any:
     """Notes on the board what Tune hears from trials."""
     from ray import tune
 
@@ -240,12 +249,14 @@ def _listener(board: Board, todo: Sequence[Candidate], watch: Callable[[str], No
             self._ended(trial, "failed", f"ended {RESTARTS + 1} times: {_told_error(trial)}")
 
         def _ended(self, trial: Any, state: Any, reason: str) -> None:
-            name = names.get(trial.trial_id) or (
-                todo[trial.config["trial"]].name if todo else trial.trial_id
-            )
-            if name in board.rows:
-                board.show([replace(board.rows[name].trial, state=state, reason=reason)])
-                watch(name)
+            name = names.get(trial.trial_id)
+            if name is None:  # it has not even begun
+                what = _what(order, todo, trial.config)
+                begun = what.trial if isinstance(what, Candidate) else worker.unplanned(what)
+            else:
+                begun = board.rows[name].trial
+            board.show([replace(begun, state=state, reason=reason)])
+            watch(begun.name)
 
     return Listener()
 
@@ -271,7 +282,7 @@ def _ray(crew: Crew, threads: int) -> Iterator[None]:
     with _environment({**_QUIET, "OMP_NUM_THREADS": str(threads)}), _silent():
         import ray
 
-        local = {
+        local: dict[str, Any] = {
             "num_cpus": crew.workers * threads,
             "include_dashboard": False,
             "object_store_memory": _OBJECT_BYTES,

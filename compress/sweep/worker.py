@@ -104,10 +104,10 @@ def carry_out(order: Order, what: Candidate | Point, tell: Tell) -> Trial:
         )
     candidate = what if isinstance(what, Candidate) else _chosen(order, what)
     if isinstance(candidate, Trial):
+        storage.write_text(order.record(candidate.name), to_json(candidate))
         return candidate
     with storage.locked(order.out / TRIALS / f".{candidate.name}.lock"):
-        if (trial := finished(order, candidate)) is None:
-            trial = _run(order, candidate, tell)
+        trial = finished(order, candidate) or _run(order, candidate, tell)
         storage.write_text(order.record(candidate.name), to_json(trial))
     return trial
 
