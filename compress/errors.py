@@ -136,6 +136,7 @@ class GivenUp(CompressError):  # noqa: N818 - a verdict on the student, nothing 
     """At a glance the student is so far from what is hoped for that it was not judged."""
 
     exit_code = 3
+    section = "sweep"
 
     def __init__(
         self, message: str, *, size_bytes: int | None = None, kl_mean: float | None = None

@@ -30,6 +30,11 @@ def recipes(incomplete: str) -> list[tuple[str, str]]:
     return _shipped("recipes", incomplete, _first_line)
 
 
+def sweeps(incomplete: str) -> list[tuple[str, str]]:
+    """Shipped sweeps with what their first line says."""
+    return _shipped("sweeps", incomplete, _first_line)
+
+
 def suites(incomplete: str) -> list[tuple[str, str]]:
     """Shipped suites with their descriptions."""
     return _shipped("eval", incomplete, _description)

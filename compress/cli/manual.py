@@ -153,6 +153,21 @@ MANUAL: dict[str, Entry] = {
         "docs/compare.md",
         _RUN,
     ),
+    "sweep": Entry(
+        (
+            "compress sweep small --dry-run",
+            "compress sweep small --out smallest",
+            "compress sweep mine.yaml --workers 8 --address auto",
+        ),
+        "docs/sweep.md",
+        {
+            0: "done: the best within the budget is made, and its recipe written",
+            1: _FAILED,
+            2: _WRONG,
+            3: "done, and no trial is within the budget",
+            130: "interrupted; OUT holds what was finished",
+        },
+    ),
     "report": Entry(("compress report small",), "docs/recipes.md"),
     "env": Entry(("compress env", "compress env --json"), "docs/errors.md#run", {0: _DONE}),
     "recipes": Entry(

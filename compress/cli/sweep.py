@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from compress.cli import console
+from compress.cli import completion, console
 from compress.cli.apply import Device, Json, Quiet, found
 from compress.report import numbers
 from compress.results.swept import Swept, Trial
@@ -33,7 +33,9 @@ def sweep(
     sweep: Annotated[
         str,
         typer.Argument(
-            metavar="SWEEP", help="The name of a shipped sweep, or a path to a .yaml file."
+            metavar="SWEEP",
+            help="The name of a shipped sweep, or a path to a .yaml file.",
+            autocompletion=completion.sweeps,
         ),
     ],
     out: Annotated[

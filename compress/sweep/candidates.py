@@ -196,10 +196,14 @@ def name_of(planned: Planned, decided: object) -> str:
     """The name of a trial's folder: what is varied, and a hash over all that decides its bytes."""
     base, values = planned.point
     parts = [planned.recipe.resolved.recipe or Path(base).stem]
-    parts += [f"{key.rpartition('.')[2]}-{json.dumps(value)}" for key, value in values.items()]
+    parts += [f"{key.rpartition('.')[2]}-{_short(value)}" for key, value in values.items()]
     label = re.sub(r"[^A-Za-z0-9.+-]+", "_", "-".join(parts)).strip("_")[:_LABEL]
     content = json.dumps([resolve.canonical_json(planned.recipe), decided], sort_keys=True)
     return f"{label}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
 
 
 def ordered(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -92,7 +92,7 @@ def sweep(
             tell = (lambda name: watch(board, name)) if watch else (lambda name: None)
             tuned.run(order, work, board, crew, tell)
             ended_by = _ended(order, board)
-        return _concluded(order, board, time.monotonic() - began, ended_by)
+        return _concluded(order, out, board, time.monotonic() - began, ended_by)
 
 
 def _begun(order: Order, ready: Ready, board: Board) -> Work:
@@ -157,9 +157,9 @@ def _ended(order: Order, board: Board) -> str:
     return f"wall_clock {limit} is over; the same command goes on with what is left"
 
 
-def _concluded(order: Order, board: Board, seconds: float, ended_by: str) -> Swept:
+def _concluded(order: Order, out: Path, board: Board, seconds: float, ended_by: str) -> Swept:
     """Compare what was made, choose, and write all of it down."""
-    spec, out, trials = order.located.sweep, order.out, board.trials
+    spec, trials = order.located.sweep, board.trials
     made = [one for one in trials if one.state == "made"]
     chosen, front = best(trials, spec.objective), tuple[str, ...]()
     if made:
@@ -187,10 +187,7 @@ def _head(chosen: Trial, swept: Swept) -> str:
 
 
 def _command(out: Path) -> str:
-    path = out / BEST
-    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    text = shlex.quote(str(shown))
-    return f"compress apply {text if os.sep in text else './' + text} --out best"
+    return f"compress apply {shlex.quote(str(out / BEST))} --out best"
 
 
 def _workers(threads: int) -> int:

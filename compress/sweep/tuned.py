@@ -66,7 +66,8 @@ def check_installed() -> None:
     except ImportError as error:
         raise RequestError(
             f"compress sweep needs ray and optuna ({error}). Install them: pip install "
-            "'compress-llm[sweep]'."
+            "'compress-llm[sweep]'.",
+            section="sweep",
         ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -299,7 +300,8 @@ def _ray(crew: Crew, threads: int) -> Iterator[None]:
             where = crew.address or "this machine"
             raise RequestError(
                 f"--address {where}: Ray cannot be reached ({_last_line(error)}). Start it with "
-                "`ray start --head`, or leave out --address."
+                "`ray start --head`, or leave out --address.",
+                section="sweep",
             ) from error
         try:
             yield

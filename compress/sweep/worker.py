@@ -100,7 +100,8 @@ def carry_out(order: Order, what: Candidate | Point, tell: Tell) -> Trial:
     if (mine := made_with()) != order.made_with:
         raise RunError(
             f"a worker has {mine}, the sweep was begun with {order.made_with}. All machines of a "
-            "sweep need the same versions."
+            "sweep need the same versions.",
+            section="sweep",
         )
     candidate = what if isinstance(what, Candidate) else _chosen(order, what)
     if isinstance(candidate, Trial):
