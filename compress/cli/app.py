@@ -116,7 +116,7 @@ def run(arguments: Sequence[str]) -> int:
         console.say(_told(error))
         return error.exit_code
     except typer.TyperException as error:
-        text = error.format_message()
+        text = error.format_message().replace("Value error, ", "")  # pydantic's word
         if text.startswith("Usage:"):  # a bare `compress`, or `compress recipes`
             console.emit(text)
         else:

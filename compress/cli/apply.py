@@ -271,6 +271,6 @@ def _tell(outcome: Outcome, *, json: bool, quiet: bool) -> None:
             console.show(console.gate_table(outcome.results.verdict))
         console.show(console.summary_table(summary(outcome.results, outcome.measured)))
         if outcome.results.fallbacks:
-            console.emit(f"Fallbacks: {fallback_text(outcome.results)} The report names them.")
-        console.emit(sentence(outcome.verification))
-        console.emit(f"Made {outcome.folder}, with its report: {outcome.folder / 'report.html'}")
+            console.tell(f"Fallbacks: {fallback_text(outcome.results)} The report names them.")
+        console.tell(sentence(outcome.verification))
+        console.tell(f"Made {outcome.folder}, with its report: {outcome.folder / 'report.html'}")

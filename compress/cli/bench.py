@@ -56,7 +56,7 @@ def bench(
     if json:
         console.emit_json({**dataclasses.asdict(found), "startup_seconds": startup})
         return
-    console.emit(headline(folder, found))
+    console.tell(headline(folder, found))
     console.show(console.fact_table(facts(found, startup)))
 
 

@@ -129,10 +129,10 @@ def _print(found: Comparison, *, markdown: bool, json: bool) -> None:
 def _tell(found: Comparison) -> None:
     from compress.report.compared import cells, tables
 
-    console.emit(console.printable("\n".join(cells.sentences(found))))
+    console.tell("\n".join(cells.sentences(found)))
     console.show(console.text_table(tables.number_table(found)))
     for line in (*cells.refusals(found), *tables.notes(found)):
-        console.emit(console.printable(line))
+        console.tell(line)
     flips = tables.flip_table(found)
     shown = dataclasses.replace(flips, rows=flips.rows[:_FLIPS])
     for table in (

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import sys
+import textwrap
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,12 +43,31 @@ PIPE_WIDTH = 120  # columns of a table that no terminal limits
 
 def say(text: str) -> None:
     """Tell the user something that is not a result, on stderr."""
-    print(printable(text), file=sys.stderr, flush=True)
+    print(fitted(printable(text), sys.stderr), file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
     """Text fit for a terminal: what a stranger's file says must not move its cursor."""
     return text.translate(_CONTROL)
+
+
+def fitted(text: str, stream: TextIO) -> str:
+    """Sentences broken between words where a terminal would break them anywhere."""
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(
+        textwrap.fill(
+            line, width, subsequent_indent=" " * (len(line) - len(line.lstrip())),
+            break_long_words=False, break_on_hyphens=False, drop_whitespace=len(line) > width,
+        )
+        for line in text.split("\n")
+    )  # fmt: skip
+
+
+def tell(text: str) -> None:
+    """Write a result in sentences."""
+    emit(fitted(printable(text), sys.stdout))
 
 
 def emit(text: str) -> None:
@@ -92,7 +113,7 @@ class LiveBars:
         left = pace.left_seconds(record)
         fields: dict[str, Any] = {
             "count": count(record),
-            "left": numbers.NONE if left is None else numbers.duration(left),
+            "left": "" if left is None else f"{numbers.duration(left)} left",
             "detail": record.detail if record.done < record.total else "",
             "resident": numbers.size(resident_bytes()),
         }
@@ -243,7 +264,7 @@ def side_table(side: Side, divergence: Divergence | None) -> Table:
 def fact_table(facts: Mapping[str, Any]) -> Table:
     """Facts by name; a list or a mapping fills several lines, bytes are said as people say them."""
     table = _table("")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     table.show_header = False
     for name, value in facts.items():
         table.add_row(name.removesuffix("_bytes").replace("_", " "), _fact(name, value))
@@ -315,7 +336,7 @@ def _fact(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return numbers.size(value) if name.endswith("_bytes") else f"{value:,}"
-    return str(value)
+    return str(value) or "none"
 
 
 def _table(first: str, *numbers: str) -> Table:
@@ -346,7 +367,7 @@ def _bars(terminal: Console) -> Bars:
         BarColumn(bar_width=20),
         TextColumn("{task.fields[count]}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[left]} left", markup=False),
+        TextColumn("{task.fields[left]}", markup=False),
         TextColumn("{task.fields[resident]}", style="dim", markup=False),
         TextColumn(
             "{task.fields[detail]}", style="dim", markup=False, table_column=Column(no_wrap=True)

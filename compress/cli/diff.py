@@ -61,10 +61,10 @@ def verdict(found: Difference) -> str:
 
 
 def _tell(found: Difference) -> None:
-    console.emit(verdict(found))
+    console.tell(verdict(found))
     by_manifest = 2 - len(found.hashed)
     if by_manifest:
-        console.emit("As their manifests have it; --rehash reads the files themselves.")
+        console.tell("As their manifests have it; --rehash reads the files themselves.")
     sections: dict[str, list[tuple[str, ...]]] = {
         "file": [(one.name, one.first[:_HASH], one.second[:_HASH]) for one in found.files],
         "recipe": [(one.name, _short(one.first), _short(one.second)) for one in found.recipe],

@@ -62,11 +62,11 @@ def plan(
     if json:
         console.emit_json(dataclasses.asdict(found))
         return
-    console.emit(headline(found))
+    console.tell(headline(found))
     for table in (console.fact_table(facts(found)), linears(found), parts(found), readers(found)):
         console.show(table)
     for note in found.notes:
-        console.emit(f"Note: {note}.")
+        console.tell(f"Note: {note}.")
 
 
 def headline(found: Plan) -> str:

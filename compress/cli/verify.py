@@ -70,7 +70,7 @@ def verify(
     elif not quiet:
         console.show(console.outcome_table(lines(found)))
         if found.passed:
-            console.emit(sentence(found))
+            console.tell(sentence(found))
     run.check_passed(folder, found)
 
 

@@ -1,4 +1,5 @@
 import io
+import sys
 
 import pytest
 
@@ -119,3 +120,38 @@ def test_the_verdict_is_green_or_red_on_a_terminal():
     for outcome, colour in (("ACCEPT", "green"), ("REGRESSION", "red"), ("INFEASIBLE", "red")):
         title = gates(outcome).title
         assert [span.style for span in title.spans] == [f"bold {colour}"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_sentences_break_between_words_on_a_terminal_and_nowhere_in_a_pipe(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    text = "one two three four five six\n  a list, whose lines stay apart"
+    assert console.fitted(text, io.StringIO()) == text
+    told = console.fitted(text, Terminal())
+    assert max(map(len, told.splitlines())) <= 20
+    assert told.split() == text.split()
+    assert "\n  a list" in told
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "dumb")
+    with console.watching(quiet=False) as watch:
+        watch(Progress("quantize", 1, 2))
+    assert terminal.getvalue().startswith("quantize: block 1/2")
+    assert "\x1b" not in terminal.getvalue()
+
+
+def test_a_table_in_a_pipe_is_as_wide_as_columns_says(capsys, monkeypatch):
+    facts = {"name": "many words " * 20}
+    monkeypatch.setenv("COLUMNS", "60")
+    console.show(console.fact_table(facts))
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
+    monkeypatch.delenv("COLUMNS")
+    console.show(console.fact_table(facts))
+    assert 60 < max(map(len, capsys.readouterr().out.splitlines())) <= 120
