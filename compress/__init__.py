@@ -4,26 +4,32 @@ recipe → teacher → calibrate → stages → evaluate → report → artifact
 
 import compress
 
-recipe = compress.load("quickstart", ["calibration.samples=64"])
-outcome = compress.apply(recipe, out=Path("small"))
-side, divergence = compress.evaluate("small")
+recipe = compress.load("quickstart", calibration={"samples": 64})
+outcome = compress.apply(recipe, out="small")
+side, divergence = compress.evaluate(outcome)
 """
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compress.pipeline import apply, evaluate
-    from compress.recipe.load import load
+    from compress.api import Evaluation, apply, evaluate, load
+    from compress.pipeline import Outcome
+    from compress.recipe.schema import Recipe
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "apply", "evaluate", "load"]
+__all__ = ["Evaluation", "Outcome", "Recipe", "__version__", "apply", "evaluate", "load"]
 
 _HOMES = {
-    "apply": "compress.pipeline",
-    "evaluate": "compress.pipeline",
-    "load": "compress.recipe.load",
+    "apply": "compress.api",
+    "evaluate": "compress.api",
+    "load": "compress.api",
+    "Evaluation": "compress.api",
+    "Outcome": "compress.pipeline",
+    "Recipe": "compress.recipe.schema",
 }
 
 
@@ -34,3 +40,19 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+class _Face(ModuleType):
+    """The package as users see it: `compress.evaluate` is what it exports, not the room so named.
+
+    Python binds a subpackage in its parent once anything of it is imported; that would hide the
+    function from then on. `import compress.evaluate.text` and `from compress.evaluate import text`
+    find the room all the same.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

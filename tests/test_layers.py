@@ -22,7 +22,7 @@ RANKS = [
     {"run"},
     {"staged"},
     {"pipeline", "export"},
-    {"compare"},
+    {"compare", "api"},
     {"sweep", "auto"},
     {"cli"},
 ]
@@ -62,7 +62,7 @@ WITHOUT_TORCH = {
     "report",
     "plan",
 }
-TORCH_ON_USE = {"storage", "cli"}  # start without it, import it inside functions
+TORCH_ON_USE = {"storage", "cli", "api"}  # start without it, import it inside functions
 FORBIDDEN = [  # subfolders and rooms that stay apart although their ranks would allow it
     ("verify", "compress.artifact", "an independent reader shares no code with the writer"),
     ("verify.reader", "compress.storage", "an independent reader reads its own bytes"),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from compress import storage
 from compress.errors import ArtifactError, GateMissed, RequestError
+from compress.recipe.schema import Recipe
 
 WORK = ".work"  # the subfolder for what only the run needs
 JOURNAL = f"{WORK}/journal.jsonl"  # there is something to go on from
@@ -54,6 +55,22 @@ def in_the_making(out: Path, *, fresh: bool = False) -> Iterator[Path]:
 def beside(out: Path, ending: str) -> Path:
     """`OUT.ending`."""
     return out.with_name(f"{out.name}.{ending}")
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Where a run goes that was given no place: ./<recipe>-<teacher>."""
+    return Path(f"{recipe.resolved.recipe}-{short_name(recipe.teacher.model)}")
+
+
+def short_name(model: str) -> str:
+    """The part of a teacher's name that fits a folder: no owner, no version, no ending.
+
+    Args:
+        model: as in a recipe: a hub id, a folder, a GGUF file, or `pypi:name==version`.
+    """
+    return (
+        Path(model.removeprefix("pypi:").partition("==")[0]).name.removesuffix(".gguf") or "teacher"
+    )
 
 
 def refuse_finished(out: Path) -> None:

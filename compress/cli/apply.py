@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from compress.cli import completion, console, launch
-from compress.errors import CompressError, GateMissed, RequestError, RunError
+from compress.errors import CompressError, GateMissed, RunError
 
 if TYPE_CHECKING:
     from compress.pipeline import Outcome
@@ -90,7 +90,7 @@ def apply(
     results, a report, the locked recipe that makes it again, and hashes of all of it. Cut short,
     the same command goes on where it stopped.
     """
-    from compress.artifact.output import refuse_finished
+    from compress.artifact.output import default_folder, refuse_finished
     from compress.plan.memory import parse_bytes
     from compress.recipe.load import locate
 
@@ -194,22 +194,6 @@ def _follow(recipe: Recipe, device: str, team: Team) -> None:
         raise RunError(told, section=error.section) from error
 
 
-def default_folder(recipe: Recipe) -> Path:
-    """Where a run goes that was given no --out: ./<recipe>-<teacher>."""
-    return Path(f"{recipe.resolved.recipe}-{short_name(recipe.teacher.model)}")
-
-
-def short_name(model: str) -> str:
-    """The part of a teacher's name that fits a folder: no owner, no version, no ending.
-
-    Args:
-        model: as in a recipe: a hub id, a folder, a GGUF file, or `pypi:name==version`.
-    """
-    return (
-        Path(model.removeprefix("pypi:").partition("==")[0]).name.removesuffix(".gguf") or "teacher"
-    )
-
-
 def left_behind(folder: Path) -> str:
     """Say in one line what a run that was cut short left on disk."""
     partial = folder.with_name(folder.name + ".partial")
@@ -229,16 +213,9 @@ def found(device: str) -> str:
     Raises:
         RequestError: CUDA is asked for, and torch finds none.
     """
-    import torch
+    from compress import machine
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise RequestError(
-            f"--device cuda: torch {torch.__version__} finds no CUDA device. "
-            "Use --device cpu, or install a CUDA build of torch."
-        )
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+    return machine.find_device(device)
 
 
 def rejected(out: Path) -> dict[str, Any]:

@@ -103,7 +103,6 @@ def _fields() -> Iterator[tuple[str, tuple[str, ...]]]:
         yield from _below(name, top[name], kinds)
     for name, stage in kinds["Entry"]["properties"].items():
         yield from _below(name, stage, kinds)
-    yield "seed", ()
 
 
 def _below(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
 from compress import library
 from compress.errors import RecipeError
 from compress.recipe.mistakes import describe, dotted
+from compress.recipe.resolve import explicit
 from compress.recipe.schema import Recipe, Resolved
-from compress.recipe.sets import assign
+from compress.recipe.sets import assign, spelled
 from compress.recipe.source import MAX_BYTES, Loc, Mistake, Places, Source, read, text_of
 from compress.recipe.stages import origins, written
 from compress.recipe.suite import load_suite, unmeasured
@@ -23,6 +25,8 @@ _NAMED: tuple[tuple[Loc, library.Kind], ...] = (
     (("evaluate", "suite"), "eval"),
     (("evaluate", "text"), "calib"),
 )
+Given: TypeAlias = str | Path | Mapping[str, Any] | Recipe
+UNNAMED = "recipe"  # one that was written in no file
 
 
 @dataclass(frozen=True)
@@ -33,24 +37,51 @@ class Located:
     places: Places
 
 
-def load(argument: str, sets: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by its shipped name or its path.
+def load(recipe: Given, sets: Sequence[str] = (), **changes: Any) -> Recipe:
+    """Read a recipe, with some of its fields changed.
 
     Args:
-        argument: a path where it ends in .yaml or .yml or holds a separator, else a shipped name.
+        recipe: a shipped name; a path, which ends in .yaml or .yml or holds a separator; a mapping
+            of what would stand in a file; or a recipe that was loaded already.
         sets: ``key=value`` overrides, such as ``quantize.bits=8`` or ``stages.0.quantize.bits=8``;
             values are YAML.
+        changes: the same as nested mappings: ``quantize={"bits": 8}, calibration={"samples": 64}``.
 
     Raises:
         RecipeError: every mistake found, with its file and line or its ``--set`` argument.
     """
-    return locate(argument, sets).recipe
+    return locate(recipe, sets, **changes).recipe
 
 
-def locate(argument: str, sets: Sequence[str] = ()) -> Located:
+def locate(recipe: Given, sets: Sequence[str] = (), **changes: Any) -> Located:
     """Like `load`, keeping the places, so that mistakes found later can name their line too."""
-    path = find(argument)
-    source = read(text_of(path), _display(path))
+    assignments = (*sets, *spelled(changes))
+    if isinstance(recipe, Recipe):
+        if not assignments:
+            return Located(recipe, Places(recipe.resolved.recipe or UNNAMED))
+        told = recipe.resolved.model_dump(mode="json", include={"recipe", "sets"})
+        return _located(_written({**explicit(recipe), "resolved": told}), UNNAMED, assignments)
+    if isinstance(recipe, Mapping):
+        return _located(_written(recipe), UNNAMED, assignments)
+    path = find(_argument(recipe))
+    return _located(read(text_of(path), _display(path)), path.stem, assignments)
+
+
+def _argument(recipe: str | Path) -> str:
+    """A recipe as the command line names it; a `Path` is one, however short."""
+    text = str(recipe)
+    return f"./{text}" if isinstance(recipe, Path) and not library.is_path(text) else text
+
+
+def _written(recipe: Mapping[str, Any]) -> Source:
+    """A mapping as if it stood in a file, which has no lines."""
+    source = read(json.dumps(recipe, ensure_ascii=False, default=str), UNNAMED)
+    source.places.lines.clear()
+    return source
+
+
+def _located(source: Source, name: str, sets: Sequence[str]) -> Located:
+    """Validate what was written, under its own name."""
     if not isinstance(source.data, dict):
         raise RecipeError(
             [f"{source.places.name}  holds no mapping. A recipe begins with version: 1."]
@@ -62,7 +93,7 @@ def locate(argument: str, sets: Sequence[str] = ()) -> Located:
             [text for _, text in sorted([*mistakes, *more], key=lambda mistake: mistake[0])]
         )
     places = source.places.moved("stages", origins(source.data["stages"]))
-    return Located(_named(recipe, path, sets), places)
+    return Located(_named(recipe, name, sets), places)
 
 
 def find(argument: str) -> Path:
@@ -161,9 +192,9 @@ def _unmeasured(recipe: Recipe, places: Places) -> list[Mistake]:
     ]
 
 
-def _named(recipe: Recipe, path: Path, sets: Sequence[str]) -> Recipe:
+def _named(recipe: Recipe, stem: str, sets: Sequence[str]) -> Recipe:
     """Record the name and the overrides."""
-    name = recipe.resolved.recipe or path.stem
+    name = recipe.resolved.recipe or stem
     if sets:  # what a lock had found does not hold for a changed recipe
         resolved = Resolved(recipe=name, sets=(*recipe.resolved.sets, *sets))
     else:

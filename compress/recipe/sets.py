@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from compress.errors import RecipeError
 from compress.library import nearest
 from compress.recipe.mistakes import dotted
 from compress.recipe.schema import Recipe
-from compress.recipe.source import Loc, Source, read
+from compress.recipe.source import Loc, Source, read, scalar
 from compress.recipe.stages import Entry, written
 
 _STAGES = tuple(Entry.model_fields)
@@ -37,6 +41,32 @@ def assign(source: Source, assignment: str) -> None:
         holder.pop("revision", None)
         holder.pop("sha256", None)
     source.places.replace(loc, assignment)
+
+
+def spelled(changes: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Nested changes as assignments, which a lock records alike: ``quantize.bits=8``.
+
+    A mapping whose keys are no names, such as `overrides` by pattern, is one value.
+    """
+    # a model first: with it go the pins of the one before
+    for name in sorted(changes, key=lambda name: name != "model"):
+        value = changes[name]
+        if isinstance(value, Mapping) and value and all(map(_is_name, value)):
+            yield from spelled(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}={_text(value)}"
+
+
+def _is_name(key: object) -> bool:
+    return isinstance(key, str) and key.isidentifier()
+
+
+def _text(value: object) -> str:
+    """A value as YAML: plain where that is read as the same text, else JSON, which YAML holds."""
+    text = str(value) if isinstance(value, PurePath) else value
+    if isinstance(text, str) and re.fullmatch(r"[\w./~:=-]+", text) and scalar(text) == text:
+        return text
+    return json.dumps(text, ensure_ascii=False, default=str)
 
 
 def _value(text: str, assignment: str) -> Any:

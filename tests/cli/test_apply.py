@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from compress.cli.apply import left_behind, short_name
+from compress.artifact.output import short_name
+from compress.cli.apply import left_behind
 
 
 def test_apply_hands_the_request_to_the_pipeline_and_ends_with_one_table(run, pipeline):
@@ -115,7 +116,7 @@ def test_a_device_that_is_not_there_is_a_wrong_request(run, pipeline, monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     code, out, err = run("apply", "quickstart", "--device", "cuda")
     assert (code, out) == (2, "")
-    assert "finds no CUDA device. Use --device cpu" in err
+    assert "finds no CUDA device. Use cpu" in err
     assert run("apply", "quickstart")[0] == 0
     assert pipeline.asked["device"] == "cpu"
 

@@ -58,7 +58,7 @@ def test_fields_of_a_recipe(press_tab):
     )
     assert press_tab("apply", "q", "--set", "quantize.sym", "=", "t") == ["true"]
     # one that is finished does not disturb the next
-    assert press_tab("apply", "q", "--set", "seed", "=", "1", "--devi") == ["--device"]
+    assert press_tab("apply", "q", "--set", "calibration.seed", "=", "1", "--devi") == ["--device"]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
