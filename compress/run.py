@@ -206,7 +206,7 @@ def find_models(
         RequestError: one cannot be had, or the recipe cannot be carried out on them.
     """
     teacher = sources.of_recipe(recipe, watch=watch)
-    other = sources.origin_of(recipe, watch=watch)
+    other = sources.origin_of(recipe, teacher, watch=watch, places=places)
     origin = other or teacher
     plan.check(
         recipe, origin.anatomy, places, config=origin.config, suite=suite,
@@ -290,7 +290,7 @@ def joined(recipe: Recipe, told: Begun, here: Machine, team: Team) -> Run:
         RunError: this process would compute something else.
     """
     teacher = sources.of_recipe(recipe)
-    origin = sources.origin_of(recipe) or teacher
+    origin = sources.origin_of(recipe, teacher) or teacher
     theirs = {**told.machine, "models": told.models}
     ours = {**_alike(here), "models": (teacher.fingerprint, origin.fingerprint)}
     if unlike := [f"{k}: {theirs[k]} there, {ours[k]} here" for k in ours if ours[k] != theirs[k]]:

@@ -7,16 +7,19 @@ import pytest
 import torch
 
 from compress import pipeline, plan
+from compress import smaller as smaller_models
 from compress.artifact.layout import open_artifact
 from compress.errors import ModelError, RecipeError
 from compress.plan import memory, overview, sizes
 from compress.plan.footprint import Job
 from compress.recipe.load import load
+from compress.recipe.student import Student
 from compress.results import Limits
 from compress.runtime.engine import Engine
 from compress.surgery import load as loaders
+from compress.surgery.resize import Cut
 from compress.surgery.walk import hidden_states, logits
-from compress.teacher import headers
+from compress.teacher import begun, headers
 from compress.teacher.folder import open_folder
 
 LEARN = "{distill: {held_out: 2, steps: 8, check_every: 4, batch_tokens: 64, learning_rate: 0.003}}"
@@ -137,3 +140,107 @@ def _mistakes(recipe, *sets):
     with pytest.raises(RecipeError) as caught:
         recipe("[{quantize: {method: rtn}}]", *sets)
     return caught.value.mistakes
+
+
+@pytest.fixture
+def smaller(recipe):
+    return lambda stages, config, *sets: recipe(stages, f"student={config}", *sets)
+
+
+NARROW = "num_hidden_layers: 1, hidden_size: 32, intermediate_size: 64, num_attention_heads: 2"
+
+
+@pytest.mark.parametrize("init", ["sliced", "fresh"])
+def test_a_smaller_config_is_made_taught_judged_verified_and_opened(smaller, init, tmp_path):
+    made = smaller(f"[{LEARN}]", f"{{config: {{{NARROW}}}, init: {init}}}", "artifact.format=dense")
+    planned = headers.of_recipe(made)
+    outcome = pipeline.apply(made, out=tmp_path / "a")
+    assert outcome.verification.passed
+    (stage,) = outcome.results.stages
+    assert stage.distilled.kl_after < stage.distilled.kl_before
+    artifact = open_artifact(tmp_path / "a")
+    assert artifact.anatomy.tensors == planned.anatomy.tensors
+    assert artifact.size_bytes == sizes.size(made, planned).size_bytes
+    assert (artifact.anatomy.hidden_size, len(artifact.anatomy.blocks)) == (32, 1)
+    assert artifact.config["num_key_value_heads"] == 1  # groups of heads stay as they are
+    assert artifact.config["head_dim"] == 16
+    assert outcome.results.provenance.student.startswith(f"{init} {made.teacher.model} (num_hid")
+    lock = load(str(tmp_path / "a" / "recipe.lock.yaml"))
+    assert lock.student == made.student
+    assert headers.of_recipe(lock).anatomy == planned.anatomy
+
+
+def test_blocks_are_sliced_from_the_first_to_the_last_and_heads_from_the_front(tiny_model):
+    teacher = open_folder(tiny_model("llama", num_hidden_layers=5))
+    asked = {"num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
+    left = smaller_models.remains(teacher.config, teacher.anatomy, asked)
+    assert list(left.blocks) == [0, 2, 4]
+    assert left.blocks[2].heads == (0, 2)  # the first of each group of two
+    found = Cut(teacher, left)
+    was = teacher.block(2)["model.layers.2.self_attn.q_proj.weight"]
+    now = found.block(1)["model.layers.1.self_attn.q_proj.weight"]
+    assert torch.equal(now, torch.cat([was[:16], was[32:48]]))
+
+
+def test_a_seed_decides_what_is_drawn(tiny_llama, tmp_path):
+    teacher = open_folder(tiny_llama)
+    found = []
+    for seed in (0, 0, 1):
+        spec = Student(config={"num_hidden_layers": 1}, init="fresh", seed=seed)
+        made = begun.make(teacher, spec, tmp_path / str(len(found)))
+        found.append(made.block(0)["model.layers.0.mlp.up_proj.weight"])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert float(found[0].std()) == pytest.approx(0.2, rel=0.1)  # as the config asks
+
+
+def test_all_sizes_that_cannot_be_are_told_at_once(smaller, tmp_path):
+    wrong = "{config: {num_hidden_layers: 9, hidden_size: 50, num_attention_heads: 3}}"
+    made = smaller(f"[{LEARN}]", wrong)
+    with pytest.raises(RecipeError) as caught:
+        pipeline.apply(made, out=tmp_path / "a")
+    told = "\n".join(caught.value.mistakes)
+    assert len(caught.value.mistakes) == 3
+    assert "student.config.num_hidden_layers: 9, and the teacher has 2 blocks" in told
+    assert "3 query heads" in told or "would share keys and values" in told
+    assert "student.config.hidden_size: 3 heads do not divide a width of 50" in told
+    with pytest.raises(RecipeError, match="and the teacher has 2 blocks"):
+        headers.of_recipe(made)
+    assert not (tmp_path / "a.partial").exists()
+
+
+def test_families_say_why_they_cannot_be_smaller(tiny_model):
+    teacher = open_folder(tiny_model("gpt2"))
+    asked = {"num_attention_heads": 2, "hidden_size": 32, "num_hidden_layers": 1}
+    found = dict(smaller_models.flaws(teacher.config, teacher.anatomy, asked, sliced=True))
+    assert "gpt2 has no head_dim" in found["num_attention_heads"]
+    assert "norms of gpt2 do more than scale" in found["hidden_size"]
+    same = {"num_hidden_layers": 2}
+    flaws = smaller_models.flaws(teacher.config, teacher.anatomy, same, sliced=True)
+    assert "nothing is smaller" in dict(flaws)["num_hidden_layers"]
+
+
+@pytest.mark.parametrize(
+    ("student", "words"),
+    [
+        ("{}", "holds neither model nor config"),
+        ("{config: {}}", "is empty. Give one or more of num_hidden_layers"),
+        ("{config: {num_hidden_layers: 0}}", "must be at least 1"),
+        ("{config: {num_layers: 3}}", "unknown field"),
+        ("{config: {num_hidden_layers: 1}, model: a/b}", "but config is given too"),
+        ("{config: {num_hidden_layers: 1}, revision: abc}", "belongs to model"),
+        ("{config: {num_hidden_layers: 1}, seed: 3}", "sliced draws no numbers"),
+        ("{model: a/b, init: fresh}", "belongs to config"),
+    ],
+)
+def test_a_student_that_is_said_badly_is_refused(smaller, student, words):
+    with pytest.raises(RecipeError, match=words):
+        smaller(f"[{LEARN}]", student)
+
+
+def test_a_plan_tells_what_will_be_made(smaller, tmp_path):
+    made = smaller(f"[{LEARN}]", f"{{config: {{{NARROW}}}}}")
+    found = overview.make(made, headers.of_recipe(made), cache=tmp_path)
+    assert any("the student begins as sliced" in note for note in found.notes)
+    assert any("its tokenizer is the teacher's" in note for note in found.notes)
+    assert not (tmp_path / "students").exists()

@@ -52,7 +52,7 @@ def plan(
     budget = parse_bytes(max_memory) if max_memory else None
     found = plans.make(
         located.recipe,
-        headers.of_recipe(located.recipe),
+        headers.of_recipe(located.recipe, located.places),
         cache=library.cache_folder(),
         budget_bytes=budget,
         threads=threads,

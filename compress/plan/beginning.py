@@ -34,7 +34,7 @@ def mistakes(recipe: Recipe, begun: Anatomy, teacher: Model | None) -> Found:
     if ours != theirs:
         yield (
             ("student", "model"),
-            f"{recipe.student.model} has a vocabulary of {ours:,} and the teacher one of "
+            f"{recipe.student.told} has a vocabulary of {ours:,} and the teacher one of "
             f"{theirs:,}: what both expect next is compared token by token. Choose a model with "
             "the teacher's vocabulary.",
         )
@@ -46,8 +46,11 @@ def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
         return
     found = headers.anatomy
     weights = found.weights + found.head.weights * (1 if found.tied else 2)
+    made = recipe.student.config is not None
+    spelled = "its tokenizer is the teacher's" if made else (
+        "its tokenizer is held against the teacher's when the run begins"
+    )  # fmt: skip
     yield (
-        f"the student begins as {recipe.student.model}: {found.model_type}, {len(found.blocks)} "
-        f"blocks, {weights / 1e6:,.1f} M weights; its tokenizer is held against the teacher's when "
-        "the run begins"
+        f"the student begins as {headers.name}: {found.model_type}, {len(found.blocks)} "
+        f"blocks, {weights / 1e6:,.1f} M weights; {spelled}"
     )

@@ -68,6 +68,7 @@ def check(
         *beginning.mistakes(recipe, anatomy, teacher),
         *sharing.mistakes(recipe, processes),
         *(one for read in reading for one in teaching.mistakes(recipe, read)),
+        *teaching.unmatched(recipe, left, teacher.anatomy if teacher else anatomy),
         *(one for read in reading for one in _too_long(recipe, read, suite)),
         *_computed_otherwise(recipe, config or {}),
     ]

@@ -15,6 +15,7 @@ from compress.plan.naming import Found
 from compress.plan.reshaping import made_headers
 from compress.recipe.distill import ROUNDED, Distill
 from compress.recipe.schema import Recipe
+from compress.recipe.source import Loc
 from compress.results import Limits
 from compress.teacher.headers import Headers
 
@@ -23,6 +24,7 @@ _REREAD = 4.0  # times; beyond it a text teaches less each time (Muennighoff et 
 _BACK = 3  # forwards in whose time a step goes there and back
 _MOVED = 40  # operations in whose time AdamW moves a weight
 _MOVING_BYTES = 12  # of a learning weight: its gradient and two moments, float32
+_COMPARED = 3  # float32 tensors by which states are compared
 _STATE_BYTES = 12  # of the same on disk: itself and two moments
 
 
@@ -42,6 +44,32 @@ def mistakes(recipe: Recipe, config: Mapping[str, Any]) -> Found:
                 "lora needs peft, which is not installed. Install it with pip install "
                 "'compress-llm[lora]', or choose train: all.",
             )
+
+
+def unmatched(recipe: Recipe, student: Anatomy, teacher: Anatomy) -> Found:
+    """Blocks whose states are to be matched, and that are not there.
+
+    Args:
+        recipe: as loaded.
+        student: as it will be made; of a shape that is searched for, the largest it may be.
+        teacher: its own.
+    """
+    there = {"student": len(student.blocks), "teacher": len(teacher.blocks)}
+    for index, spec in recipe.distillations:
+        hidden = spec.loss.hidden
+        if hidden is None or isinstance(hidden.blocks, str):
+            continue
+        loc: Loc = ("stages", index, "distill", "loss", "hidden", "blocks")
+        for whose, asked in zip(there, zip(*hidden.blocks, strict=True), strict=True):
+            if beyond := sorted({block for block in asked if block >= there[whose]}):
+                yield (
+                    loc,
+                    f"block {' and '.join(map(str, beyond))} of the {whose}, which has "
+                    f"{there[whose]}, 0 to {there[whose] - 1}. Name those, or use uniform.",
+                )
+        before = recipe.stages[:index]
+        if any(stage.restructure and stage.restructure.searches for stage in before):
+            yield loc, "how many blocks there will be is searched for. Use uniform."
 
 
 def learned(recipe: Recipe, spec: Distill, anatomy: Anatomy) -> int:
@@ -67,6 +95,37 @@ def _coded(recipe: Recipe, anatomy: Anatomy) -> tuple[int, int]:
     return sum(linear.weights for linear in found) - head, head
 
 
+def _pairs(spec: Distill, student: Anatomy, teacher: Anatomy) -> tuple[tuple[int, int], ...]:
+    """Blocks of both whose states are matched."""
+    hidden = spec.loss.hidden
+    return hidden.pairs(len(student.blocks), len(teacher.blocks)) if hidden else ()
+
+
+def _carried(spec: Distill, student: Anatomy, teacher: Anatomy) -> int:
+    """Numbers of the matrices that carry a student's states over to its teacher's width."""
+    widths = student.hidden_size, teacher.hidden_size
+    return 0 if widths[0] == widths[1] else math.prod(widths) * len(_pairs(spec, student, teacher))
+
+
+def _read_beside(spec: Distill, student: Anatomy, teacher: Anatomy) -> int:
+    """How many of the teacher's blocks run beside the student."""
+    return max((block + 1 for _, block in _pairs(spec, student, teacher)), default=0)
+
+
+def _beside(job: Job, spec: Distill, student: Anatomy, tokens: int) -> int:
+    """Bytes of the teacher beside its student: weights that are cast, and the states of a pass."""
+    teachers = job.teachers
+    teacher = teachers.anatomy
+    count = _read_beside(spec, student, teacher)
+    if not count:
+        return 0
+    weights = sum(x.weights for block in teacher.blocks[:count] for x in block.linears)
+    held = teachers.copied_bytes * (weights + teacher.head.weights)
+    states = (job.item_bytes + 4 * _COMPARED) * teacher.hidden_size + 4 * student.hidden_size
+    moved = (4 + _MOVING_BYTES) * _carried(spec, student, teacher)
+    return held + moved + len(_pairs(spec, student, teacher)) * tokens * states
+
+
 def memory(job: Job, limits: Limits) -> int:
     """The student whole in float32, gradients and moments of what learns, and one pass."""
     anatomy, peak = made_headers(job.recipe, job.headers).anatomy, 0
@@ -79,7 +138,8 @@ def memory(job: Job, limits: Limits) -> int:
         kept = training_bytes(anatomy, tokens, job.item_bytes, recompute=recompute)
         pieces = 4 * _PIECE_TOKENS * anatomy.vocab_size * _PIECE_COPIES
         head = 8 * anatomy.head.weights + 4 * job.item_bytes * anatomy.head.weights
-        peak = max(peak, _held(job, spec, anatomy) + kept + pieces + head)
+        here = _held(job, spec, anatomy) + kept + pieces + head
+        peak = max(peak, here + _beside(job, spec, anatomy, tokens))
     return job.base_bytes + HEAP + peak if peak else 0
 
 
@@ -111,8 +171,11 @@ def work(job: Job, index: int) -> float:
     )  # fmt: skip
     forwards = _BACK + (1 if recompute else 0)
     a_step = forwards * anatomy.weights + (_BACK + 1) * anatomy.head.weights
+    teacher = job.headers.taught_by.anatomy
+    beside = teacher.blocks[: _read_beside(spec, anatomy, teacher)]
+    a_step += sum(linear.weights for block in beside for linear in block.linears)
     looks = (steps // spec.check_every + 3) * spec.held_out * text.seq_len
-    said = text.samples * text.seq_len * job.headers.taught_by.anatomy.weights
+    said = text.samples * text.seq_len * teacher.weights
     moved = _MOVED * steps * learned(job.recipe, spec, anatomy)
     looked = looks * (anatomy.weights + 2 * anatomy.head.weights)
     return 2.0 * (tokens * a_step + looked + said) + moved
@@ -133,6 +196,7 @@ def state_bytes(recipe: Recipe, headers: Headers) -> int:
     anatomy, total = made_headers(recipe, headers).anatomy, 0
     for _, spec in recipe.distillations:
         count = learned(recipe, spec, anatomy)
+        count += _carried(spec, anatomy, headers.taught_by.anatomy)
         parts = anatomy.weights + 4 * _scales_and_norms(recipe, anatomy)
         committed = parts if spec.train in ROUNDED else max(4 * count, 4 * anatomy.weights)
         total += (2 * _STATE_BYTES + 4) * count + committed
@@ -153,6 +217,8 @@ def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
             f"stages[{index}].distill: {steps:,} steps of {a_step * text.seq_len:,} tokens, "
             f"{count:,} numbers learned; {2 * width:,} bytes a token cached"
         )
+        if beside := _read_beside(spec, anatomy, headers.taught_by.anatomy):
+            yield f"stages[{index}].distill: {beside} blocks of the teacher run beside every step"
         if read > _REREAD * there:
             yield (
                 f"stages[{index}].distill: {there:,} tokens are read {read / there:.1f} times: a "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
+from compress.recipe.loss import Loss, Share
 from compress.recipe.quantize import STRICT
 from compress.recipe.sections import Calibration
 
@@ -24,54 +25,6 @@ _USED_BY = {
     "scale_learning_rate": ("codes",), "weight_decay": ("all", "lora"), "lora": ("lora",)
 }  # fmt: skip
 ROUNDED = ("scales_and_norms", "codes")  # what learns of weights that have become codes
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Loss(BaseModel):
-    """How far a student is from its teacher, in nats per token over the whole vocabulary."""
-
-    model_config = STRICT
-
-    kind: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = Field(
-        default="forward_kl",
-        description="`forward_kl` asks the student to expect all that the teacher expects, "
-        "`reverse_kl` to expect nothing else, `jensen_shannon` is between them.",
-    )
-    temperature: float = Field(
-        default=1.0,
-        gt=0,
-        le=100,
-        description="Divides the logits of both; the loss is multiplied by its square.",
-    )
-    beta: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="Of `jensen_shannon`: the teacher's share of the mixture that both are held "
-        "against, 0.5 by default. Towards 0 it is forward KL, towards 1 reverse KL.",
-    )
-    cross_entropy: Share = Field(
-        default=0.0,
-        description="Share of the loss that is cross-entropy with the text itself; the rest is the "
-        "divergence.",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _dependent_defaults(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("kind") == "jensen_shannon":
-            return {"beta": 0.5, **data}
-        return data
-
-    @field_validator("beta")
-    @classmethod
-    def _is_used(cls, value: float | None, info: ValidationInfo) -> float | None:
-        kind = info.data.get("kind")
-        if value is not None and kind not in (None, "jensen_shannon"):
-            raise ValueError(
-                f"{kind} does not use this field. Leave it out, or choose kind: jensen_shannon."
-            )
-        return value
 
 
 class Lora(BaseModel):
@@ -270,6 +223,11 @@ def can_learn(where: str, spec: Distill, before: Sequence[Stage], *, begun: bool
         raise ValueError(
             f"{where}.train: {spec.train}, but no stage before it rounds anything. Put it behind "
             "quantize, or choose train: all."
+        )
+    if spec.loss.hidden and any(s.rotate and s.rotate.residual != "none" for s in before):
+        raise ValueError(
+            f"{where}.loss.hidden: rotate has turned the student's hidden states, and they are not "
+            "the teacher's any more. Leave out one of them, or use rotate.residual: none."
         )
     for stage in rounding:
         if stage.quantize and stage.quantize.method not in ("gptq", "rtn", "w8a8"):

@@ -117,11 +117,13 @@ def _inner(schema: Schema) -> dict[str, Schema]:
         "stages[].prune.overrides[pattern]": models["PruneOverride"],
         "stages[].prune.quantize": models["Grid"],
         "stages[].distill.loss": models["Loss"],
+        "stages[].distill.loss.hidden": models["Hidden"],
         "stages[].distill.lora": models["Lora"],
         "stages[].quantize.overrides[pattern]": models["Override"],
     }
     gates = {"evaluate.gates": models["Gates"]}
-    before = {k: v for k, v in top.items() if k in ("teacher", "student", "calibration")}
+    before = {"teacher": top["teacher"], "student": top["student"]}
+    before |= {"student.config": models["Sizes"], "calibration": top["calibration"]}
     after = {k: v for k, v in top.items() if k not in before}
     evaluate = {"evaluate": after.pop("evaluate")}
     return {**before, **stage, **inside, **cache, **evaluate, **gates, **after}

@@ -25,10 +25,10 @@ from compress.recipe.sections import (
     Calibration,
     Evaluate,
     Resolved,
-    Student,
     Teacher,
 )
 from compress.recipe.stages import Entry, Repeat, Stage, spelled_out
+from compress.recipe.student import Student
 
 __all__ = [
     "Allocate",
@@ -62,7 +62,7 @@ class Recipe(BaseModel):
     student: Student | None = Field(
         default=None,
         description="What the student begins as, where that is another model than the teacher.",
-        examples=["{model: HuggingFaceTB/SmolLM2-135M-Instruct}"],
+        examples=["{config: {num_hidden_layers: 15}}"],
     )
     calibration: Calibration = Field(
         default=Calibration(), description="The text on which inputs are observed."

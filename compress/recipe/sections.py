@@ -51,23 +51,6 @@ class Teacher(BaseModel):
     )
 
 
-class Student(BaseModel):
-    """Another model that the student begins as, to be taught by the teacher."""
-
-    model_config = STRICT
-
-    model: str = Field(
-        min_length=1,
-        description="As `teacher.model`; its vocabulary and its tokenizer must be the teacher's. "
-        "Read in the teacher's `dtype`.",
-        examples=["HuggingFaceTB/SmolLM2-135M-Instruct"],
-    )
-    revision: str | None = Field(default=None, description="As `teacher.revision`.")
-    sha256: str | None = Field(
-        default=None, pattern="^[0-9a-f]{64}$", description="As `teacher.sha256`."
-    )
-
-
 class Calibration(BaseModel):
     """The text on which inputs of the linears are observed. Read only when a stage needs it."""
 

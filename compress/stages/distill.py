@@ -21,14 +21,18 @@ from compress.kernels.grid import Rounded
 from compress.kernels.masks import pruned
 from compress.kernels.straight_through import start
 from compress.recipe.distill import ROUNDED, Distill
+from compress.recipe.loss import Hidden
 from compress.results import Distilled, StageResult, from_json
 from compress.stages import lora
 from compress.stages.context import Context
-from compress.stages.lessons import Said
-from compress.stages.training import Course, Training, forget
+from compress.stages.keeping import forget
+from compress.stages.lessons import Lessons, Said
+from compress.stages.training import Course, Training
 from compress.student import HEAD, Student
+from compress.surgery.beside import Beside
 from compress.surgery.grids import Grid
 from compress.surgery.learning import Learner
+from compress.surgery.matching import Matched
 from compress.surgery.walk import Weights, head_of, hidden_states
 
 
@@ -66,7 +70,7 @@ def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
     if context.text is None or context.said is None:
         raise TypeError("a stage that trains is given a text, and what its teacher says of it")
     text = context.text
-    lessons = Said(text.ids[: -spec.held_out], context.said, context.team)
+    lessons = _lessons(student, spec, context, text.ids[: -spec.held_out])
     exam = Said(text.ids[-spec.held_out :], context.said, context.team)
     before = _held_out(student, exam, context)
     learner = _learner(student, spec, context)
@@ -88,12 +92,34 @@ def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
     )  # fmt: skip
 
 
+def _lessons(student: Student, spec: Distill, context: Context, ids: Tensor) -> Lessons:
+    """The windows to train on, and the teacher beside where its blocks are asked."""
+    if context.said is None:
+        raise TypeError("a stage that trains is given what its teacher says")
+    said, asked = Said(ids, context.said, context.team), _matched(student, spec)
+    if asked is None:
+        return Lessons(said)
+    blocks = tuple(block for _, block in asked.pairs)
+    beside = Beside(student.teacher, max(blocks) + 1, device=context.device, dtype=context.dtype)
+    return Lessons(said, beside, blocks)
+
+
+def _matched(student: Student, spec: Distill) -> Matched | None:
+    """What is asked of hidden states."""
+    asked = spec.loss.hidden
+    if asked is None:
+        return None
+    counts = len(student.anatomy.blocks), len(student.teacher.anatomy.blocks)
+    return Matched(asked.pairs(*counts), asked.measure, asked.weight, spec.seed)
+
+
 def _learner(student: Student, spec: Distill, context: Context) -> Learner:
     loss = spec.loss
     learner = Learner(
         student, student.teacher, dtype=context.dtype,
         learns=_grids(student, spec, context) if spec.train in ROUNDED else None,
         objective=Objective(loss.kind, loss.temperature, loss.beta or 0.5, loss.cross_entropy),
+        matched=_matched(student, spec),
     )  # fmt: skip
     if spec.lora:
         lora.attach(learner.model, learner.anatomy, spec.lora, spec.seed)
@@ -166,11 +192,11 @@ def _held_out(student: Student, exam: Said, context: Context) -> float:
 
 def _divergence(student: Student, exam: Said, windows: list[int], context: Context) -> float:
     """The same of some of them."""
-    ids, said = exam.of(windows)
-    hidden = hidden_states(student, ids, device=context.device, dtype=context.dtype)
+    lesson = exam.of(windows)
+    hidden = hidden_states(student, lesson.ids, device=context.device, dtype=context.dtype)
     own, theirs = (
         States(states.flatten(0, 1), _head(weights))
-        for states, weights in ((hidden, student), (said, student.teacher))
+        for states, weights in ((hidden, student), (lesson.said, student.teacher))
     )
     with torch.no_grad():
         return float(distillation(own, theirs, Objective(), dtype=torch.float32))
@@ -201,4 +227,10 @@ def _asked(spec: Distill) -> str:
     words += f" (beta {loss.beta:g})" if loss.beta is not None else ""
     words += f" at temperature {loss.temperature:g}" if loss.temperature != 1 else ""
     mixed = f", {100 * loss.cross_entropy:g} % cross-entropy" if loss.cross_entropy else ""
-    return words + mixed
+    return words + mixed + (_beside(loss.hidden) if loss.hidden else "")
+
+
+def _beside(hidden: Hidden) -> str:
+    """What is asked of hidden states, in a few words."""
+    where = "" if isinstance(hidden.blocks, str) else f" behind {len(hidden.blocks)} blocks"
+    return f", {hidden.weight:g} times the {hidden.measure} of hidden states{where}"

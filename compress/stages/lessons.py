@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from compress.stages.team import ALONE, Team
+from compress.surgery.beside import Beside
+from compress.surgery.learning import Lesson
 
 _SHARD_TOKENS = 32_768  # whose hidden states are one file of the cache
 
@@ -39,10 +41,27 @@ class Said:
     def _size(self) -> int:
         return max(1, _SHARD_TOKENS // self.ids.shape[1])
 
-    def of(self, windows: list[int]) -> tuple[Tensor, Tensor]:
-        """Token ids [b, T] and hidden states [b, T, D] of some windows, by their numbers."""
+    def of(self, windows: list[int]) -> Lesson:
+        """Some windows, by their numbers."""
         states = [self._shards[one // self._size][one % self._size] for one in windows]
-        return self.ids[windows], torch.stack(states)
+        return Lesson(self.ids[windows], torch.stack(states))
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a student reads: windows, and all that is known of what its teacher says of them."""
+
+    said: Said
+    beside: Beside | None = None  # where its blocks are asked, too
+    blocks: tuple[int, ...] = ()  # which
+
+    def of(self, windows: list[int], device: torch.device) -> Lesson:
+        """Some windows, by their numbers, on a device."""
+        found = self.said.of(windows).to(device)
+        if self.beside is None:
+            return found
+        inside, _ = self.beside.read(found.ids, self.blocks)
+        return replace(found, inside=tuple(inside[block] for block in self.blocks))
 
 
 @dataclass(frozen=True)

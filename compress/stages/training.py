@@ -1,8 +1,5 @@
 """Train a learner step by step, look at held-out windows, keep the best, and go on after a cut.
 
-A killed run goes on from its last look: weights, AdamW's moments, the schedule and the state of the
-random numbers lie in files that the journal names; which windows come next is told by the step.
-
 Of several processes each holds the whole learner and reads its share of the windows of every step.
 Their gradients are added up, the same bits in all, so their learners stay the same; the first alone
 decides, and saves. Gradients are added up in place, weight by weight: buckets would hold all of
@@ -11,30 +8,25 @@ them twice, and be cut otherwise after a run goes on, so that sums would end in 
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from compress import storage
-from compress.errors import RunError, TrainingError
+from compress.errors import TrainingError
 from compress.forwards import training_pass
 from compress.recipe.distill import Distill
 from compress.results import HeldOut
+from compress.stages import moving
 from compress.stages.context import Context
-from compress.stages.lessons import Order, Said
-from compress.surgery.learning import Learner
+from compress.stages.keeping import Kept, State
+from compress.stages.lessons import Lessons, Order, Said
+from compress.surgery.learning import Learner, Lesson
 
-_BETAS = (0.9, 0.95)  # of AdamW, as language models are trained
 _GROWN = (2.0, 0.5)  # a held-out KL of more than so many times the first, and so much, diverges
-_RANDOM = "random_state"
 
 
 @dataclass(frozen=True)
@@ -51,7 +43,7 @@ class Training:
 
     def __init__(
         self, learner: Learner, spec: Distill, context: Context, *,
-        unit: str, pruned: frozenset[str], lessons: Said, exam: Said,
+        unit: str, pruned: frozenset[str], lessons: Lessons, exam: Said,
     ) -> None:  # fmt: skip
         """Prepare everything, and go on from what the journal knows.
 
@@ -67,10 +59,10 @@ class Training:
         Raises:
             RunError: other processes were launched beside this one than share the run.
         """
-        self.spec, self.context, self.unit = spec, context, unit
+        self.spec, self.context = spec, context
         self.team = context.team
         self.lessons, self.exam = lessons, exam
-        windows, seq_len = lessons.ids.shape
+        windows, seq_len = lessons.said.ids.shape
         a_step = spec.windows_a_step(seq_len)
         self.order = Order(windows, a_step, spec.seed)
         self.steps = spec.steps_on(windows, seq_len)
@@ -80,12 +72,13 @@ class Training:
         )
         if recompute:
             learner.recompute_blocks()
-        self.accelerator = _accelerator(context)
+        self.accelerator = moving.accelerator(context)
         self.learner = learner.to(self.device)
-        optimizer = _adamw(learner, spec)
-        schedule = _schedule(optimizer, spec, self.steps)
+        optimizer = moving.adamw(learner, spec)
+        schedule = moving.schedule(optimizer, spec, self.steps)
         self.optimizer, self.schedule = self.accelerator.prepare(optimizer, schedule)
         self.pruned = learner.pruned(pruned)
+        self.kept = Kept(context, unit)
         self.checks: list[HeldOut] = []
         self.best: str | None = None  # the file of the best weights; None: those of the beginning
 
@@ -113,7 +106,7 @@ class Training:
                 self._check(step + 1, losses)
                 losses = []
         if self.best is not None:
-            self.learner.load(self._read(self.best))
+            self.learner.load(self.kept.read(self.best))
         finished = self.checks[-1].step == self.steps
         return Course(tuple(self.checks), self._best().step, "finished" if finished else "patience")
 
@@ -125,8 +118,7 @@ class Training:
             for first in range(0, len(mine), self.at_once):
                 piece = mine[first : first + self.at_once]
                 share = len(piece) / len(windows)  # all are full: a mean of means over all tokens
-                ids, said = (part.to(self.device) for part in self.lessons.of(piece))
-                total += self._backward(ids, said, share)
+                total += self._backward(self.lessons.of(piece, self.device), share)
         total = self._added_up(total)
         for weight in self.pruned:
             if weight.grad is not None:
@@ -138,8 +130,8 @@ class Training:
         self.optimizer.zero_grad()
         return total
 
-    def _backward(self, ids: Tensor, said: Tensor, share: float) -> float:
-        loss = self.learner(ids, said) * share
+    def _backward(self, lesson: Lesson, share: float) -> float:
+        loss = self.learner(lesson) * share
         self.accelerator.backward(loss)
         return float(loss.detach())
 
@@ -163,8 +155,8 @@ class Training:
         with torch.no_grad(), self.learner.made():
             for first in mine[:: self.at_once]:
                 windows = list(range(first, min(first + self.at_once, mine.stop)))
-                ids, said = (part.to(self.device) for part in self.exam.of(windows))
-                total += float(self.learner.divergence(ids, said)) * len(windows)
+                lesson = self.exam.of(windows).to(self.device)
+                total += float(self.learner.divergence(lesson)) * len(windows)
         found = self.team.mean(total / len(mine) if mine else 0.0, len(mine))
         return self.team.told(found)
 
@@ -184,57 +176,19 @@ class Training:
         return self._saved(look)
 
     def _saved(self, look: HeldOut) -> str | None:
-        """Weights and moments in new files; then the journal names them; then old ones go."""
-        weights = self._path(f"weights-{look.step}")
-        moments = self._path(f"moments-{look.step}")
-        held = {name: p.detach().cpu() for name, p in self.learner.learning().items()}
-        storage.write_file(weights, held)
-        storage.write_file(moments, {**self._moments(), _RANDOM: torch.get_rng_state()})
-        best = weights.name if look.kl < self._best().kl else self.best
-        named = dict.fromkeys([weights.name, moments.name, *([best] if best else [])])
-        record = {
-            "weights": weights.name,
-            "moments": moments.name,
-            "best": best,
-            "rates": [group["lr"] for group in self.optimizer.param_groups],
-            "schedule": self.schedule.state_dict(),
-            "checks": [dataclasses.asdict(check) for check in (*self.checks, look)],
-        }
-        self.context.note(self.unit, record, [self.context.scratch / name for name in named])
-        _remove_others(self.context, self.unit, named)
-        return best
+        """Make the state final with this look; the file of the best weights."""
+        return self.kept.save(self._state(), (*self.checks, look), best=look.kl < self._best().kl)
 
     def _resumed(self) -> bool:
         """Take up the state that the journal names; False where there is none."""
-        record = self.context.noted(self.unit)
-        if record is None:
+        found = self.kept.take_up(self._state())
+        if found is None:
             return False
-        self.learner.load(self._read(record["weights"]))
-        moments = self._read(record["moments"])
-        torch.set_rng_state(moments.pop(_RANDOM).clone())
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in moments.items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = tensor.clone()
-        groups = self.optimizer.state_dict()["param_groups"]
-        for group, rate in zip(groups, record["rates"], strict=True):
-            group["lr"] = rate
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.schedule.load_state_dict(dict(record["schedule"]))
-        self.checks = [HeldOut(**check) for check in record["checks"]]
-        self.best = record["best"]
+        self.checks, self.best = found
         return True
 
-    def _moments(self) -> dict[str, Tensor]:
-        state = self.optimizer.state_dict()["state"]
-        return {f"{i}.{key}": t.cpu() for i, held in state.items() for key, t in held.items()}
-
-    def _read(self, name: str) -> dict[str, Tensor]:
-        path = self.context.scratch / name
-        return storage.read_file(path, list(storage.read_header(path)))
-
-    def _path(self, what: str) -> Path:
-        return self.context.scratch / _file(self.unit, what)
+    def _state(self) -> State:
+        return State(self.learner, self.optimizer, self.schedule, self.best)
 
     def _best(self) -> HeldOut:
         """The look with the lowest KL, the first of equals."""
@@ -261,69 +215,3 @@ class Training:
             f"distill: step {step}: {what}. The best state, {kept}, is kept{where}. Lower "
             f"learning_rate (it is {self.spec.learning_rate:g}) or clip_norm, or raise warmup."
         )
-
-
-def forget(context: Context, unit: str) -> None:
-    """Let go of the state of a training, once what was learned is final elsewhere."""
-    context.note(unit, {})
-    _remove_others(context, unit, ())
-
-
-def _remove_others(context: Context, unit: str, named: Collection[str]) -> None:
-    for path in context.scratch.glob(_file(unit, "*")):
-        if path.name not in named:
-            path.unlink()
-
-
-def _file(unit: str, what: str) -> str:
-    return f"{unit.replace('/', '-')}-{what}.safetensors"
-
-
-def _accelerator(context: Context) -> Any:
-    """What knows the device of this process, and steps optimizer and schedule."""
-    from accelerate import Accelerator
-
-    found = Accelerator(
-        cpu=context.device == "cpu",
-        mixed_precision="no",  # the learner casts: a recipe's dtype is not a launcher's to change
-        step_scheduler_with_optimizer=False,
-    )
-    if found.num_processes != context.team.size:
-        raise RunError(
-            f"distill: launched as {found.num_processes} processes, and {context.team.size} share "
-            "the run. Launch the command compress itself, or a program that runs alone."
-        )
-    return found
-
-
-def _adamw(learner: Learner, spec: Distill) -> torch.optim.Optimizer:
-    latent, matrices = learner.latent(), learner.matrices()
-    apart = {id(parameter) for parameter in (*latent, *matrices)}
-    others = [p for p in learner.learning().values() if id(p) not in apart]
-    groups: list[dict[str, Any]] = [
-        {"params": latent, "weight_decay": 0.0},
-        {"params": matrices, "weight_decay": spec.weight_decay},
-        {
-            "params": others,
-            "weight_decay": 0.0,
-            "lr": spec.scale_learning_rate or spec.learning_rate,
-        },
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=spec.learning_rate, betas=_BETAS, fused=True,
-    )  # fmt: skip
-
-
-def _schedule(optimizer: torch.optim.Optimizer, spec: Distill, steps: int) -> LRScheduler:
-    """Up in a line, down by a cosine; every group of weights from its own peak."""
-    rising = round(spec.warmup * steps)
-    falling = max(1, steps - rising)
-
-    def share(step: int) -> float:
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        turned = math.pi * min(1.0, (step - rising) / falling)
-        return spec.final_rate + (1 - spec.final_rate) * (1 + math.cos(turned)) / 2
-
-    return LambdaLR(optimizer, share)

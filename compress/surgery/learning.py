@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,25 @@ from compress.kernels.grid import Rounded
 from compress.surgery import grids
 from compress.surgery.grids import Grid
 from compress.surgery.load import materialize
+from compress.surgery.matching import Matched, Matching
 from compress.surgery.walk import Weights, head_of
 
 _HEAD = "lm_head"  # what transformers calls every head
+_MATCHING = "matching."
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Windows of tokens, and what the teacher says of them."""
+
+    ids: Tensor  # [B, T]; every token counts
+    said: Tensor  # [B, T, D_t], its final hidden states
+    inside: tuple[Tensor, ...] = ()  # its states behind each block that is matched, [B, T, D_t]
+
+    def to(self, device: torch.device) -> Lesson:
+        """The same on a device."""
+        inside = tuple(states.to(device) for states in self.inside)
+        return Lesson(self.ids.to(device), self.said.to(device), inside)
 
 
 class Learner(nn.Module):
@@ -26,7 +43,7 @@ class Learner(nn.Module):
 
     def __init__(
         self, student: Weights, teacher: Weights, *, learns: Iterable[tuple[str, Grid]] | None,
-        objective: Objective, dtype: torch.dtype,
+        objective: Objective, dtype: torch.dtype, matched: Matched | None = None,
     ) -> None:  # fmt: skip
         """Build the model in float32, and let learn what is to.
 
@@ -37,6 +54,7 @@ class Learner(nn.Module):
                 by name: it learns, and norms do. None: every weight learns.
             objective: the loss.
             dtype: in which products are made; weights, sums and gradients are float32.
+            matched: what is asked of its hidden states beside.
         """
         super().__init__()
         self.anatomy, self.objective, self.dtype = student.anatomy, objective, dtype
@@ -52,30 +70,31 @@ class Learner(nn.Module):
             here = _HEAD if name == self.anatomy.head.name else name
             grids.replace_weight(self.model.get_submodule(here), grid)
         _let_learn(self.model, everything=learns is None)
+        self.matching = None
+        if matched is not None:
+            self.matching = Matching(self.model, student.anatomy, teacher.anatomy, matched)
 
     def made(self) -> AbstractContextManager[None]:
         """While it lasts windows may be read: see `grids.made`."""
         return grids.made(self.model)
 
-    def forward(self, ids: Tensor, said: Tensor) -> Tensor:
-        """The loss of windows, within `made`.
-
-        Args:
-            ids: [B, T] token ids; every token counts.
-            said: [B, T, D_t], the teacher's final hidden states of them.
-
-        Returns:
-            A scalar float32: nats per token.
-        """
-        return self._held(ids, said, self.objective, self.dtype)
+    def forward(self, lesson: Lesson) -> Tensor:
+        """The loss of windows, within `made`: a scalar float32, nats per token."""
+        loss = self._held(lesson, self.objective, self.dtype)
+        if self.matching is None:
+            return loss
+        shares = torch.full((lesson.ids.numel(),), 1 / lesson.ids.numel(), device=loss.device)
+        added: Tensor = self.matching(lesson.inside, shares)
+        return loss + added
 
     @torch.no_grad()
-    def divergence(self, ids: Tensor, said: Tensor) -> Tensor:
+    def divergence(self, lesson: Lesson) -> Tensor:
         """KL(teacher || student), mean per token in nats, logits multiplied in float32."""
-        return self._held(ids, said, Objective(), torch.float32)
+        return self._held(lesson, Objective(), torch.float32)
 
-    def _held(self, ids: Tensor, said: Tensor, asked: Objective, dtype: torch.dtype) -> Tensor:
+    def _held(self, lesson: Lesson, asked: Objective, dtype: torch.dtype) -> Tensor:
         """Hold the student's windows against what the teacher said of them."""
+        ids, said = lesson.ids, lesson.said
         narrow = self.dtype != torch.float32
         with torch.autocast(ids.device.type, self.dtype, enabled=narrow):
             hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
@@ -102,13 +121,19 @@ class Learner(nn.Module):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
     def learning(self) -> dict[str, nn.Parameter]:
-        """What learns, by its name here."""
-        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        """What learns, by its name here: of the student, and what carries its states over."""
+        found = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        return found | {f"{_MATCHING}{n}": p for n, p in enumerate(self.projections())}
+
+    def projections(self) -> list[nn.Parameter]:
+        """Of what learns, what is no part of the student."""
+        return [] if self.matching is None else list(self.matching.parameters())
 
     def matrices(self) -> list[nn.Parameter]:
         """Of what learns, the weights that may decay: neither norms nor biases nor grids."""
         found = self.learning().items()
-        return [p for n, p in found if p.dim() > 1 and grids.PART not in n]
+        inside = (found for found in found if not found[0].startswith(_MATCHING))
+        return [p for n, p in inside if p.dim() > 1 and grids.PART not in n]
 
     def latent(self) -> list[nn.Parameter]:
         """Of what learns, what is rounded to codes."""
@@ -134,7 +159,7 @@ class Learner(nn.Module):
         head = self.anatomy.head.name
         for name, parameter in self.learning().items():
             module, _, part = name.rpartition(".")
-            if grids.PART not in name:
+            if grids.PART not in name and not name.startswith(_MATCHING):
                 yield f"{head if module == _HEAD else module}.{part}", parameter.detach().cpu()
         for name, _, grid in grids.of(self.model):
             yield head if name == _HEAD else name, grid.rounded()

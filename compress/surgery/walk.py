@@ -188,16 +188,22 @@ class Walk:
                 del module.forward
 
 
+def described_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a ``config.json`` describes a model.
+
+    Private names and implementations (which can name code on the hub) are not a config's to set.
+    """
+    return {k: v for k, v in config.items() if k not in _NOT_DESCRIBED and not k.startswith("_")}
+
+
 def _described_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    # Private names and implementations (which can name code on the hub) are not a config's to set.
-    fields = {k: v for k, v in config.items() if k not in _NOT_DESCRIBED and not k.startswith("_")}
     # torch's fused attention cannot cap scores, as Gemma 2 wants it
     capped = config.get("attn_logit_softcapping")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**fields),
+            AutoConfig.for_model(**described_fields(config)),
             dtype=dtype,
             attn_implementation="eager" if capped else attention.register(),
             trust_remote_code=False,

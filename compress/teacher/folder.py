@@ -7,6 +7,7 @@ is copied: tensors are handed out as they lie in the mapped shards.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from compress.storage import Checkpoint
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger("compress")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt",
     "vocab.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
@@ -115,6 +117,18 @@ def open_folder(folder: Path, *, name: str | None = None) -> Teacher:
         name or str(folder), folder, fingerprint(folder, checkpoint), config, picture,
         None, None, checkpoint, stored,
     )  # fmt: skip
+
+
+def sealed(folder: Path) -> Teacher | None:
+    """The model that was made in a folder of the cache; None where it is not there as made."""
+    if not folder.is_dir():
+        return None
+    seal = folder / "fingerprint"
+    found = open_folder(folder)
+    if seal.is_file() and seal.read_text(encoding="utf-8") == found.fingerprint:
+        return found
+    log.warning("%s: no longer what was written there; it is made again.", folder)
+    return None
 
 
 def described(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -11,9 +10,8 @@ from pathlib import Path
 from compress.errors import ModelError, StorageError, shown
 from compress.storage import GgufHeader, read_gguf, sync_folder
 from compress.surgery import load
-from compress.teacher.folder import Teacher, open_folder
+from compress.teacher.folder import Teacher, open_folder, sealed
 
-log = logging.getLogger("compress")
 CONVERTER = 1  # raise it when the dense folder that a GGUF file becomes changes
 # GGUF's names of architectures whose dense models transformers rebuilds from such a file.
 _ARCHITECTURES = ("gemma2", "gemma3", "gpt2", "llama", "mistral", "qwen2", "qwen3")
@@ -32,14 +30,7 @@ def dense_folder(cache: Path, source_sha256: str, dtype: str) -> Path:
 
 def open_converted(folder: Path) -> Teacher | None:
     """The teacher that `convert` made; None when there is none, or it is no longer as made."""
-    if not folder.is_dir():
-        return None
-    seal = folder / "fingerprint"
-    teacher = open_folder(folder)
-    if seal.is_file() and seal.read_text(encoding="utf-8") == teacher.fingerprint:
-        return teacher
-    log.warning("%s: no longer what was written there; it is made again.", folder)
-    return None
+    return sealed(folder)
 
 
 def convert(gguf: Path, folder: Path, dtype: str) -> Teacher:

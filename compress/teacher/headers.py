@@ -18,8 +18,10 @@ from compress.anatomy import Anatomy
 from compress.artifact import write
 from compress.errors import ModelError
 from compress.recipe.schema import Recipe
+from compress.recipe.source import Places
+from compress.recipe.student import Student
 from compress.storage import ITEM_BITS, Checkpoint, TensorInfo
-from compress.teacher import gguf, gguf_names, hub, sources, wheel
+from compress.teacher import beginning, gguf, gguf_names, hub, sources, wheel
 from compress.teacher.folder import described, read_config
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # as safetensors spells them
@@ -88,19 +90,33 @@ def read(
     return _of_hub(model, revision)
 
 
-def of_recipe(recipe: Recipe) -> Headers:
+def of_recipe(recipe: Recipe, places: Places | None = None) -> Headers:
     """Read the headers of what a recipe's student begins as, and of its teacher.
 
     Raises:
         ModelError: as `read`.
+        RecipeError: the student is to be made, and the teacher's family has no such model.
     """
-    dtype = recipe.teacher.dtype
-    teacher, *others = (
-        read(one.model, revision=one.revision, sha256=one.sha256, dtype=dtype)
-        for one in (recipe.teacher, recipe.student)
-        if one
-    )
-    return replace(others[0], teacher=teacher) if others else teacher
+    dtype, asked, student = recipe.teacher.dtype, recipe.teacher, recipe.student
+    teacher = read(asked.model, revision=asked.revision, sha256=asked.sha256, dtype=dtype)
+    if student is None:
+        return teacher
+    if student.config is not None:
+        return _to_be_made(student, teacher.cast(dtype), places)
+    found = read(str(student.model), revision=student.revision, sha256=student.sha256, dtype=dtype)
+    return replace(found, teacher=teacher)
+
+
+def _to_be_made(student: Student, teacher: Headers, places: Places | None) -> Headers:
+    """Of a student that is not there yet, in the dtype of its teacher."""
+    beginning.check(student, teacher.config, teacher.anatomy, places)
+    config, picture = beginning.described(student, teacher.config, teacher.anatomy)
+    dtype = teacher.dtypes[f"{teacher.anatomy.embedding}.weight"]
+    return replace(
+        teacher, name=f"{student.init} {teacher.name} ({student.told})", config=config,
+        anatomy=picture, dtypes=dict.fromkeys(picture.tensors, dtype),
+        download_bytes=0, converted_bytes=0, teacher=teacher,
+    )  # fmt: skip
 
 
 def of_folder(folder: Path, name: str) -> Headers:

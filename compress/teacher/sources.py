@@ -13,8 +13,10 @@ from compress import library
 from compress.errors import ModelError, shown
 from compress.recipe import sections
 from compress.recipe.schema import Recipe
+from compress.recipe.source import Places
+from compress.recipe.student import Student
 from compress.results import Progress
-from compress.teacher import gguf, hub, wheel
+from compress.teacher import begun, gguf, hub, wheel
 from compress.teacher.folder import Teacher, file_sha256, open_folder, pinned
 
 __all__ = ["Teacher", "fetch", "of_recipe"]
@@ -88,36 +90,53 @@ def of_recipe(recipe: Recipe, *, watch: Watch = None) -> Teacher:
     return _of_section("teacher", recipe.teacher, recipe.teacher.dtype, promised, watch)
 
 
-def origin_of(recipe: Recipe, *, watch: Watch = None) -> Teacher | None:
+def origin_of(
+    recipe: Recipe, teacher: Teacher, *, watch: Watch = None, places: Places | None = None
+) -> Teacher | None:
     """The model that the student begins as, where it is not the teacher; a lock's promise is held.
+
+    Args:
+        recipe: as loaded.
+        teacher: what `of_recipe` gave.
+        watch: told of downloads and conversions.
+        places: where the recipe's parts were written.
 
     Raises:
         ModelError: as `of_recipe`.
+        RecipeError: it is to be made, and the teacher's family has no such model.
     """
     if recipe.student is None:
         return None
     promised = recipe.resolved.student_fingerprint
-    return _of_section("student", recipe.student, recipe.teacher.dtype, promised, watch)
+    if recipe.student.config is None:
+        return _of_section("student", recipe.student, recipe.teacher.dtype, promised, watch)
+    found = begun.make(teacher, recipe.student, library.cache_folder(), places)
+    return _promised("student", found, promised)
 
 
 def _of_section(
     section: str,
-    wanted: sections.Teacher | sections.Student,
+    wanted: sections.Teacher | Student,
     dtype: str,
     promised: str | None,
     watch: Watch,
 ) -> Teacher:
     found = fetch(
-        wanted.model,
+        str(wanted.model),
         revision=wanted.revision,
         sha256=wanted.sha256,
         dtype=dtype,
         watch=watch,
         section=section,
     ).cast(dtype)
+    return _promised(section, found, promised)
+
+
+def _promised(section: str, found: Teacher, promised: str | None) -> Teacher:
+    """A model, if it is the one that a lock knows."""
     if promised not in (None, found.fingerprint):
         raise ModelError(
-            f"{wanted.model}: its fingerprint is {found.fingerprint}, the lock says {promised}. "
+            f"{found.name}: its fingerprint is {found.fingerprint}, the lock says {promised}. "
             f"The {section} has changed since the lock was written."
         )
     return found

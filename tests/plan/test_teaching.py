@@ -105,3 +105,31 @@ def test_a_text_that_the_teacher_writes_takes_its_memory(tiny_llama, recipe_for)
     job = Job(recipe_for(tiny_llama, f"stages={own}"), headers.read(str(tiny_llama)), None, 4)
     assert job.writes
     assert pace.work(job)["calibrate"] > 0
+
+
+def test_blocks_that_are_not_there_cannot_be_matched(tiny_llama, recipe_for):
+    pairs = "loss: {hidden: {blocks: [[0, 1], [2, 5]]}}"
+    half = f"[{{restructure: {{depth: 0.5}}}}, {{distill: {{{FIELDS}, {pairs}}}}}]"
+    found = headers.read(str(tiny_llama))
+    with pytest.raises(RecipeError) as caught:
+        plan.check(recipe_for(tiny_llama, f"stages={half}"), found.anatomy, config=found.config)
+    mistakes = "\n".join(caught.value.mistakes)
+    assert "stages[1].distill.loss.hidden.blocks: block 2 of the student, which has 1" in mistakes
+    assert "block 5 of the teacher, which has 2, 0 to 1. Name those, or use uniform." in mistakes
+    searched = half.replace("depth: 0.5", "keep: 0.5").replace("[2, 5]", "[1, 1]")
+    with pytest.raises(RecipeError, match="how many blocks there will be is searched for"):
+        plan.check(recipe_for(tiny_llama, f"stages={searched}"), found.anatomy, config=found.config)
+
+
+def test_a_teacher_beside_counts_in_memory_and_time_and_is_told(tiny_llama, recipe_for, tmp_path):
+    found = headers.read(str(tiny_llama))
+    hidden = HEALED.replace(FIELDS, f"{FIELDS}, loss: {{hidden: {{}}}}")
+    plain, beside = (
+        Job(recipe_for(tiny_llama, f"stages={stages}"), found, None, 4)
+        for stages in (HEALED, hidden)
+    )
+    assert teaching.memory(beside, Limits()) > teaching.memory(plain, Limits())
+    more = teaching.work(beside, 1) - teaching.work(plain, 1)
+    assert more == 3 * 64 * 2 * found.anatomy.weights  # a forward in every step
+    notes = overview.make(beside.recipe, found, cache=tmp_path).notes
+    assert "stages[1].distill: 2 blocks of the teacher run beside every step" in notes

@@ -3,68 +3,18 @@ import json
 
 import pytest
 import torch
-from students import IDS, cut, run, states
+from learners import GENERATOR, Crash, again, kl, pruned_student, teach
+from students import cut, run, states
 
 from compress.calibrate import tokens
 from compress.errors import TrainingError
-from compress.journal import Journal
-from compress.kernels.distillation import Head, Objective, States, distillation
 from compress.kernels.grid import storable
 from compress.recipe.distill import Distill
-from compress.recipe.prune import Prune
 from compress.results import Limits
-from compress.stages import distill, prune, training
-from compress.stages.context import Context
+from compress.stages import distill, moving, training
 from compress.stages.lessons import Order
-from compress.student import HEAD, Student
-from compress.surgery.walk import head_of, hidden_states
+from compress.student import HEAD
 from compress.teacher.folder import open_folder
-
-GENERATOR = torch.Generator().manual_seed(1)
-ROWS = torch.randint(0, 256, (16, 16), generator=GENERATOR)  # no teacher of these is a rule
-TEXT = tokens.whole(torch.cat([ROWS, ROWS[:8]]), source="dice")  # so what is held out was read
-FIELDS = {"held_out": 8, "batch_tokens": 64, "check_every": 4, "steps": 12, "patience": None}
-
-
-class Crash(BaseException):
-    """The machine went away: nothing that follows is executed."""
-
-
-def context_of(teacher, scratch, ledger, **fields):
-    def said(ids):
-        return hidden_states(teacher, ids, device="cpu", dtype=torch.float32)
-
-    limits = fields.pop("limits", Limits(64, 1 << 30))
-    return Context(
-        IDS, "cpu", torch.float32, scratch, limits=limits, ledger=ledger, said=said,
-        **{"text": TEXT, **fields},
-    )  # fmt: skip
-
-
-def teach(student, scratch, **fields):
-    """Enter the next stage and run it; the journal is that of the student."""
-    student.enter(1)
-    context = context_of(student.teacher, scratch, student._ledger, **fields.pop("context", {}))
-    return distill.run(student, Distill(**{**FIELDS, **fields}), context)
-
-
-def kl(student):
-    """Of the held-out windows, from the student as it is stored."""
-    ids = TEXT.ids[-FIELDS["held_out"] :]
-    found = []
-    for weights in (student, student.teacher):
-        hidden = hidden_states(weights, ids, device="cpu", dtype=torch.float32)
-        found.append(States(hidden.flatten(0, 1), Head(*head_of(weights))))
-    return float(distillation(*found, Objective()))
-
-
-def pruned_student(folder, scratch, **fields):
-    scratch.mkdir(exist_ok=True)
-    journal = Journal(scratch / "journal.jsonl", {})
-    student = Student(open_folder(folder), scratch, journal)
-    spec = Prune(**{"method": "magnitude", "sparsity": 0.5, **fields})
-    prune.run(student, spec, context_of(student.teacher, scratch, journal))
-    return student
 
 
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
@@ -245,7 +195,7 @@ def test_every_group_of_weights_rises_to_its_own_peak_and_falls_by_the_same_shar
     groups = [{"params": [torch.ones(1, requires_grad=True)], "lr": rate} for rate in (1.0, 0.1)]
     optimizer = torch.optim.SGD(groups)
     spec = Distill(text={"set": "smoke"}, warmup=0.1, final_rate=0.2)
-    schedule, found = training._schedule(optimizer, spec, 20), []
+    schedule, found = moving.schedule(optimizer, spec, 20), []
     for _ in range(21):
         found.append(schedule.get_last_lr())
         optimizer.step()
@@ -310,14 +260,6 @@ def test_a_run_that_is_cut_at_any_step_ends_in_the_same_bits(
     assert not list((tmp_path / "cut").glob("*moments*"))
 
 
-def again(folder, scratch):
-    """The student of another process, its first stage taken up."""
-    student = Student(open_folder(folder), scratch, Journal(scratch / "journal.jsonl", {}))
-    for index in range(2):
-        student.finished(index)
-    return student
-
-
 def test_a_finished_stage_is_taken_up_as_it_is(tiny_llama, tmp_path, monkeypatch):
     student = pruned_student(tiny_llama, tmp_path)
     expected = teach(student, tmp_path)
@@ -333,8 +275,9 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_best_state_kept(
     student, real = pruned_student(tiny_llama, tmp_path), training.Training._backward
     before = states(student)
 
-    def backward(self, ids, said, share):
-        return real(self, ids, said * (float("nan") if self.checks[-1].step == 4 else 1), share)
+    def backward(self, lesson, share):
+        factor = float("nan") if self.checks[-1].step == 4 else 1
+        return real(self, dataclasses.replace(lesson, said=lesson.said * factor), share)
 
     monkeypatch.setattr(training.Training, "_backward", backward)
     with pytest.raises(TrainingError, match=r"step 5: the loss is nan.*of step 4 \(held-out KL"):

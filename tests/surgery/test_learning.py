@@ -9,6 +9,7 @@ from compress.kernels.grid import Rounded
 from compress.recipe.distill import Distill
 from compress.stages import distill
 from compress.stages.context import Context
+from compress.surgery.learning import Lesson
 from compress.surgery.load import materialize
 from compress.surgery.walk import logits
 
@@ -36,8 +37,10 @@ def test_it_says_what_the_walked_student_says_and_all_that_learns_has_a_gradient
     for train in TRAIN:
         found = learner(student, train)
         with found.made():
-            assert float(found.divergence(IDS, said)) == pytest.approx(expected, rel=1e-3, abs=1e-6)
-            found(IDS, said).backward()
+            assert float(found.divergence(Lesson(IDS, said))) == pytest.approx(
+                expected, rel=1e-3, abs=1e-6
+            )
+            found(Lesson(IDS, said)).backward()
         grads = {name: parameter.grad for name, parameter in found.learning().items()}
         assert all(grad is not None and grad.isfinite().all() for grad in grads.values())
         assert all(not p.grad for p in found.parameters() if not p.requires_grad)
@@ -101,7 +104,7 @@ def test_gradients_of_a_step_gather_before_they_reach_codes_and_scales(tiny_llam
         one = learner(student, "codes")
         with one.made():
             for ids, theirs in zip(IDS.chunk(pieces), said.chunk(pieces), strict=True):
-                (one(ids, theirs) / pieces).backward()
+                (one(Lesson(ids, theirs)) / pieces).backward()
         found.append({name: parameter.grad for name, parameter in one.learning().items()})
     assert len(one.latent()) == 14
     for name, grad in found[0].items():
@@ -114,7 +117,7 @@ def test_narrow_products_come_near_to_wide_ones(tiny_tied, tmp_path):
     for dtype in (torch.float32, torch.bfloat16):
         one = learner(student, "codes", dtype)
         with one.made():
-            one(IDS, said).backward()
+            one(Lesson(IDS, said)).backward()
         found.append(torch.cat([p.grad.flatten() for p in one.latent()]))
     assert found[1].dtype == torch.float32
     assert torch.cosine_similarity(found[0], found[1], dim=0) > 0.99

@@ -1,0 +1,83 @@
+"""A student of the teacher's family that nobody has made before: sliced from it, or drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.anatomy import Anatomy
+from compress.artifact import write
+from compress.errors import StorageError
+from compress.recipe.source import Places
+from compress.recipe.student import Student
+from compress.smaller import remains
+from compress.teacher.beginning import check, described
+from compress.teacher.folder import Teacher, open_folder, pinned, sealed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAKER = 1  # raise it when what is made of the same teacher changes
+
+
+def make(teacher: Teacher, spec: Student, cache: Path, places: Places | None = None) -> Teacher:
+    """Make a student once, as a folder of the cache, and open it.
+
+    Raises:
+        RecipeError: the teacher's family has no such model.
+        StorageError: the cache cannot be written.
+    """
+    import torch
+
+    check(spec, teacher.config, teacher.anatomy, places)
+    key = repr((MAKER, teacher.fingerprint, spec.model_dump(), torch.__version__))
+    folder = cache / "students" / hashlib.sha256(key.encode()).hexdigest()
+    name = f"{spec.init} {teacher.name} ({spec.told})"
+    if (found := sealed(folder)) is not None:
+        return pinned(found, name=name)
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _write(teacher, spec, temporary)
+        (temporary / "fingerprint").write_text(open_folder(temporary).fingerprint, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be written ({error.strerror}). Free some space, or set "
+            "COMPRESS_CACHE."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return pinned(open_folder(folder), name=name)
+
+
+def _write(teacher: Teacher, spec: Student, folder: Path) -> None:
+    config, anatomy = described(spec, teacher.config, teacher.anatomy)
+    write.write(
+        folder, _parts(teacher, spec, config, anatomy),
+        anatomy=anatomy, config=config, format="dense",
+        tokenizer_files=write.companions(teacher.folder),
+    )  # fmt: skip
+
+
+def _parts(
+    teacher: Teacher, spec: Student, config: dict[str, Any], anatomy: Anatomy
+) -> Iterator[tuple[str, Tensor]]:
+    from compress.surgery import fresh
+    from compress.surgery.resize import Cut
+
+    if spec.init == "fresh":
+        dtype = teacher.outside()[f"{teacher.anatomy.embedding}.weight"].dtype
+        drawn = fresh.draw(config, anatomy, spec.seed or 0)
+        yield from ((name, tensor.to(dtype)) for name, tensor in drawn.items())
+        return
+    given = spec.config.given if spec.config else {}
+    found = Cut(teacher, remains(teacher.config, teacher.anatomy, given))
+    yield from found.outside().items()
+    for block in found.anatomy.blocks:
+        yield from found.block(block.index).items()
