@@ -1,22 +1,26 @@
-"""The teacher writes its own calibration text: no data set, and exactly the distribution it models.
+"""The teacher writes its own text: no data set, and exactly the distribution it models.
 
-Sampling at temperature 1 from the model itself; after LLM-QAT (Liu et al. 2023, arXiv:2305.17888).
+Sampling from the model itself; after LLM-QAT (Liu et al. 2023, arXiv:2305.17888). To prompts, with
+reasons before answers: Hsieh et al. 2023 (Distilling Step-by-Step), arXiv:2305.02301.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from compress import storage
+from compress.calibrate import prompts
+from compress.calibrate.pages import ANSWER, GIVEN, REASON, Page, Part, Row, Script, plain
 from compress.errors import CalibrationError, ModelError
+from compress.kernels.drawing import drawn
 from compress.results import Progress
 from compress.surgery import load
 from compress.surgery.decode import Decoder
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("compress")
 ALGORITHM = 1  # raise it when the same seed gives another text
 BATCH = 32
+_TRIED = 4  # documents for one that differs from all before it, beyond which writing ends
 # First words of many kinds of text, so that what the teacher writes is not all alike.
 OPENERS = (
     "The", "In the year", "According to", "She", "He said", "It was", "How to", "What is",
@@ -51,6 +56,29 @@ QUESTIONS = (
 
 
 @dataclass(frozen=True)
+class Rationale:
+    """The teacher reasons before it answers: after so many tokens it is asked for the answer."""
+
+    cue: str  # what it is asked with
+    most_tokens: int  # of the reasons
+    answer_tokens: int  # of the answer, at most
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the teacher is asked to write, and how it chooses its words."""
+
+    seeding: str = "openers"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    prompts: str | tuple[str, ...] | None = None
+    templates: tuple[str, ...] = ()
+    deduplicate: bool = False
+    rationale: Rationale | None = None
+
+
+@dataclass(frozen=True)
 class Author:
     """A teacher that can be asked for text; built whole only when something is to be written."""
 
@@ -61,62 +89,100 @@ class Author:
     device: str = "cpu"
     watch: Callable[[Progress], None] | None = None
 
-    def __call__(
-        self,
-        samples: int,
-        seq_len: int,
-        seed: int,
-        *,
-        seeding: str = "openers",
-        temperature: float = 1.0,
-        top_k: int = 0,
-    ) -> Tensor:
+    def __call__(self, samples: int, seq_len: int, seed: int, **options: Any) -> Tensor:
         """Write windows of tokens, or read them back.
 
         Args:
             samples: windows wanted.
             seq_len: tokens in each.
             seed: decides every draw.
-            seeding: what a document begins with: "openers", a few fixed words or, half of the
-                time when there is a chat template, a question; "bos", the beginning-of-text token.
-            temperature: divides the logits.
-            top_k: draw among the k likeliest tokens only; 0 among all.
+            options: the fields of `Asked`. `seeding` says what a document begins with where there
+                are no prompts: "openers", a few fixed words or, half of the time when there is a
+                chat template, a question; "bos", the beginning-of-text token. `deduplicate`
+                leaves out a document that was written before, token by token.
 
         Returns:
-            [samples, seq_len] int64.
+            [samples, seq_len] int64; with a rationale [2, samples, seq_len]: the ids, and the part
+            of its document that each belongs to (`pages.GIVEN`, REASON, ANSWER).
 
         Raises:
-            CalibrationError: no such seeding, or a tokenizer without the token that it needs.
+            CalibrationError: no such seeding, a tokenizer without the token that it needs, prompts
+                that cannot be read or leave no room, or a teacher that repeats itself.
         """
-        settings = (samples, seq_len, seed, seeding, temperature, top_k)
-        path = self.cache / f"{self._key(settings)}.safetensors"
-        if (found := _read(path, samples, seq_len)) is not None:
+        asked = Asked(**options)
+        scripts = self._scripts(asked, seq_len)
+        path = self.cache / f"{self._key((samples, seq_len, seed), asked, scripts)}.safetensors"
+        shape = (2, samples, seq_len) if asked.rationale else (samples, seq_len)
+        if (found := _read(path, shape)) is not None:
             return found
         with storage.locked(path.with_suffix(".lock")):  # another run may be at it
-            if (found := _read(path, samples, seq_len)) is None:
-                found = self._written(settings)
+            if (found := _read(path, shape)) is None:
+                found = self._written(scripts, asked, (samples, seq_len), seed)
                 storage.write_file(path, {"ids": found})
         return found
 
-    def _written(self, settings: tuple[int, int, int, str, float, int]) -> Tensor:
-        samples, seq_len, seed, seeding, temperature, top_k = settings
-        openers = _openers(self.tokenizer, seeding)
+    def _written(
+        self, scripts: Sequence[Script], asked: Asked, size: tuple[int, int], seed: int
+    ) -> Tensor:
+        samples, seq_len = size
         model = load.materialize(self.weights, torch.bfloat16).to(self.device)
         generator = torch.Generator().manual_seed(seed)
-        batches = []
-        for start in range(0, samples, BATCH):
-            page = _Page(
-                openers, self.tokenizer.eos_token_id, min(BATCH, samples - start), generator
-            )
+        pages = self._pages(model, scripts, asked, (samples, seq_len), generator)
+        gather = _without_twins if asked.deduplicate else _as_written
+        ids, kinds = gather(pages, samples, seq_len)
+        return torch.stack([ids, kinds]) if asked.rationale else ids
+
+    def _pages(
+        self, model: Any, scripts: Sequence[Script], asked: Asked, size: tuple[int, int],
+        generator: torch.Generator,
+    ) -> Iterator[Page]:  # fmt: skip
+        """Page after page; the last of those that are needed, if nothing is left out, is short."""
+        (samples, seq_len), written = size, 0
+        while True:
+            rows = min(BATCH, samples - written) if written < samples else min(BATCH, samples)
+            page = Page(scripts, self.tokenizer.eos_token_id, rows, generator)
             decoder = Decoder(model, seq_len)
             for position in range(seq_len - 1):
                 logits = decoder.step(page.last().to(self.device)).cpu()
-                page.append(draw(logits, temperature, top_k, generator))
-                self._tell(start * seq_len + len(page.rows) * (position + 2), samples * seq_len)
-            batches.append(torch.tensor(page.rows))
-        return torch.cat(batches)
+                levels = torch.rand(rows, generator=generator)
+                page.append(
+                    drawn(
+                        logits, levels, temperature=asked.temperature, top_k=asked.top_k,
+                        top_p=asked.top_p,
+                    )
+                )  # fmt: skip
+                done = written * seq_len + rows * (position + 2)
+                self._tell(min(done, samples * seq_len), samples * seq_len)
+            written += rows
+            yield page
 
-    def _key(self, settings: tuple[object, ...]) -> str:
+    def _scripts(self, asked: Asked, seq_len: int) -> list[Script]:
+        """How documents may go."""
+        openers = _openers(self.tokenizer, asked.seeding)
+        if asked.prompts is not None:
+            given = prompts.read(asked.prompts)
+            openers = prompts.encode(self.tokenizer, given, asked.templates)
+            longest = max(map(len, openers))
+            if longest >= seq_len:
+                raise CalibrationError(
+                    f"prompts: one takes {longest} tokens, and a window holds {seq_len}. Ask for a "
+                    "longer seq_len, or shorten it."
+                )
+        if asked.rationale is None:
+            return [plain(opener) for opener in openers]
+        told = asked.rationale
+        cue = tuple(self.tokenizer(told.cue, add_special_tokens=False)["input_ids"])
+        behind = (
+            Part(REASON, most=told.most_tokens), Part(GIVEN, cue),
+            Part(ANSWER, most=told.answer_tokens),
+        )  # fmt: skip
+        return [(Part(GIVEN, tuple(opener)), *behind) for opener in openers]
+
+    def _key(self, size: tuple[int, int, int], asked: Asked, scripts: Sequence[Script]) -> str:
+        """sha256 over all that decides the text; what a prompt says, not where it is written."""
+        settings: tuple[object, ...] = (*size, asked.seeding, asked.temperature, asked.top_k)
+        if asked != Asked(asked.seeding, asked.temperature, asked.top_k):
+            settings += (asked.top_p, asked.deduplicate, scripts)
         machine = (self.device, torch.get_num_threads(), torch.__version__)
         key = repr((ALGORITHM, BATCH, self.fingerprint, settings, machine))
         return hashlib.sha256(key.encode()).hexdigest()
@@ -126,52 +192,36 @@ class Author:
             self.watch(Progress("calibrate", done, total, "token", "the teacher writes"))
 
 
-def draw(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> Tensor:
-    """Draw one token a row.
-
-    Args:
-        logits: [B, V] float32.
-        temperature: divides them.
-        top_k: draw among the k likeliest; 0 among all.
-        generator: gives one number a row.
-
-    Returns:
-        [B] int64.
-    """
-    scores = logits / temperature
-    if top_k:
-        least = scores.topk(top_k).values[:, -1:]
-        scores = scores.masked_fill(scores < least, -torch.inf)
-    # Inverting the distribution takes one random number a row; torch.multinomial takes one a word.
-    reached = scores.softmax(-1).cumsum(-1)
-    level = torch.rand(len(scores), 1, generator=generator) * reached[:, -1:]
-    return torch.searchsorted(reached, level, right=True).clamp(max=scores.shape[1] - 1)[:, 0]
+def _as_written(pages: Iterator[Page], samples: int, seq_len: int) -> tuple[Tensor, Tensor]:
+    """Windows as rows were written: ids and parts, [samples, seq_len] both."""
+    rows: list[Row] = []
+    while len(rows) < samples:
+        rows += next(pages).rows
+    return torch.tensor([row.tokens for row in rows]), torch.tensor([row.kinds for row in rows])
 
 
-class _Page:
-    """Rows of tokens being written; a row whose document ends begins another."""
-
-    def __init__(
-        self, openers: Sequence[list[int]], end: int | None, rows: int, generator: torch.Generator
-    ) -> None:
-        self._openers, self._end, self._generator = openers, end, generator
-        self._forced = [self._opener() for _ in range(rows)]
-        self.rows = [[forced.pop(0)] for forced in self._forced]
-
-    def last(self) -> Tensor:
-        """[B] the newest token of each row."""
-        return torch.tensor([row[-1] for row in self.rows])
-
-    def append(self, drawn: Tensor) -> None:
-        """Append to each row what is drawn, [B], unless its opener is still being spelled."""
-        for row, forced, token in zip(self.rows, self._forced, drawn.tolist(), strict=True):
-            if not forced and row[-1] == self._end:
-                forced += self._opener()
-            row.append(forced.pop(0) if forced else token)
-
-    def _opener(self) -> list[int]:
-        pick = torch.randint(len(self._openers), (1,), generator=self._generator)
-        return list(self._openers[int(pick)])
+def _without_twins(pages: Iterator[Page], samples: int, seq_len: int) -> tuple[Tensor, Tensor]:
+    """The same of documents that differ, one behind the other."""
+    wanted, seen = samples * seq_len, set[tuple[int, ...]]()
+    tokens, kinds, written = list[int](), list[int](), 0
+    for page in pages:
+        for document, parts in (one for row in page.rows for one in row.documents()):
+            written += 1
+            if (key := tuple(document)) not in seen:
+                seen.add(key)
+                tokens += document
+                kinds += parts
+        if len(tokens) >= wanted:
+            found = (torch.tensor(one[:wanted]) for one in (tokens, kinds))
+            ids, parts_of = (one.view(samples, seq_len) for one in found)
+            return ids, parts_of
+        if written > _TRIED * max(1, len(seen)) and written > _TRIED * BATCH:
+            break
+    raise CalibrationError(
+        f"deduplicate: of {written} documents that the teacher wrote {len(seen)} differ: "
+        f"{len(tokens):,} of {wanted:,} tokens. Raise temperature, give more prompts, or ask for "
+        "fewer samples."
+    )
 
 
 def _openers(tokenizer: PreTrainedTokenizerBase, seeding: str) -> list[list[int]]:
@@ -186,17 +236,11 @@ def _openers(tokenizer: PreTrainedTokenizerBase, seeding: str) -> list[list[int]
     if seeding != "openers":
         raise CalibrationError(f"seeding: {seeding!r} is neither openers nor bos.")
     texts = [tokenizer(text)["input_ids"] for text in OPENERS]
-    turns = [_turn(tokenizer, question) for question in QUESTIONS if tokenizer.chat_template]
+    turns = [prompts.turn(tokenizer, question) for question in QUESTIONS if tokenizer.chat_template]
     return texts + turns * (len(texts) // len(QUESTIONS))
 
 
-def _turn(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
-    """A question, and the beginning of the turn that answers it."""
-    text = load.chat(tokenizer, [{"role": "user", "content": question}], answering=True)
-    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
-
-
-def _read(path: Path, samples: int, seq_len: int) -> Tensor | None:
+def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     if not path.is_file():
         return None
     try:
@@ -204,4 +248,4 @@ def _read(path: Path, samples: int, seq_len: int) -> Tensor | None:
     except ModelError as error:
         log.warning("%s; the text is written again.", error)
         return None
-    return ids.clone() if ids.shape == (samples, seq_len) else None
+    return ids.clone() if ids.shape == shape else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,25 +12,28 @@ from torch import Tensor
 
 from compress import library
 from compress.calibrate import documents, tokens
+from compress.calibrate.selfgen import Rationale
 from compress.calibrate.tokens import Document, Windows
 from compress.errors import CalibrationError, RecipeError
+from compress.recipe.sections import WRITING
+from compress.recipe.text import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from compress.recipe.schema import Calibration, Recipe
 
-# generate(samples, seq_len, seed, **what the set says) -> [samples, seq_len] int64
+# generate(samples, seq_len, seed, **what the set says) -> as `selfgen.Author`
 Generate = Callable[..., Tensor]
 
 _COMMON = {"version", "kind", "description"}
 _KEYS: dict[str, set[str]] = {
-    "self": {"seeding", "temperature", "top_k"},
+    "self": {"seeding", "temperature", "top_k", "top_p", "deduplicate"},
     "text": {"path", "field", "separator", "shuffle"},
     "hub": {"dataset", "config", "split", "field", "revision", "separator", "shuffle"},
 }
 _NEEDED = {"self": set(), "text": {"path"}, "hub": {"dataset", "split"}}
-_OVERRIDES = {"self": set(), "text": {"field"}, "hub": {"revision", "split", "field"}}
+_OVERRIDES = {"self": set(WRITING), "text": {"field"}, "hub": {"revision", "split", "field"}}
 
 
 def load(
@@ -158,16 +162,20 @@ def describe(calibration: Calibration) -> dict[str, Any]:
         described = {"kind": "text", "path": str(path)}
     overrides = {
         key: value
-        for key in ("revision", "split", "field")
+        for key in ("revision", "split", "field", *WRITING)
         if (value := getattr(calibration, key)) is not None
     }
     unused = sorted(overrides.keys() - _OVERRIDES[described["kind"]])
     if unused:
         raise CalibrationError(
-            f"calibration.{unused[0]}: a set of kind {described['kind']} does not use it "
-            f"(set: {calibration.told}). Leave it out."
+            f"{_section(calibration)}.{unused[0]}: a set of kind {described['kind']} does not use "
+            f"it (set: {calibration.told}). Leave it out."
         )
     return {**described, **overrides}
+
+
+def _section(calibration: Calibration) -> str:
+    return "distill.text" if isinstance(calibration, Text) else "calibration"
 
 
 def _checked(path: Path) -> dict[str, Any]:
@@ -229,6 +237,31 @@ def _written(
             f"calibration.set: {calibration.told} is written by the teacher, and none is at hand "
             "here. Give a .txt or .jsonl file."
         )
-    options = {key: described[key] for key in sorted(_KEYS["self"] & described.keys())}
-    ids = generate(calibration.samples, calibration.seq_len, calibration.seed, **options)
-    return tokens.whole(ids, source=f"the teacher's own text (seed {calibration.seed})")
+    known = _KEYS["self"] | set(WRITING)
+    options = {key: described[key] for key in sorted(known & described.keys())}
+    asked = calibration.rationale if isinstance(calibration, Text) else None
+    if asked is not None:
+        options["rationale"] = Rationale(asked.cue, asked.reason_tokens, asked.answer_tokens)
+    found = generate(calibration.samples, calibration.seq_len, calibration.seed, **options)
+    source = f"the teacher's own text (seed {calibration.seed})"
+    if asked is None:
+        return tokens.whole(found, source=source)
+    given, reason, answer = 0.0, asked.reason_weight, asked.answer_weight
+    weights = torch.tensor([given, reason, answer])[found[1]]
+    _check_weights(weights, calibration)
+    return dataclasses.replace(tokens.whole(found[0], source=source), weights=weights)
+
+
+def _check_weights(weights: Tensor, calibration: Calibration) -> None:
+    """Check that every window holds something to learn.
+
+    Raises:
+        CalibrationError: one does not.
+    """
+    barren = int((weights[:, 1:].sum(1) == 0).sum())  # no window is asked for its first token
+    if barren:
+        raise CalibrationError(
+            f"rationale: in {barren} of {len(weights)} windows of {calibration.seq_len} tokens "
+            "nothing counts, so nothing can be learned from them. Ask for a longer seq_len, or "
+            "shorten the prompts."
+        )

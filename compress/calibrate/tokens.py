@@ -37,6 +37,7 @@ class Windows:
     fingerprint: str  # sha256 of the ids and their shape
     source: str  # what the tokens were read from, in words
     revision: str | tuple[str | None, ...] | None = None  # commits of hub data sets
+    weights: Tensor | None = None  # [samples, seq_len], how much each token counts; None: alike
 
 
 def encode(

@@ -56,6 +56,7 @@ def distillation(
     *,
     labels: Tensor | None = None,
     counted: Tensor | None = None,
+    weights: Tensor | None = None,
     dtype: torch.dtype | None = None,
     chunk_tokens: int = 128,
 ) -> Tensor:
@@ -68,6 +69,7 @@ def distillation(
         objective: what is asked for.
         labels: [N] int64, the token that really follows, or UNLABELLED; for cross-entropy.
         counted: [N] bool, False for padding; all tokens by default.
+        weights: [N], from 0 on, how much each token counts in both means; alike by default.
         dtype: in which hidden states and heads are multiplied, that of the student's by default.
             What follows is float32, or float64 where that is.
         chunk_tokens: tokens whose logits are held at once; changes the order of sums only.
@@ -85,9 +87,9 @@ def distillation(
     every = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
     work = _Work(
         teacher, objective, dtype, exact, chunk_tokens,
-        _shares(every if counted is None else counted, exact, "counted"),
+        _shares(every if counted is None else counted, weights, exact, "counted"),
         labels,
-        None if labels is None else _shares(labels != UNLABELLED, exact, "labelled"),
+        None if labels is None else _shares(labels != UNLABELLED, weights, exact, "labelled"),
     )  # fmt: skip
     apply: Any = _Distillation.apply
     loss: Tensor = apply(hidden, head.weight, head.bias, head.cap, work)
@@ -222,11 +224,12 @@ def _cast(head: Head, dtype: torch.dtype) -> Head:
     return Head(head.weight.to(dtype), bias, head.cap)
 
 
-def _shares(which: Tensor, dtype: torch.dtype, word: str) -> Tensor:
+def _shares(which: Tensor, weights: Tensor | None, dtype: torch.dtype, word: str) -> Tensor:
     """The share of each token in a mean over those that are counted: [N]."""
-    if not (count := int(which.sum())):
+    found = which.to(dtype) if weights is None else which * weights.to(dtype)
+    if not (total := float(found.sum())):
         raise ValueError(f"no token is {word}: there is no mean over none")
-    return which.to(dtype) / count
+    return found / total
 
 
 def _check(head: Head, teacher: Head, objective: Objective, labels: Tensor | None) -> None:

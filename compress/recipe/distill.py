@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 from compress.recipe.loss import Loss, Share
 from compress.recipe.quantize import STRICT
 from compress.recipe.sections import Calibration
+from compress.recipe.text import Text
 
 if TYPE_CHECKING:
     from compress.recipe.stages import Stage
@@ -54,7 +55,7 @@ class Distill(BaseModel):
     )
     lora: Lora | None = Field(default=None, description="Of `lora`: how large the corrections are.")
     loss: Loss = Field(default=Loss(), description="What is asked of the student.")
-    text: Calibration | None = Field(
+    text: Text | None = Field(
         default=None,
         description="The text that both read, with the fields of `calibration`; the recipe's "
         "calibration where it is left out.",

@@ -26,6 +26,14 @@ Revisions = Annotated[
 ]
 
 
+_Prompts = Annotated[tuple[_Name, ...], Field(strict=False, min_length=1, max_length=100_000)]
+Prompts = Annotated[
+    Annotated[str | None, Tag("one")] | Annotated[_Prompts, Tag("several")],
+    Discriminator(_one_or_several),
+]
+WRITING = ("prompts", "templates", "temperature", "top_p", "deduplicate")  # for who writes a text
+
+
 class Teacher(BaseModel):
     """The dense original, which the student is made from and judged against."""
 
@@ -87,6 +95,34 @@ class Calibration(BaseModel):
     field: str | None = Field(
         default=None, description="Field of each record that holds the text or the messages."
     )
+    prompts: Prompts = Field(
+        default=None,
+        description="Sets that the teacher writes only (`self`, `teacher`): what each document "
+        "begins with, drawn from a list, or from a file: .txt, one a line, or .jsonl, in the field "
+        '"prompt". The first turn of a conversation, where the teacher has a chat template.',
+        examples=['["Why is the sky blue?", "Write a short story about a lighthouse."]'],
+    )
+    templates: tuple[str, ...] | None = Field(
+        default=None,
+        strict=False,
+        description="Texts that hold `{prompt}`, each prompt in each of them; in place of a chat "
+        "template.",
+        examples=['["Question: {prompt}\\nAnswer:"]'],
+    )
+    temperature: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        default=None,
+        description="Sets that the teacher writes only: divides its logits, in place of the set's "
+        "own.",
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="The same: words are drawn among the fewest that hold this share together.",
+    )
+    deduplicate: bool | None = Field(
+        default=None,
+        description="The same: a document that was written before is left out, and another "
+        "written; `teacher` does so by itself.",
+    )
 
     @field_validator("set")
     @classmethod
@@ -117,9 +153,20 @@ class Calibration(BaseModel):
             raise ValueError(f"does not fit set. Give {asked}, or leave it out.")
         return value
 
-    @field_validator("split", "field")
+    @field_validator("templates")
     @classmethod
-    def _is_of_one(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _hold_the_prompt(
+        cls, value: tuple[str, ...] | None, info: ValidationInfo
+    ) -> tuple[str, ...] | None:
+        if value is not None and info.data.get("prompts") is None:
+            raise ValueError("there is nothing to put into them. Give prompts.")
+        if without := [text for text in value or () if "{prompt}" not in text]:
+            raise ValueError(f"{without[0]!r} has no place for a prompt. Write {{prompt}} there.")
+        return value
+
+    @field_validator("split", "field", *WRITING)
+    @classmethod
+    def _is_of_one(cls, value: Any, info: ValidationInfo) -> Any:
         if value is not None and _listed(info):
             raise ValueError(
                 "belongs to one set, and set lists several. Say it in a .yaml of that set."

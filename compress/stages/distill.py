@@ -67,11 +67,11 @@ def _take_up(student: Student) -> None:
 
 def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
     """Train, commit every unit that changed, and measure what is stored."""
-    if context.text is None or context.said is None:
-        raise TypeError("a stage that trains is given a text, and what its teacher says of it")
     text = context.text
-    lessons = _lessons(student, spec, context, text.ids[: -spec.held_out])
-    exam = Said(text.ids[-spec.held_out :], context.said, context.team)
+    if text is None:
+        raise TypeError("a stage that trains is given a text")
+    lessons = _lessons(student, spec, context, slice(None, -spec.held_out))
+    exam = _said(context, slice(-spec.held_out, None))
     before = _held_out(student, exam, context)
     learner = _learner(student, spec, context)
     learned_weights = sum(p.numel() for p in learner.learning().values())
@@ -92,11 +92,18 @@ def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
     )  # fmt: skip
 
 
-def _lessons(student: Student, spec: Distill, context: Context, ids: Tensor) -> Lessons:
+def _said(context: Context, which: slice) -> Said:
+    """Some of the windows, and what the teacher says of them."""
+    if context.text is None or context.said is None:
+        raise TypeError("a stage that trains is given a text, and what its teacher says of it")
+    ids, weights = context.text.ids, context.text.weights
+    some = None if weights is None else weights[which]
+    return Said(ids[which], context.said, context.team, some)
+
+
+def _lessons(student: Student, spec: Distill, context: Context, which: slice) -> Lessons:
     """The windows to train on, and the teacher beside where its blocks are asked."""
-    if context.said is None:
-        raise TypeError("a stage that trains is given what its teacher says")
-    said, asked = Said(ids, context.said, context.team), _matched(student, spec)
+    said, asked = _said(context, which), _matched(student, spec)
     if asked is None:
         return Lessons(said)
     blocks = tuple(block for _, block in asked.pairs)
@@ -187,7 +194,7 @@ def _held_out(student: Student, exam: Said, context: Context) -> float:
     """KL(teacher || student) of the held-out windows as the student is stored, nats per token."""
     mine = context.team.own(len(exam.ids))
     found = _divergence(student, exam, list(mine), context) if mine else 0.0
-    return context.team.mean(found, len(mine))
+    return context.team.mean(found, exam.count(mine))
 
 
 def _divergence(student: Student, exam: Said, windows: list[int], context: Context) -> float:
@@ -199,7 +206,8 @@ def _divergence(student: Student, exam: Said, windows: list[int], context: Conte
         for states, weights in ((hidden, student), (lesson.said, student.teacher))
     )
     with torch.no_grad():
-        return float(distillation(own, theirs, Objective(), dtype=torch.float32))
+        asked = Objective()
+        return float(distillation(own, theirs, asked, weights=lesson.asked, dtype=torch.float32))
 
 
 def _head(weights: Weights) -> Head:

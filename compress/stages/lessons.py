@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -27,6 +27,7 @@ class Said:
     ids: Tensor  # [B, T]
     get: Callable[[Tensor], Tensor]  # ids [b, T] → [b, T, D]
     team: Team = ALONE
+    weights: Tensor | None = None  # [B, T], how much each token counts; None: alike
     _shards: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -44,7 +45,14 @@ class Said:
     def of(self, windows: list[int]) -> Lesson:
         """Some windows, by their numbers."""
         states = [self._shards[one // self._size][one % self._size] for one in windows]
-        return Lesson(self.ids[windows], torch.stack(states))
+        weights = None if self.weights is None else self.weights[windows]
+        return Lesson(self.ids[windows], torch.stack(states), weights=weights)
+
+    def count(self, windows: Sequence[int]) -> float:
+        """How much is asked in some windows, in tokens."""
+        if self.weights is None:
+            return float(len(windows) * self.ids.shape[1])
+        return float(self.weights[list(windows), 1:].sum())
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Team:
         """Replace what each process found by the largest of it, place by place."""
         return self._reduced(found, "MAX")
 
-    def mean(self, found: float, count: int) -> float:
+    def mean(self, found: float, count: float) -> float:
         """The mean over all processes of a mean that this one found over `count` things."""
         if self.size == 1:
             return found

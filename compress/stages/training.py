@@ -114,10 +114,11 @@ class Training:
         """One optimizer step; its loss, nats per token."""
         windows = self.order.of(step)
         mine, total = [windows[place] for place in self.team.own(len(windows))], 0.0
+        whole = self.lessons.said.count(windows)
         with self.learner.made():
             for first in range(0, len(mine), self.at_once):
                 piece = mine[first : first + self.at_once]
-                share = len(piece) / len(windows)  # all are full: a mean of means over all tokens
+                share = self.lessons.said.count(piece) / whole  # a mean of means over all tokens
                 total += self._backward(self.lessons.of(piece, self.device), share)
         total = self._added_up(total)
         for weight in self.pruned:
@@ -151,13 +152,14 @@ class Training:
 
     def _held_out(self) -> float:
         """KL of the held-out windows, mean per token, nats."""
-        mine, total = self.team.own(len(self.exam.ids)), 0.0
+        mine, total, seen = self.team.own(len(self.exam.ids)), 0.0, 0.0
         with torch.no_grad(), self.learner.made():
             for first in mine[:: self.at_once]:
                 windows = list(range(first, min(first + self.at_once, mine.stop)))
                 lesson = self.exam.of(windows).to(self.device)
-                total += float(self.learner.divergence(lesson)) * len(windows)
-        found = self.team.mean(total / len(mine) if mine else 0.0, len(mine))
+                count = self.exam.count(windows)
+                total, seen = total + float(self.learner.divergence(lesson)) * count, seen + count
+        found = self.team.mean(total / seen if mine else 0.0, seen)
         return self.team.told(found)
 
     def _check(self, step: int, losses: Sequence[float]) -> None:

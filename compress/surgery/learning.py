@@ -28,14 +28,25 @@ _MATCHING = "matching."
 class Lesson:
     """Windows of tokens, and what the teacher says of them."""
 
-    ids: Tensor  # [B, T]; every token counts
+    ids: Tensor  # [B, T]
     said: Tensor  # [B, T, D_t], its final hidden states
     inside: tuple[Tensor, ...] = ()  # its states behind each block that is matched, [B, T, D_t]
+    weights: Tensor | None = None  # [B, T], how much each token counts; None: alike
 
     def to(self, device: torch.device) -> Lesson:
         """The same on a device."""
         inside = tuple(states.to(device) for states in self.inside)
-        return Lesson(self.ids.to(device), self.said.to(device), inside)
+        weights = None if self.weights is None else self.weights.to(device)
+        return Lesson(self.ids.to(device), self.said.to(device), inside, weights)
+
+    @property
+    def asked(self) -> Tensor | None:
+        """How much what is said at each place counts, [B · T]: as the token behind it does."""
+        if self.weights is None:
+            return None
+        found = torch.zeros_like(self.weights)
+        found[:, :-1] = self.weights[:, 1:]
+        return found.flatten()
 
 
 class Learner(nn.Module):
@@ -83,7 +94,10 @@ class Learner(nn.Module):
         loss = self._held(lesson, self.objective, self.dtype)
         if self.matching is None:
             return loss
-        shares = torch.full((lesson.ids.numel(),), 1 / lesson.ids.numel(), device=loss.device)
+        asked = lesson.asked
+        if asked is None:
+            asked = torch.ones(lesson.ids.numel(), device=loss.device)
+        shares = asked / asked.sum()
         added: Tensor = self.matching(lesson.inside, shares)
         return loss + added
 
@@ -105,7 +119,7 @@ class Learner(nn.Module):
         following[:, :-1] = ids[:, 1:]
         return distillation(
             States(hidden.flatten(0, 1), head), States(said.flatten(0, 1), theirs), asked,
-            labels=following.flatten(), dtype=dtype,
+            labels=following.flatten(), weights=lesson.asked, dtype=dtype,
         )  # fmt: skip
 
     def _head(self) -> tuple[Tensor, Tensor | None]:

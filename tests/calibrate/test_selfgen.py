@@ -74,16 +74,6 @@ def test_a_seeding_that_cannot_be_is_refused(author, tiny_tied):
         replace(author, tokenizer=without)(1, 8, 0, seeding="bos")
 
 
-def test_tokens_are_drawn_as_often_as_the_model_says():
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(20_000, 4)
-    generator = torch.Generator().manual_seed(0)
-    counts = torch.bincount(selfgen.draw(logits, 1.0, 0, generator), minlength=4) / 20_000
-    torch.testing.assert_close(counts, logits[0].exp(), atol=0.015, rtol=0)
-    counts = torch.bincount(selfgen.draw(logits, 1.0, 2, generator), minlength=4) / 20_000
-    torch.testing.assert_close(counts, torch.tensor([0.625, 0.375, 0, 0]), atol=0.015, rtol=0)
-    assert (selfgen.draw(logits, 0.01, 0, generator) == 0).all()
-
-
 def test_progress_is_told_in_tokens(author):
     told = []
     replace(author, watch=told.append)(2, 16, 5)

@@ -24,7 +24,7 @@ def made(dtype=torch.float64, *, n=N, v=V, d=D, bias=True):
     return own, draw(n, DT), theirs, labels, counted
 
 
-def full(own, said, theirs, asked, labels, counted, cap):
+def full(own, said, theirs, asked, labels, counted, cap, weights=None):
     """The same from whole logits, by autograd, as the papers write it."""
 
     def capped(z):
@@ -44,10 +44,33 @@ def full(own, said, theirs, asked, labels, counted, cap):
         "reverse_kl": kl(q, p),
         "jensen_shannon": asked.beta * kl(p, m) + (1 - asked.beta) * kl(q, m),
     }[asked.kind]
-    loss = (1 - asked.cross_entropy) * asked.temperature**2 * each[counted].mean()
+    heavy = torch.ones(len(z), dtype=z.dtype) if weights is None else weights
+    mean = (each * heavy)[counted].sum() / heavy[counted].sum()
+    loss = (1 - asked.cross_entropy) * asked.temperature**2 * mean
     if asked.cross_entropy:
-        loss = loss + asked.cross_entropy * torch.nn.functional.cross_entropy(z, labels)
+        right = torch.nn.functional.cross_entropy(z, labels, reduction="none")
+        known = labels != UNLABELLED
+        mean = (right * heavy)[known].sum() / heavy[known].sum()
+        loss = loss + asked.cross_entropy * mean
     return loss
+
+
+@pytest.mark.parametrize("cross_entropy", [0.0, 0.3])
+def test_tokens_count_as_much_as_they_weigh(cross_entropy):
+    own, said, theirs, labels, counted = made()
+    asked = Objective(cross_entropy=cross_entropy)
+    weights = torch.tensor([0.0, 1.0, 5.0, 0.5, 2.0, 1.0, 3.0], dtype=torch.float64)
+    a, b = wanting(own), wanting(own)
+    expected = full(a, said, theirs, asked, labels, counted, None, weights)
+    loss = distillation(
+        States(b[0], Head(b[1], b[2])), States(said, theirs), asked,
+        labels=labels, counted=counted, weights=weights, chunk_tokens=3,
+    )  # fmt: skip
+    torch.testing.assert_close(loss, expected)
+    for mine, oracle in zip(
+        torch.autograd.grad(loss, b), torch.autograd.grad(expected, a), strict=True
+    ):
+        torch.testing.assert_close(mine, oracle)
 
 
 def wanting(tensors):
