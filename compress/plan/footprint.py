@@ -32,6 +32,7 @@ _WALK_TOKENS = 4096  # surgery.walk: of one forward, when text is read
 _LOGITS_TOKENS, _LOGITS_COPIES = 512, 9  # evaluate.text: what comparing two models holds at a time
 _LOGITS_IN_HEAP = 17  # the same where a copy is smaller than what the C library keeps: 32 MiB
 _WRITER_BATCH = 32  # calibrate.selfgen
+WRITERS = ("self", "teacher")  # sets whose text the teacher writes
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Job:
         texts = [recipe.read_by(spec) for _, spec in recipe.distillations]
         texts += [recipe.calibration] if recipe.needs_calibration else []
         parts = (part for text in texts for part in text.parts)
-        return tuple(dict.fromkeys(part for part in parts if part.set == "self"))
+        return tuple(dict.fromkeys(part for part in parts if part.set in WRITERS))
 
     @property
     def tokens(self) -> int:

@@ -109,6 +109,8 @@ def _carried(spec: Distill, student: Anatomy, teacher: Anatomy) -> int:
 
 def _read_beside(spec: Distill, student: Anatomy, teacher: Anatomy) -> int:
     """How many of the teacher's blocks run beside the student."""
+    if spec.on_policy:
+        return len(teacher.blocks)
     return max((block + 1 for _, block in _pairs(spec, student, teacher)), default=0)
 
 
@@ -123,7 +125,10 @@ def _beside(job: Job, spec: Distill, student: Anatomy, tokens: int) -> int:
     held = teachers.copied_bytes * (weights + teacher.head.weights)
     states = (job.item_bytes + 4 * _COMPARED) * teacher.hidden_size + 4 * student.hidden_size
     moved = (4 + _MOVING_BYTES) * _carried(spec, student, teacher)
-    return held + moved + len(_pairs(spec, student, teacher)) * tokens * states
+    written = 0  # keys and values of what the student writes
+    if spec.on_policy:
+        written = 2 * job.item_bytes * tokens * student.hidden_size * len(student.blocks)
+    return held + moved + written + (len(_pairs(spec, student, teacher)) + 1) * tokens * states
 
 
 def memory(job: Job, limits: Limits) -> int:
@@ -173,7 +178,11 @@ def work(job: Job, index: int) -> float:
     a_step = forwards * anatomy.weights + (_BACK + 1) * anatomy.head.weights
     teacher = job.headers.taught_by.anatomy
     beside = teacher.blocks[: _read_beside(spec, anatomy, teacher)]
-    a_step += sum(linear.weights for block in beside for linear in block.linears)
+    share = 1.0 if spec.loss.hidden else 0.0
+    if spec.on_policy:
+        share = max(share, spec.on_policy.share)
+        a_step += spec.on_policy.share * (anatomy.weights + anatomy.head.weights)
+    a_step += share * sum(linear.weights for block in beside for linear in block.linears)
     looks = (steps // spec.check_every + 3) * spec.held_out * text.seq_len
     said = text.samples * text.seq_len * teacher.weights
     moved = _MOVED * steps * learned(job.recipe, spec, anatomy)
@@ -218,7 +227,8 @@ def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
             f"{count:,} numbers learned; {2 * width:,} bytes a token cached"
         )
         if beside := _read_beside(spec, anatomy, headers.taught_by.anatomy):
-            yield f"stages[{index}].distill: {beside} blocks of the teacher run beside every step"
+            steps_of = "every step" if spec.loss.hidden else "steps on the student's own text"
+            yield f"stages[{index}].distill: {beside} blocks of the teacher run beside {steps_of}"
         if read > _REREAD * there:
             yield (
                 f"stages[{index}].distill: {there:,} tokens are read {read / there:.1f} times: a "

@@ -39,6 +39,28 @@ class Lora(BaseModel):
     )
 
 
+class OnPolicy(BaseModel):
+    """Steps in which the student goes on with the text itself, and its teacher judges that."""
+
+    model_config = STRICT
+
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="Of the steps; drawn by `seed`."
+    )
+    prompt_tokens: int = Field(
+        default=32,
+        ge=1,
+        description="Tokens of each window that stay; the rest is the student's, and only that "
+        "counts.",
+    )
+    temperature: Annotated[float, Field(gt=0, le=100)] = Field(
+        default=1.0, description="Divides the logits from which it draws."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="It draws among the fewest words that hold this share together."
+    )
+
+
 class Distill(BaseModel):
     """Train the student on what its teacher says: masks, shapes and layouts stay as they are."""
 
@@ -60,6 +82,11 @@ class Distill(BaseModel):
         description="The text that both read, with the fields of `calibration`; the recipe's "
         "calibration where it is left out.",
         examples=["{set: wikitext2, samples: 2048, seq_len: 512}"],
+    )
+    on_policy: OnPolicy | None = Field(
+        default=None,
+        description="Text that the student writes itself in some steps (GKD).",
+        examples=["{share: 0.5, prompt_tokens: 32}"],
     )
     held_out: int = Field(
         default=8,
@@ -141,6 +168,14 @@ class Distill(BaseModel):
             raise ValueError(f"{train} does not use this field. Leave it out.")
         return value
 
+    @field_validator("on_policy")
+    @classmethod
+    def _leaves_room(cls, value: OnPolicy | None, info: ValidationInfo) -> OnPolicy | None:
+        text = info.data.get("text")
+        if value and text and value.prompt_tokens >= text.seq_len:
+            raise ValueError(_all_given(value.prompt_tokens, text.seq_len))
+        return value
+
     @field_validator("held_out")
     @classmethod
     def _leaves_some(cls, value: int, info: ValidationInfo) -> int:
@@ -180,6 +215,14 @@ def _left_none(held_out: int, samples: int) -> str:
     return (
         f"{held_out} of {samples} windows are held out, and none is left to train on. Ask for more "
         "samples, or hold out fewer."
+    )
+
+
+def _all_given(prompt_tokens: int, seq_len: int) -> str:
+    """What is wrong where a student has nothing to write."""
+    return (
+        f"prompt_tokens {prompt_tokens} are all of a window of {seq_len}, and nothing is left for "
+        "the student to write. Give it fewer."
     )
 
 
@@ -248,6 +291,9 @@ def has_text(where: str, spec: Distill, calibration: Calibration | None) -> None
         return
     if spec.held_out >= calibration.samples:
         raise ValueError(f"{where}.held_out: {_left_none(spec.held_out, calibration.samples)}")
+    if spec.on_policy and spec.on_policy.prompt_tokens >= calibration.seq_len:
+        wrong = _all_given(spec.on_policy.prompt_tokens, calibration.seq_len)
+        raise ValueError(f"{where}.on_policy: {wrong}")
     if spec.batch_tokens < calibration.seq_len:
         raise ValueError(
             f"{where}.batch_tokens: {_shorter(spec.batch_tokens, calibration.seq_len)}"

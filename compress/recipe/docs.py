@@ -119,6 +119,9 @@ def _inner(schema: Schema) -> dict[str, Schema]:
         "stages[].distill.loss": models["Loss"],
         "stages[].distill.loss.hidden": models["Hidden"],
         "stages[].distill.lora": models["Lora"],
+        "stages[].distill.text": models["Text"],
+        "stages[].distill.text.rationale": models["Rationale"],
+        "stages[].distill.on_policy": models["OnPolicy"],
         "stages[].quantize.overrides[pattern]": models["Override"],
     }
     gates = {"evaluate.gates": models["Gates"]}

@@ -27,6 +27,7 @@ from compress.stages import lora
 from compress.stages.context import Context
 from compress.stages.keeping import forget
 from compress.stages.lessons import Lessons, Said
+from compress.stages.policy import Writer
 from compress.stages.training import Course, Training
 from compress.student import HEAD, Student
 from compress.surgery.beside import Beside
@@ -70,10 +71,10 @@ def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
     text = context.text
     if text is None:
         raise TypeError("a stage that trains is given a text")
-    lessons = _lessons(student, spec, context, slice(None, -spec.held_out))
     exam = _said(context, slice(-spec.held_out, None))
     before = _held_out(student, exam, context)
     learner = _learner(student, spec, context)
+    lessons = _lessons(learner, student, spec, context)
     learned_weights = sum(p.numel() for p in learner.learning().values())
     training = Training(
         learner, spec, context, unit=student.unit("training"), pruned=frozenset(student.kept),
@@ -101,14 +102,23 @@ def _said(context: Context, which: slice) -> Said:
     return Said(ids[which], context.said, context.team, some)
 
 
-def _lessons(student: Student, spec: Distill, context: Context, which: slice) -> Lessons:
-    """The windows to train on, and the teacher beside where its blocks are asked."""
-    said, asked = _said(context, which), _matched(student, spec)
-    if asked is None:
+def _lessons(learner: Learner, student: Student, spec: Distill, context: Context) -> Lessons:
+    """The windows to train on, and the teacher beside where it is asked for what it has not said.
+
+    That is what it says behind its blocks, and of what the student writes.
+    """
+    said, asked = _said(context, slice(None, -spec.held_out)), _matched(student, spec)
+    blocks = tuple(block for _, block in asked.pairs) if asked else ()
+    if not (blocks or spec.on_policy):
         return Lessons(said)
-    blocks = tuple(block for _, block in asked.pairs)
-    beside = Beside(student.teacher, max(blocks) + 1, device=context.device, dtype=context.dtype)
-    return Lessons(said, beside, blocks)
+    count = len(student.teacher.anatomy.blocks) if spec.on_policy else max(blocks) + 1
+    beside = Beside(student.teacher, count, device=context.device, dtype=context.dtype)
+    if spec.on_policy is None:
+        return Lessons(said, beside, blocks)
+    ends = student.teacher.config.get("eos_token_id")
+    listed = ends if isinstance(ends, list) else [ends]
+    end = frozenset(int(one) for one in listed if one is not None)
+    return Lessons(said, beside, blocks, Writer(learner, spec.on_policy, spec.seed, end))
 
 
 def _matched(student: Student, spec: Distill) -> Matched | None:
@@ -235,7 +245,9 @@ def _asked(spec: Distill) -> str:
     words += f" (beta {loss.beta:g})" if loss.beta is not None else ""
     words += f" at temperature {loss.temperature:g}" if loss.temperature != 1 else ""
     mixed = f", {100 * loss.cross_entropy:g} % cross-entropy" if loss.cross_entropy else ""
-    return words + mixed + (_beside(loss.hidden) if loss.hidden else "")
+    words += mixed + (_beside(loss.hidden) if loss.hidden else "")
+    own = f", {100 * spec.on_policy.share:g} % of steps on its own text" if spec.on_policy else ""
+    return words + own
 
 
 def _beside(hidden: Hidden) -> str:

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from compress.stages.policy import Writer
 from compress.stages.team import ALONE, Team
 from compress.surgery.beside import Beside
 from compress.surgery.learning import Lesson
@@ -60,16 +61,29 @@ class Lessons:
     """What a student reads: windows, and all that is known of what its teacher says of them."""
 
     said: Said
-    beside: Beside | None = None  # where its blocks are asked, too
+    beside: Beside | None = None  # where its blocks are asked, or what nobody has read before
     blocks: tuple[int, ...] = ()  # which
+    writer: Writer | None = None  # who goes on with windows in some steps
 
-    def of(self, windows: list[int], device: torch.device) -> Lesson:
-        """Some windows, by their numbers, on a device."""
-        found = self.said.of(windows).to(device)
-        if self.beside is None:
-            return found
-        inside, _ = self.beside.read(found.ids, self.blocks)
+    def of(self, windows: list[int], step: int, device: torch.device) -> Lesson:
+        """Some windows, by their numbers, as a step reads them, on a device."""
+        if self.writer and self.beside and self.writer.takes(step):
+            ids = self.said.ids[windows].to(device)
+            ids, weights = self.writer.write(ids, windows, step)
+            inside, last = self.beside.read(ids, self.blocks)
+            found = Lesson(ids, self.beside.finish(last), weights=weights)
+        else:
+            found = self.said.of(windows).to(device)
+            if not (self.beside and self.blocks):
+                return found
+            inside, _ = self.beside.read(found.ids, self.blocks)
         return replace(found, inside=tuple(inside[block] for block in self.blocks))
+
+    def count(self, windows: Sequence[int], step: int) -> float:
+        """How much is asked in some windows in a step; of those written on each as much as all."""
+        if self.writer and self.writer.takes(step):
+            return float(len(windows))
+        return self.said.count(windows)
 
 
 @dataclass(frozen=True)

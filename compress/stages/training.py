@@ -114,12 +114,12 @@ class Training:
         """One optimizer step; its loss, nats per token."""
         windows = self.order.of(step)
         mine, total = [windows[place] for place in self.team.own(len(windows))], 0.0
-        whole = self.lessons.said.count(windows)
+        whole = self.lessons.count(windows, step)
         with self.learner.made():
             for first in range(0, len(mine), self.at_once):
                 piece = mine[first : first + self.at_once]
-                share = self.lessons.said.count(piece) / whole  # a mean of means over all tokens
-                total += self._backward(self.lessons.of(piece, self.device), share)
+                share = self.lessons.count(piece, step) / whole  # a mean of means over all tokens
+                total += self._backward(self.lessons.of(piece, step, self.device), share)
         total = self._added_up(total)
         for weight in self.pruned:
             if weight.grad is not None:

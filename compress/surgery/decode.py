@@ -7,6 +7,8 @@ query heads that share keys are the rows of one product.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -42,6 +44,24 @@ class Decoder:
         out = self._model(input_ids=ids[:, None], past_key_values=self._cache, use_cache=True)
         logits: Tensor = out.logits[:, -1].float()
         return logits
+
+
+@contextlib.contextmanager
+def deciding(model: Any, room: int, dtype: torch.dtype) -> Iterator[Decoder]:
+    """A decoder of a model that is trained with float32 weights, which gets it back afterwards.
+
+    Args:
+        model: as `load.materialize` made it.
+        room: tokens of the longest sequence.
+        dtype: in which products are made.
+    """
+    before = model.config._attn_implementation
+    device = next(model.parameters()).device.type
+    try:
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):  # casts weights once
+            yield Decoder(model, room)
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _register() -> None:

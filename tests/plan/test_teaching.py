@@ -133,3 +133,28 @@ def test_a_teacher_beside_counts_in_memory_and_time_and_is_told(tiny_llama, reci
     assert more == 3 * 64 * 2 * found.anatomy.weights  # a forward in every step
     notes = overview.make(beside.recipe, found, cache=tmp_path).notes
     assert "stages[1].distill: 2 blocks of the teacher run beside every step" in notes
+
+
+def test_a_student_that_writes_takes_its_teacher_beside_and_the_time_to_write(
+    tiny_llama, recipe_for, tmp_path
+):
+    found = headers.read(str(tiny_llama))
+    own = HEALED.replace(FIELDS, f"{FIELDS}, on_policy: {{share: 0.5, prompt_tokens: 8}}")
+    plain, writing = (
+        Job(recipe_for(tiny_llama, f"stages={stages}"), found, None, 4) for stages in (HEALED, own)
+    )
+    assert teaching.memory(writing, Limits()) > teaching.memory(plain, Limits())
+    more = teaching.work(writing, 1) - teaching.work(plain, 1)
+    whole = 2 * found.anatomy.weights + found.anatomy.head.weights  # written, and read beside
+    assert more == 0.5 * 3 * 64 * 2 * whole
+    notes = overview.make(writing.recipe, found, cache=tmp_path).notes
+    assert any("2 blocks of the teacher run beside steps on the student" in note for note in notes)
+
+
+def test_what_the_teacher_writes_to_prompts_counts_as_its_writing(tiny_llama, recipe_for):
+    text = "text: {set: teacher, samples: 16, seq_len: 32, prompts: [sky, sea]}"
+    job = Job(
+        recipe_for(tiny_llama, f"stages={SCALES.replace(FIELDS, f'{text}, {FIELDS}')}"),
+        headers.read(str(tiny_llama)), None, 4,
+    )  # fmt: skip
+    assert job.writes

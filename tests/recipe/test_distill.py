@@ -10,6 +10,7 @@ from compress.recipe.schema import Recipe
 
 CUT, ROUND = {"restructure": {"ffn": 0.5}}, {"quantize": {"method": "gptq"}}
 SCALES = {"distill": {"train": "scales_and_norms"}}
+RATHER = {"reason_weight": 0.0, "answer_weight": 0.0}
 CODES = {"distill": {"train": "codes"}}
 
 
@@ -45,6 +46,14 @@ def test_defaults_follow_what_is_trained_and_what_is_asked():
         ({"loss": {"hidden": {"blocks": [[0, 1], [0, 3]]}}}, "block 0 of the student stands for"),
         ({"loss": {"hidden": {"blocks": [[-1, 1]]}}}, "greater than or equal to 0"),
         ({"loss": {"hidden": {"blocks": [[1, 2, 3]]}}}, "at most 2"),
+        ({"on_policy": {"share": 0.0}}, "greater than 0"),
+        ({"on_policy": {"share": 1.5}}, "less than or equal to 1"),
+        ({"on_policy": {"prompt_tokens": 512}, "text": {}}, "all of a window of 512"),
+        ({"text": {"rationale": {}}}, "nothing to reason about"),
+        ({"text": {"prompts": ["a"], "rationale": RATHER}}, "nothing would count"),
+        ({"text": {"prompts": ["a"], "templates": ["x"]}}, "no place for a prompt"),
+        ({"text": {"templates": ["{prompt}"]}}, "nothing to put into them"),
+        ({"text": {"set": ["self", "smoke"], "top_p": 0.5}}, "belongs to one set"),
         ({"steps": 10, "epochs": 2.0}, "steps is given too"),
         ({"text": {"samples": 8}, "held_out": 8}, "none is left to train on"),
         ({"text": {"seq_len": 512}, "batch_tokens": 256}, "less than one window of 512"),
@@ -88,6 +97,7 @@ def test_steps_are_counted_from_epochs_and_windows():
         ),
         ([CUT, {"distill": {}}, CUT], "would undo what distill before it did"),
         ([CUT, {"distill": {"held_out": 200}}], "200 of 128 windows"),
+        ([CUT, {"distill": {"on_policy": {"prompt_tokens": 600}}}], "all of a window of 512"),
         ([CUT, {"distill": {"batch_tokens": 64}}], "less than one window of 512"),
     ],
 )

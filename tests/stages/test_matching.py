@@ -45,7 +45,8 @@ def test_the_loss_is_the_divergence_and_so_many_times_the_mean_over_pairs(
     hidden = {"measure": measure, "weight": 0.7, "blocks": [[0, 1]]}
     spec = Distill(**FIELDS, loss={"hidden": hidden})
     learner = distill._learner(student, spec, context)
-    lesson = distill._lessons(student, spec, context, slice(4)).of([0, 1], torch.device("cpu"))
+    lessons = distill._lessons(learner, student, spec, context)
+    lesson = lessons.of([0, 1], 0, torch.device("cpu"))
     with learner.made():
         found = learner(lesson)
         plain = learner._held(lesson, learner.objective, learner.dtype)

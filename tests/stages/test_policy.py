@@ -1,0 +1,129 @@
+"""A student that writes some of what it learns from, and hears what its teacher had said."""
+
+import dataclasses
+
+import pytest
+import torch
+from learners import FIELDS, TEXT, Crash, context_of, narrow_student, pruned_student, teach
+
+from compress.kernels.distillation import Head, States, distillation
+from compress.recipe.distill import Distill, OnPolicy
+from compress.stages import distill, training
+from compress.stages.policy import Writer
+from compress.surgery.walk import head_of, hidden_states
+
+OWN = {"on_policy": {"share": 0.5, "prompt_tokens": 6}}
+CPU = torch.device("cpu")
+
+
+def lessons_of(student, scratch, **fields):
+    student.enter(1)
+    context = context_of(student.teacher, scratch, None)
+    spec = Distill(**{**FIELDS, **OWN, **fields})
+    learner = distill._learner(student, spec, context)
+    return learner, distill._lessons(learner, student, spec, context)
+
+
+def test_beginnings_stay_and_what_is_drawn_counts_up_to_its_end(tiny_llama, tmp_path):
+    student = pruned_student(tiny_llama, tmp_path)
+    learner, lessons = lessons_of(student, tmp_path)
+    ids = TEXT.ids[[0, 1, 2]]
+    with learner.made():
+        found, counts = lessons.writer.write(ids, [0, 1, 2], 3)
+    assert torch.equal(found[:, :6], ids[:, :6])
+    assert not torch.equal(found[:, 6:], ids[:, 6:])
+    assert (counts[:, :6] == 0).all()
+    torch.testing.assert_close(counts.sum(1), torch.ones(3))
+    enders = dataclasses.replace(lessons.writer, end=frozenset(found[:, 8].tolist()))
+    with learner.made():
+        again, counts = enders.write(ids, [0, 1, 2], 3)
+    assert torch.equal(again, found)
+    assert (counts[:, 9:] == 0).all()
+    assert learner.model.config._attn_implementation == "sdpa"
+
+
+def test_what_is_drawn_is_told_by_seed_step_and_window_alone(tiny_llama, tmp_path):
+    learner, lessons = lessons_of(pruned_student(tiny_llama, tmp_path), tmp_path)
+    ids = TEXT.ids[[0, 1, 2]]
+    with learner.made():
+        together, _ = lessons.writer.write(ids, [0, 1, 2], 3)
+        alone, _ = lessons.writer.write(ids[1:2], [1], 3)
+        later, _ = lessons.writer.write(ids, [0, 1, 2], 4)
+    assert torch.equal(together[1:2], alone)
+    assert not torch.equal(together, later)
+
+
+def test_a_share_of_the_steps_is_written():
+    def steps(share, seed=0):
+        writer = Writer(None, OnPolicy(share=share), seed, frozenset())
+        return [writer.takes(step) for step in range(1000)]
+
+    assert all(steps(1.0))
+    assert sum(steps(0.3)) == pytest.approx(300, abs=60)
+    assert steps(0.3) == steps(0.3) != steps(0.3, seed=1)
+
+
+def test_the_teacher_scores_what_the_student_has_written(tiny_llama, tmp_path):
+    student = pruned_student(tiny_llama, tmp_path)
+    on_policy = {"share": 1.0, "prompt_tokens": 6}
+    learner, lessons = lessons_of(student, tmp_path, on_policy=on_policy)
+    with learner.made():
+        lesson = lessons.of([0, 1], 0, CPU)
+        found = learner(lesson)
+    said, own = (
+        hidden_states(one, lesson.ids, device="cpu", dtype=torch.float32)
+        for one in (student.teacher, student)
+    )
+    torch.testing.assert_close(lesson.said, said)
+    pair = [
+        States(hidden.flatten(0, 1), Head(*head_of(one)))
+        for hidden, one in ((own, student), (said, student.teacher))
+    ]
+    expected = distillation(*pair, learner.objective, weights=lesson.asked)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert lessons.count([0, 1], 0) == 2.0
+
+
+@pytest.mark.parametrize("train", ["all", "hidden states too"])
+def test_a_run_that_is_cut_ends_in_the_same_bits(tiny_model, tmp_path, monkeypatch, train):
+    loss = {} if train == "all" else {"loss": {"hidden": {"weight": 0.1}}}
+    fields = {**OWN, **loss, "learning_rate": 1e-3}
+    whole = narrow_student(tiny_model, tmp_path / "whole")
+    expected = teach(whole, tmp_path / "whole", **fields)
+    assert expected.distilled.kl_after < expected.distilled.kl_before
+    assert "50 % of steps on its own text" in expected.distilled.asked
+    real = training.Training._step
+
+    def step(self, number):
+        if number == 6:
+            raise Crash
+        return real(self, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Training, "_step", step)
+        begun = narrow_student(tiny_model, tmp_path / "cut")
+        with pytest.raises(Crash):
+            teach(begun, tmp_path / "cut", **fields)
+    torch.manual_seed(7)
+    later = narrow_student(tiny_model, tmp_path / "cut")
+    assert teach(later, tmp_path / "cut", **fields) == expected
+    for name, tensor in (whole.outside() | whole.block(0)).items():
+        assert torch.equal((later.outside() | later.block(0))[name], tensor)
+
+
+def test_tokens_that_weigh_nothing_teach_nothing(tiny_llama, tmp_path):
+    student = pruned_student(tiny_llama, tmp_path / "a")
+    weights = torch.zeros(TEXT.ids.shape)
+    weights[:, 4:9] = 1.0
+    text = dataclasses.replace(TEXT, weights=weights)
+    other = TEXT.ids.clone()
+    other[:, 9:] = 7  # behind all that counts
+    later = dataclasses.replace(TEXT, ids=other, weights=weights)
+    found = []
+    for name, read in (("a", text), ("b", later)):
+        student = pruned_student(tiny_llama, tmp_path / name)
+        told = teach(student, tmp_path / name, context={"text": read}, learning_rate=1e-3)
+        found.append((told.distilled.kl_after, student.block(0)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    for name, tensor in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], tensor, rtol=1e-3, atol=1e-5)
