@@ -30,6 +30,7 @@ class Machine:
     dtype: torch.dtype
     onednn: bool = False  # makes float32 products
     processes: int = 1  # that share the run
+    sharded: bool = False  # and the weights that it trains
 
     @property
     def identity(self) -> dict[str, object]:
@@ -39,6 +40,7 @@ class Machine:
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "processes": self.processes,
+            "sharded": self.sharded,
             "processor": torch.backends.cpu.get_cpu_capability(),
             "onednn": self.onednn,
             "versions": versions(),
@@ -54,6 +56,7 @@ def prepare(
     threads: int | None,
     locked_device: str | None = None,
     processes: int = 1,
+    sharded: bool = False,
 ) -> Machine:
     """Set this process up to compute: threads, seed, and who multiplies float32 matrices.
 
@@ -64,6 +67,7 @@ def prepare(
         threads: of the processor; torch's choice by default.
         locked_device: where a lock was made.
         processes: that share the run.
+        sharded: whether they share the weights that it trains.
 
     Raises:
         RequestError: the lock was made elsewhere.
@@ -76,7 +80,7 @@ def prepare(
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    return Machine(device, compute_dtype(device, dtype), prefer_onednn(), processes)
+    return Machine(device, compute_dtype(device, dtype), prefer_onednn(), processes, sharded)
 
 
 def find_device(asked: str) -> str:

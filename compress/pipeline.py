@@ -163,7 +163,7 @@ def follow(recipe: Recipe, *, device: str, team: Team) -> None:
         RequestError: the teacher cannot be had here.
         RunError: another process has ended, or this one would compute something else.
     """
-    here = set_up(recipe, device, team.share, team.size)
+    here = set_up(recipe, device, team.share, team)
     with contextlib.suppress(Ended):
         run = joined(recipe, team.heard(), here, team)
         while True:
@@ -205,9 +205,9 @@ def _prepare(  # noqa: PLR0913 - the options of a command
     shared: Shared | None = None,
 ) -> Run:  # fmt: skip
     """Look at everything that can be wrong before any long work; take up what is unfinished."""
-    suite, here = suite_of(recipe), set_up(recipe, device, threads, team.size)
+    suite, here = suite_of(recipe), set_up(recipe, device, threads, team)
     with clock.step("teacher"):
-        teacher, origin = models = find_models(recipe, suite, watch, places, team.size)
+        teacher, origin = models = find_models(recipe, suite, watch, places, team)
     bounded = memory.within(job(recipe, here), max_memory_bytes) if max_memory_bytes else _FREE
     judge = find_judge(teacher, suite, here, watch)
     with clock.step("calibrate"):

@@ -137,6 +137,7 @@ class Run:
                 "text_fingerprints": _fingerprints(self.texts),
                 "threads": torch.get_num_threads(),
                 "processes": self.team.size if self.team.size > 1 else None,
+                "sharded": self.team.sharded or None,
                 "device": self.here.device,
                 "versions": machine.versions(),
             },
@@ -174,8 +175,8 @@ class Run:
         )
 
 
-def set_up(recipe: Recipe, device: str, threads: int | None, processes: int = 1) -> Machine:
-    """Set this process up to compute what a recipe asks for, maybe beside others.
+def set_up(recipe: Recipe, device: str, threads: int | None, team: Team = ALONE) -> Machine:
+    """Set this process up to compute what a recipe asks for, maybe beside others of a team.
 
     Raises:
         RequestError: a lock was made on another device.
@@ -187,7 +188,8 @@ def set_up(recipe: Recipe, device: str, threads: int | None, processes: int = 1)
         seed=recipe.seed,
         threads=threads or locked.threads,
         locked_device=locked.device,
-        processes=processes,
+        processes=team.size,
+        sharded=team.sharded,
     )
     for difference in resolve.version_differences(recipe, machine.versions()):
         log.warning("the lock was made with other versions: %s", difference)
@@ -195,7 +197,7 @@ def set_up(recipe: Recipe, device: str, threads: int | None, processes: int = 1)
 
 
 def find_models(
-    recipe: Recipe, suite: Suite | None, watch: Watch, places: Places | None, processes: int = 1
+    recipe: Recipe, suite: Suite | None, watch: Watch, places: Places | None, team: Team = ALONE
 ) -> tuple[Teacher, Teacher]:
     """Bring the teacher and what the student begins as, and hold the recipe against them.
 
@@ -210,7 +212,7 @@ def find_models(
     origin = other or teacher
     plan.check(
         recipe, origin.anatomy, places, config=origin.config, suite=suite,
-        teacher=teacher if other else None, processes=processes,
+        teacher=teacher if other else None, processes=team.size, sharded=team.sharded,
     )  # fmt: skip
     plan.check_budget(recipe, headers.of_folder(origin.folder, origin.name), places)
     if other:

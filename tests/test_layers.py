@@ -22,7 +22,7 @@ RANKS = [
     {"prefixes"},
     {"run"},
     {"staged"},
-    {"pipeline", "export"},
+    {"pipeline", "export", "logits"},
     {"compare", "api"},
     {"sweep", "auto"},
     {"cli"},

@@ -64,6 +64,12 @@ def apply(
     device: Device = "auto",
     threads: Threads = None,
     nproc: Processes = None,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard", help="Processes share the weights that distill trains, too (FSDP2)."
+        ),
+    ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what an unfinished run has left at --out.")
     ] = False,
@@ -99,6 +105,9 @@ def apply(
     budget = parse_bytes(max_memory) if max_memory else None
     member, locked = launch.member(), located.recipe.resolved
     count = launch.wanted(member, nproc, locked.processes, bounded=budget is not None)
+    shard = shard or bool(locked.sharded)
+    if shard and count == 1:
+        raise RequestError("--shard: one process shares its weights with none. Say --nproc, too.")
     if member.rank == 0:
         refuse_finished(folder)
     threads = threads or locked.threads
@@ -109,7 +118,7 @@ def apply(
     from compress.stages import team
 
     where = found(_locked_device(located.recipe, device))
-    among = team.found(where, threads) if member.size > 1 else team.ALONE
+    among = team.found(where, threads, sharded=shard) if member.size > 1 else team.ALONE
     if among.rank:
         _follow(located.recipe, where, among)
         return

@@ -1,4 +1,4 @@
-"""The command that writes an artifact in another format: `export`."""
+"""The commands that write what others read: `export`, `logits`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from compress.cli import console
-from compress.cli.apply import Json, Quiet
+from compress.cli.apply import Device, Json, Quiet, Threads, found
 
 if TYPE_CHECKING:
     from compress.export import Export
@@ -41,6 +41,49 @@ def export(
         console.emit_json({**facts(made), "exact": made.difference.exact})
     elif not quiet:
         console.show(console.fact_table(facts(made)))
+
+
+def logits(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="The name of a shipped recipe, or a path to a .yaml file."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make.")],
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=1, help="Tokens kept of each distribution.")
+    ] = 64,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one field. Repeatable."),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write what the teacher of a recipe expects behind every token of its text.
+
+    The likeliest tokens with their log-probabilities, and the exact mass of all others.
+    """
+    from compress import logits as room
+    from compress.recipe.load import locate
+
+    located = locate(recipe, sets or ())
+    with console.watching(quiet=quiet) as watch:
+        made = room.export(
+            located.recipe, out=out, top_k=top_k, device=found(device), threads=threads, watch=watch
+        )
+    told = {"folder": str(out), **dataclasses.asdict(made)}
+    if json:
+        console.emit_json(told)
+    elif not quiet:
+        told |= {
+            "files": len(made.files), "bytes_per_token": f"{made.bytes_per_token:.1f}",
+            "tail_mean": f"{made.tail_mean:.2%}",
+        }  # fmt: skip
+        console.show(console.fact_table(told))
 
 
 def facts(made: Export) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def check(
     suite: Suite | None = None,
     teacher: Model | None = None,
     processes: int = 1,
+    sharded: bool = False,
 ) -> None:
     """Check that a recipe can be carried out on a model, and its artifact hold the outcome.
 
@@ -49,6 +50,7 @@ def check(
         suite: by which the student will be judged.
         teacher: the teacher, where the student begins as another model.
         processes: that will share the run.
+        sharded: whether they will share the weights that it trains.
 
     Raises:
         RecipeError: every mistake found.
@@ -66,7 +68,7 @@ def check(
         *pruning.mistakes(recipe, left),
         *caching.mistakes(recipe, anatomy, config or {}),
         *beginning.mistakes(recipe, anatomy, teacher),
-        *sharing.mistakes(recipe, processes),
+        *sharing.mistakes(recipe, processes, sharded=sharded),
         *(one for read in reading for one in teaching.mistakes(recipe, read)),
         *teaching.unmatched(recipe, left, teacher.anatomy if teacher else anatomy),
         *(one for read in reading for one in _too_long(recipe, read, suite)),

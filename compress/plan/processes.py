@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from compress.plan.naming import Found
+from compress.recipe.distill import ROUNDED
 from compress.recipe.methods import INT8
 from compress.recipe.schema import Recipe, Stage
+from compress.recipe.source import Loc
 
 
 def shares(stage: Stage) -> bool:
@@ -20,10 +22,12 @@ def shares(stage: Stage) -> bool:
     return stage.distill is not None or (stage.prune is not None and stage.prune.by_inputs)
 
 
-def mistakes(recipe: Recipe, processes: int) -> Found:
-    """Work that so many processes cannot share."""
+def mistakes(recipe: Recipe, processes: int, *, sharded: bool = False) -> Found:
+    """Work that so many processes cannot share, or not the weights of."""
     if processes == 1:
         return
+    if sharded:
+        yield from _unsharded(recipe)
     samples = recipe.calibration.samples
     walks = any(shares(stage) and not stage.distill for stage in recipe.stages)
     if walks and samples < processes:
@@ -48,6 +52,24 @@ def mistakes(recipe: Recipe, processes: int) -> Found:
                 ("stages", index, "restructure", "decode_latency"),
                 f"is measured, and each of {processes} processes would find another. Ask for keep, "
                 "size or parameters, or run in 1 process.",
+            )
+
+
+def _unsharded(recipe: Recipe) -> Found:
+    """Training whose weights cannot be held in shards."""
+    for index, spec in recipe.distillations:
+        loc: Loc = ("stages", index, "distill")
+        if spec.train in ROUNDED:
+            yield (
+                (*loc, "train"),
+                f"{spec.train} makes weights of their grids once a step, and shards put them "
+                "together block by block. Leave out --shard, or choose train: all.",
+            )
+        if spec.on_policy:
+            yield (
+                (*loc, "on_policy"),
+                "the student writes token by token, and shards would be put together for each. "
+                "Leave out --shard, or on_policy.",
             )
 
 

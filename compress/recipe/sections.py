@@ -310,6 +310,9 @@ class Resolved(BaseModel):
         le=1024,
         description="Processes that shared the work, where there were several; the same.",
     )
+    sharded: Literal[True] | None = Field(
+        default=None, description="Whether they shared the weights that were trained, too."
+    )
     device: Literal["cpu", "cuda"] | None = Field(
         default=None, description="Where it computed, `cpu` or `cuda`."
     )

@@ -83,7 +83,10 @@ def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
     course = training.run()
     changed = 0
     if course.kept_step:
-        changed = context.team.first(partial(_commit, student, learner, merge=bool(spec.lora)))
+        learned = partial(_learned, learner, merge=bool(spec.lora))
+        if context.team.sharded:  # all put it together, the first writes it
+            learned = partial(dict, learned())
+        changed = context.team.first(lambda: _commit(student, learned()))
         _take_up(student)
     after = _held_out(student, exam, context) if course.kept_step else before
     told = _told(spec, text, course, training.steps, learned_weights)
@@ -168,14 +171,18 @@ def _rounded(student: Student, unit: int) -> dict[str, Rounded]:
     return {name: matrix for name, matrix in found.items() if matrix is not None}
 
 
-def _commit(student: Student, learner: Learner, *, merge: bool) -> int:
+def _learned(learner: Learner, *, merge: bool) -> dict[str, Tensor | Rounded]:
+    """What was learned, by name."""
+    return dict(lora.merged(learner.model, learner.anatomy) if merge else learner.learned())
+
+
+def _commit(student: Student, found: Mapping[str, Tensor | Rounded]) -> int:
     """Make what was learned final, unit by unit; a unit that a cut run committed is taken up.
 
     Returns:
         How many codes changed.
     """
-    learned = lora.merged(learner.model, learner.anatomy) if merge else learner.learned()
-    found, changed = dict(learned), 0
+    changed = 0
     for unit in _units(student):
         kept, before = student.kept, _rounded(student, unit)
         stored = student.outside() if unit == HEAD else student.block(unit)

@@ -19,8 +19,10 @@ from compress import storage
 from compress.results import HeldOut
 from compress.stages.context import Context
 from compress.surgery.learning import Learner
+from compress.surgery.sharding import laid_out, whole
 
 _RANDOM = "random_state"
+Tensors = tuple[dict[str, Tensor], dict[str, Tensor]]  # of a state: weights, and moments
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class State:
     schedule: LRScheduler
     best: str | None  # the file of the best weights so far
 
+    def tensors(self) -> Tensors:
+        """Weights and moments, whole, on the CPU; of shards all processes ask at the same time."""
+        weights = {name: whole(p) for name, p in self.learner.learning().items()}
+        return weights, _moments(self.optimizer)
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -40,11 +47,19 @@ class Kept:
     context: Context
     unit: str  # what the journal calls the training
 
-    def save(self, state: State, checks: Sequence[HeldOut], *, best: bool) -> str | None:
+    def save(
+        self,
+        state: State,
+        tensors: Tensors,
+        checks: Sequence[HeldOut],
+        *,
+        best: bool,
+    ) -> str | None:
         """Weights and moments in new files; then the journal names them; then old ones go.
 
         Args:
             state: as it is now.
+            tensors: of it.
             checks: every look so far, the last one at this state.
             best: whether that look is the best.
 
@@ -57,10 +72,8 @@ class Kept:
         step = checks[-1].step
         weights = self.context.scratch / _file(self.unit, f"weights-{step}")
         moments = self.context.scratch / _file(self.unit, f"moments-{step}")
-        held = {name: p.detach().cpu() for name, p in state.learner.learning().items()}
-        storage.write_file(weights, held)
-        moved = {**_moments(state.optimizer), _RANDOM: torch.get_rng_state()}
-        storage.write_file(moments, moved)
+        storage.write_file(weights, tensors[0])
+        storage.write_file(moments, {**tensors[1], _RANDOM: torch.get_rng_state()})
         found = weights.name if best else state.best
         named = dict.fromkeys([weights.name, moments.name, *([found] if found else [])])
         record = {
@@ -90,7 +103,10 @@ class Kept:
         groups = state.optimizer.state_dict()["param_groups"]
         for group, rate in zip(groups, record["rates"], strict=True):
             group["lr"] = rate
-        state.optimizer.load_state_dict({"state": _by_number(moments), "param_groups": groups})
+        like = [p for group in state.optimizer.param_groups for p in group["params"]]
+        state.optimizer.load_state_dict(
+            {"state": _by_number(moments, like), "param_groups": groups}
+        )
         state.schedule.load_state_dict(dict(record["schedule"]))
         return [HeldOut(**check) for check in record["checks"]], record["best"]
 
@@ -102,14 +118,15 @@ class Kept:
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
-    return {f"{i}.{key}": t.cpu() for i, held in state.items() for key, t in held.items()}
+    return {f"{i}.{key}": whole(t) for i, held in state.items() for key, t in held.items()}
 
 
-def _by_number(moments: dict[str, Tensor]) -> dict[int, dict[str, Any]]:
+def _by_number(moments: dict[str, Tensor], like: Sequence[Tensor]) -> dict[int, dict[str, Any]]:
+    """Moments by the number of their weight, each as that lies."""
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in moments.items():
         index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor.clone()
+        state.setdefault(int(index), {})[key] = laid_out(tensor.clone(), like[int(index)])
     return state
 
 

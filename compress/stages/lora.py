@@ -13,6 +13,7 @@ from torch import Tensor
 
 from compress.anatomy import Anatomy
 from compress.recipe.distill import Lora
+from compress.surgery.sharding import whole
 
 _NAME = "default"  # what peft calls the first of several
 
@@ -44,4 +45,4 @@ def merged(model: Any, anatomy: Anatomy) -> Iterator[tuple[str, Tensor]]:
     for linear in anatomy.linears:
         module = model.get_submodule(linear.name)
         weight = module.base_layer.weight + module.get_delta_weight(_NAME)
-        yield f"{linear.name}.weight", weight.cpu()
+        yield f"{linear.name}.weight", whole(weight)

@@ -37,7 +37,10 @@ class Ended(Exception):  # noqa: N818 - said as one
 class Team:
     """The processes of a run, of which this is one; by default the only one."""
 
-    def __init__(self, rank: int = 0, size: int = 1, threads: int = 1, device: str = "cpu") -> None:
+    def __init__(
+        self, rank: int = 0, size: int = 1, threads: int = 1, device: str = "cpu", *,
+        sharded: bool = False,
+    ) -> None:  # fmt: skip
         """See `found`, which makes a team of those that were launched.
 
         Args:
@@ -45,7 +48,9 @@ class Team:
             size: how many there are.
             threads: of the whole run, shared out evenly; the first has all when it is alone.
             device: on which this process computes.
+            sharded: what trains is held in shards, one a process, not by each whole.
         """
+        self.sharded = sharded and size > 1
         self.rank, self.size, self.threads, self.device = rank, size, threads, device
         self._waiting: Any = None  # the group in which others wait for the first
         self.others_bytes = 0  # of memory that the other processes have held, at most
@@ -60,11 +65,15 @@ class Team:
         """Threads of each process while all of them compute."""
         return max(1, self.threads // self.size)
 
-    def own(self, count: int) -> range:
-        """Which of so many windows are this process's: consecutive ones, as many as others have."""
+    def own(self, count: int, rank: int | None = None) -> range:
+        """Which of so many windows are a process's: consecutive ones, as many as others have.
+
+        This process's by default; the first has the most.
+        """
+        rank = self.rank if rank is None else rank
         each, more = divmod(count, self.size)
-        first = self.rank * each + min(self.rank, more)
-        return range(first, first + each + (self.rank < more))
+        first = rank * each + min(rank, more)
+        return range(first, first + each + (rank < more))
 
     def windows(self, ids: Tensor) -> Tensor:
         """Of windows [B, …] this process's own."""
@@ -228,12 +237,13 @@ class Shared:
         self.news[unit] = record
 
 
-def found(device: str, threads: int | None) -> Team:
+def found(device: str, threads: int | None, *, sharded: bool = False) -> Team:
     """The team of the processes that a launcher (accelerate, torchrun, mpirun) has started.
 
     Args:
         device: cpu or cuda; of several GPUs, each process takes its own.
         threads: of the whole run; by default what all processes were given, added up.
+        sharded: whether what trains is held in shards.
 
     Raises:
         RequestError: there are fewer threads than processes.
@@ -252,7 +262,7 @@ def found(device: str, threads: int | None) -> Team:
             f"Ask for {size} or more, or for fewer processes.",
             section="processes",
         )
-    team = Team(rank, size, threads or given, device)
+    team = Team(rank, size, threads or given, device, sharded=sharded)
     team._waiting = distributed.new_group(backend="gloo", timeout=_ALONE)
     if threads is None:
         total = team.add_up(torch.tensor(float(given), device=device))

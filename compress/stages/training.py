@@ -3,13 +3,14 @@
 Of several processes each holds the whole learner and reads its share of the windows of every step.
 Their gradients are added up, the same bits in all, so their learners stay the same; the first alone
 decides, and saves. Gradients are added up in place, weight by weight: buckets would hold all of
-them twice, and be cut otherwise after a run goes on, so that sums would end in other bits.
+them twice, and be cut otherwise after a run goes on, so that sums would end in other bits. Or, when
+asked to (`Team.sharded`), each holds a shard of all weights, gradients and moments: FSDP2.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -22,9 +23,10 @@ from compress.recipe.distill import Distill
 from compress.results import HeldOut
 from compress.stages import moving
 from compress.stages.context import Context
-from compress.stages.keeping import Kept, State
+from compress.stages.keeping import Kept, State, Tensors
 from compress.stages.lessons import Lessons, Order, Said
 from compress.surgery.learning import Learner, Lesson
+from compress.surgery.sharding import plain
 
 _GROWN = (2.0, 0.5)  # a held-out KL of more than so many times the first, and so much, diverges
 
@@ -73,6 +75,8 @@ class Training:
         if recompute:
             learner.recompute_blocks()
         self.accelerator = moving.accelerator(context)
+        if self.team.sharded:
+            learner.shard(self.team.size, context.device)
         self.learner = learner.to(self.device)
         optimizer = moving.adamw(learner, spec)
         schedule = moving.schedule(optimizer, spec, self.steps)
@@ -116,31 +120,44 @@ class Training:
         mine, total = [windows[place] for place in self.team.own(len(windows))], 0.0
         whole = self.lessons.count(windows, step)
         with self.learner.made():
-            for first in range(0, len(mine), self.at_once):
-                piece = mine[first : first + self.at_once]
+            for piece, counts in self._pieces(mine, len(windows)):
                 share = self.lessons.count(piece, step) / whole  # a mean of means over all tokens
-                total += self._backward(self.lessons.of(piece, step, self.device), share)
+                lesson = self.lessons.of(piece, step, self.device)
+                total += self._backward(lesson, share if counts else 0.0)
         total = self._added_up(total)
         for weight in self.pruned:
             if weight.grad is not None:
                 weight.grad *= weight != 0
         norm = self.accelerator.clip_grad_norm_(self.learner.parameters(), self.spec.clip_norm)
-        self.team.first(partial(self._check_step, step + 1, total, float(norm)))
+        self.team.first(partial(self._check_step, step + 1, total, plain(norm)))
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
         return total
 
+    def _pieces(self, mine: Sequence[int], of: int) -> Iterator[tuple[list[int], bool]]:
+        """This process's windows of so many, as many as go through at once; and whether they count.
+
+        Where shards are put together in every pass all processes take equally many: one that has
+        no windows left reads some again, which count for nothing.
+        """
+        pieces = [list(mine[i : i + self.at_once]) for i in range(0, len(mine), self.at_once)]
+        yield from ((piece, True) for piece in pieces)
+        if self.team.sharded:
+            most = -(-len(self.team.own(of, rank=0)) // self.at_once)
+            yield from (((pieces or [[0]])[-1], False) for _ in range(most - len(pieces)))
+
     def _backward(self, lesson: Lesson, share: float) -> float:
         loss = self.learner(lesson) * share
-        self.accelerator.backward(loss)
+        # shards divide the sum of all gradients by the number of processes
+        self.accelerator.backward(loss * self.team.size if self.team.sharded else loss)
         return float(loss.detach())
 
     def _added_up(self, loss: float) -> float:
         """The loss of all processes; their gradients become the sum of what each has found."""
         if self.team.size == 1:
             return loss
-        for parameter in self.learner.learning().values():
+        for parameter in () if self.team.sharded else self.learner.learning().values():
             if parameter.grad is not None:
                 self.team.add_up(parameter.grad)
         return float(self.team.add_up(torch.tensor(loss, device=self.device)))
@@ -154,32 +171,28 @@ class Training:
         """KL of the held-out windows, mean per token, nats."""
         mine, total, seen = self.team.own(len(self.exam.ids)), 0.0, 0.0
         with torch.no_grad(), self.learner.made():
-            for first in mine[:: self.at_once]:
-                windows = list(range(first, min(first + self.at_once, mine.stop)))
-                lesson = self.exam.of(windows).to(self.device)
-                count = self.exam.count(windows)
-                total, seen = total + float(self.learner.divergence(lesson)) * count, seen + count
-        found = self.team.mean(total / seen if mine else 0.0, seen)
-        return self.team.told(found)
+            for piece, counts in self._pieces(mine, len(self.exam.ids)):
+                found = float(self.learner.divergence(self.exam.of(piece).to(self.device)))
+                count = self.exam.count(piece) if counts else 0.0
+                total, seen = total + found * count, seen + count
+        return self.team.told(self.team.mean(total / seen if mine else 0.0, seen))
 
     def _check(self, step: int, losses: Sequence[float]) -> None:
         """Look at the held-out windows, and make the state final."""
         look = HeldOut(step, self._held_out(), sum(losses) / len(losses), self._rate())
-        self.best = self.team.first(partial(self._settled, look))
+        state = self._state()
+        self.best = self.team.first(partial(self._settled, look, state, state.tensors()))
         self.checks.append(look)
         self._tell(step, losses[-1])
 
-    def _settled(self, look: HeldOut) -> str | None:
+    def _settled(self, look: HeldOut, state: State, tensors: Tensors) -> str | None:
         """Refuse to go on where the KL diverges; save the state; the file of the best weights."""
         first = self.checks[0].kl
         if not math.isfinite(look.kl) or look.kl > _GROWN[0] * first + _GROWN[1]:
             grown = f"the held-out KL went from {first:.4g} to {look.kl:.4g} nats"
             raise self._failed(look.step, grown)
-        return self._saved(look)
-
-    def _saved(self, look: HeldOut) -> str | None:
-        """Make the state final with this look; the file of the best weights."""
-        return self.kept.save(self._state(), (*self.checks, look), best=look.kl < self._best().kl)
+        best = look.kl < self._best().kl
+        return self.kept.save(state, tensors, (*self.checks, look), best=best)
 
     def _resumed(self) -> bool:
         """Take up the state that the journal names; False where there is none."""

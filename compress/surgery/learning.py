@@ -18,6 +18,7 @@ from compress.surgery import grids
 from compress.surgery.grids import Grid
 from compress.surgery.load import materialize
 from compress.surgery.matching import Matched, Matching
+from compress.surgery.sharding import laid_out, shard, whole
 from compress.surgery.walk import Weights, head_of
 
 _HEAD = "lm_head"  # what transformers calls every head
@@ -134,6 +135,14 @@ class Learner(nn.Module):
             module = self.model.get_submodule(block.prefix)
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
+    def shard(self, processes: int, device: str) -> None:
+        """Hold a share of all weights, beside so many processes that do the same; see `sharding`.
+
+        Before anything is on its device: weights go there a block at a time.
+        """
+        blocks = [self.model.get_submodule(block.prefix) for block in self.anatomy.blocks]
+        shard(self, blocks, processes, device)
+
     def learning(self) -> dict[str, nn.Parameter]:
         """What learns, by its name here: of the student, and what carries its states over."""
         found = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -162,7 +171,7 @@ class Learner(nn.Module):
         """Take over values of all that learns, by its names here."""
         with torch.no_grad():
             for name, parameter in self.learning().items():
-                parameter.copy_(tensors[name])
+                parameter.copy_(laid_out(tensors[name], parameter))
 
     def learned(self) -> Iterator[tuple[str, Tensor | Rounded]]:
         """What was learned, on the CPU.
@@ -174,7 +183,7 @@ class Learner(nn.Module):
         for name, parameter in self.learning().items():
             module, _, part = name.rpartition(".")
             if grids.PART not in name and not name.startswith(_MATCHING):
-                yield f"{head if module == _HEAD else module}.{part}", parameter.detach().cpu()
+                yield f"{head if module == _HEAD else module}.{part}", whole(parameter)
         for name, _, grid in grids.of(self.model):
             yield head if name == _HEAD else name, grid.rounded()
 

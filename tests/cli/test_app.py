@@ -13,7 +13,7 @@ FLAGS = {
     "": {"--debug", "--version", "--install-completion", "--show-completion"},
     "apply": {
         "RECIPE", "--out", "--set", "--device", "--threads", "--nproc", "--fresh", "--max-memory",
-        "--sign", "--json", "--quiet",
+        "--sign", "--json", "--quiet", "--shard",
     },
     "plan": {"RECIPE", "--set", "--max-memory", "--threads", "--nproc", "--json"},
     "evaluate": {"ARTIFACT|TEACHER", "--suite", "--device", "--threads", "--json", "--quiet"},
@@ -36,6 +36,9 @@ FLAGS = {
         "--quiet",
     },
     "export": {"ARTIFACT", "--format", "--out", "--output", "--json", "--quiet"},
+    "logits": {
+        "RECIPE", "--out", "--top-k", "--set", "--device", "--threads", "--json", "--quiet",
+    },
     "diff": {"A", "B", "--rehash", "--json"},
     "compare": {
         "ARTIFACT…", "--html", "--csv", "--markdown", "--json", "--evaluate", "--device",
