@@ -14,7 +14,7 @@ from compress.recipe.distill import Distill
 from compress.recipe.prune import Prune
 from compress.recipe.schema import Quantize
 from compress.results import Limits
-from compress.stages import blockwise, distill, prune, quantize, team
+from compress.stages import blockwise, distill, prune, quantize, team, training
 from compress.stages.context import Context
 from compress.stages.drift import Sinks
 from compress.student import Student
@@ -35,6 +35,18 @@ CASES = {  # stages that share their work; windows are odd in number, so that sh
     "distill": [
         (prune, Prune(method="wanda", sparsity=0.5)),
         (distill, Distill(weight_decay=0.1, **LEARNING)),
+    ],
+    "shards": [
+        (prune, Prune(method="wanda", sparsity=0.5)),
+        (distill, Distill(weight_decay=0.1, **LEARNING)),
+    ],
+    "shards, hidden states": [
+        (prune, Prune(method="wanda", sparsity=0.5)),
+        (distill, Distill(loss={"hidden": {"weight": 0.5}}, **LEARNING)),
+    ],
+    "shards, lora": [
+        (prune, Prune(method="wanda", sparsity=0.5)),
+        (distill, Distill(train="lora", **LEARNING)),
     ],
     "codes": [
         (quantize, Quantize(bits=3, group_size=32)),
@@ -65,6 +77,7 @@ def staged(among, folder, scratch, case):
     """What the stages of a case tell, and the student behind them."""
     student, context = begin(among, folder, scratch)
     results = []
+    among.sharded = among.size > 1 and case.startswith("shards")
     with among.together():
         for number, (stage, spec) in enumerate(CASES[case]):
             student.enter(number)
@@ -90,6 +103,25 @@ def shown(among, folder, scratch, walk):
     return {"seen": seen, "states": states}
 
 
+def cut_short(among, folder, scratch, case, at):
+    """A case that every process ends before a step, and begins again."""
+    real = training.Training._step
+
+    def step(self, number):
+        if number == at:
+            raise KeyboardInterrupt
+        return real(self, number)
+
+    training.Training._step = step
+    try:
+        staged(among, folder, scratch, case)
+    except KeyboardInterrupt:
+        among._in_step = False
+    finally:
+        training.Training._step = real
+    return staged(among, folder, scratch, case)
+
+
 def tensors(student):
     """All of a student, dense."""
     blocks = [student.block(block.index) for block in student.anatomy.blocks]
@@ -99,7 +131,9 @@ def tensors(student):
 def everything(among, folder, scratch):
     """Of all walks and cases."""
     walks = {walk: shown(among, folder, scratch / walk, walk) for walk in WALKS}
-    return walks, {case: staged(among, folder, scratch / case, case) for case in CASES}
+    found = {case: staged(among, folder, scratch / case, case) for case in CASES}
+    found["shards, cut"] = cut_short(among, folder, scratch / "cut", "shards", 3)
+    return walks, found
 
 
 def in_processes(size, folder, scratch):

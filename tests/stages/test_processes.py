@@ -4,10 +4,13 @@ import pytest
 import torch
 from together import CASES, WALKS, everything, in_processes
 
+from compress.plan import processes
+from compress.recipe.schema import Recipe
 from compress.stages.team import ALONE
 
 pytestmark = pytest.mark.slow
-LEARNED = ("distill", "codes")
+SHARDS = ("shards", "shards, hidden states", "shards, lora")
+LEARNED = ("distill", "codes", *SHARDS)
 SOLVED = [case for case in CASES if case not in LEARNED]
 
 
@@ -58,8 +61,9 @@ def test_what_two_processes_learn_is_worth_what_one_learns(one, two, case):
     assert theirs.kl_after == pytest.approx(ours.kl_after, rel=0.1 if case == "codes" else 1e-4)
 
 
-def test_training_in_two_processes_goes_step_for_step_as_in_one(one, two):
-    ours, theirs = (found[1]["distill"] for found in (one, two[0]))
+@pytest.mark.parametrize("case", ["distill", *SHARDS])
+def test_training_in_two_processes_goes_step_for_step_as_in_one(one, two, case):
+    ours, theirs = (found[1][case] for found in (one, two[0]))
     wanted, found = (case["results"][-1].distilled for case in (ours, theirs))
     assert found.kl_after == pytest.approx(wanted.kl_after, rel=1e-5)
     assert found.kept_step == wanted.kept_step
@@ -70,3 +74,21 @@ def test_training_in_two_processes_goes_step_for_step_as_in_one(one, two):
     for name, tensor in ours["tensors"].items():
         assert torch.equal(tensor == 0, theirs["tensors"][name] == 0)
         torch.testing.assert_close(theirs["tensors"][name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_shards_that_were_cut_short_go_on_to_the_same_bits(two):
+    whole, cut = (two[0][1][case] for case in ("shards", "shards, cut"))
+    assert cut["results"][-1].distilled == whole["results"][-1].distilled
+    for name, tensor in whole["tensors"].items():
+        assert torch.equal(cut["tensors"][name], tensor)
+
+
+def test_training_that_cannot_be_held_in_shards_is_refused():
+    codes = {"distill": {"train": "codes", "text": {"set": "smoke"}}}
+    writing = {"distill": {"on_policy": {"share": 0.5}, "text": {"set": "smoke"}}}
+    stages = [{"restructure": {"ffn": 0.5}}, writing, {"quantize": {"method": "rtn"}}, codes]
+    made = Recipe.model_validate({"version": 1, "teacher": {"model": "a/b"}, "stages": stages})
+    found = [text for _, text in processes.mistakes(made, 2, sharded=True)]
+    assert any(text.startswith("codes makes weights of their grids once a step") for text in found)
+    assert any("the student writes token by token" in text for text in found)
+    assert not list(processes.mistakes(made, 2))
