@@ -677,3 +677,22 @@ def test_rows_of_keys_and_values_become_a_table(bench):
     )
     assert "| float | 23,040 | 20.000 |  |  |  | 1 of 2 |  |" in page
     assert "| int8 head | 11,520 | 20.020 | +0.100 % | 0.00123 | 0.9800 | 2 of 2 | 1 |" in page
+
+
+def test_seconds_to_the_same_kl_lie_between_looks(bench):
+    distill = bench("distill")
+    ours, theirs = [(0, 0.0, 2.0), (5, 10.0, 1.0), (10, 20.0, 0.5)], [(0, 0, 2.0), (5, 40, 0.8)]
+    assert distill.reached(ours, 1.5) == 5.0
+    assert distill.reached(ours, 0.8) == 14.0
+    sides = {
+        name: {
+            "output": {"curve": curve, "seconds": curve[-1][1]},
+            "peak_memory_bytes": 10**9, "anonymous_bytes": 10**8,
+        }
+        for name, curve in (("compress", ours), ("TRL, amp", theirs))
+    }  # fmt: skip
+    told = "\n".join(distill.table(sides))
+    assert "to a held-out KL of 0.8000 nats, from 2.0000" in told
+    assert "compress over TRL, amp: seconds 0.35, peak memory 1.00" in told
+    with pytest.raises(ValueError, match="never reached"):
+        distill.reached(theirs, 0.5)

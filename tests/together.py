@@ -64,6 +64,7 @@ def begin(among, folder, scratch):
     scratch.mkdir(exist_ok=True)
     among._heard.clear()  # of another journal
     journal = None if among.rank else Journal(scratch / "journal.jsonl", {})
+    among.hear_of(among.first(lambda: {unit: journal.get(unit) for unit in journal.finished}))
     ledger = among.ledger(journal)
     student = Student(open_folder(folder), scratch, ledger)
     said = partial(hidden_states, student.teacher, device="cpu", dtype=torch.float32)

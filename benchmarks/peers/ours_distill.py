@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate  # noqa: F401 - and transformers: before the clock begins, as at the peer's
 import torch
+import transformers  # noqa: F401
 from distilling import CLIP, FINAL_RATE, WARMUP, Data, Looks, options, read
 from safetensors.torch import save_file
 
@@ -54,7 +56,7 @@ def prepare(given: argparse.Namespace) -> None:
     ids = sets.load(asked, tokenizer(given.teacher)).ids
     order = Order(given.samples, given.a_step, 0)
     rows = [window for step in range(given.steps) for window in order.of(step)]
-    held = {"rows": ids[rows], "held": ids[given.samples :], "text": ids}
+    held = {"rows": ids[rows], "held": ids[given.samples :].clone(), "text": ids}
     save_file({**held, "a_step": torch.tensor(given.a_step)}, given.data)
 
 

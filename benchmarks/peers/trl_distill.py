@@ -16,25 +16,11 @@ from typing import Any
 
 import torch
 import trl
+from datasets import Dataset
 from distilling import BETAS, CLIP, FINAL_RATE, WARMUP, Data, Looks, options, read
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.experimental.gkd import GKDConfig, GKDTrainer
-
-
-class Rows(Dataset):  # type: ignore[type-arg]
-    """Windows in the order in which steps read them."""
-
-    column_names = ("input_ids",)
-
-    def __init__(self, rows: torch.Tensor) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.rows[place]}
 
 
 class InOrder(GKDTrainer):  # type: ignore[misc]
@@ -81,9 +67,9 @@ class Looking(TrainerCallback):  # type: ignore[misc]
         return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     """A batch: every token counts."""
-    ids = torch.stack([row["input_ids"] for row in rows])
+    ids = torch.tensor([row["input_ids"] for row in rows])
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
 
 
@@ -116,9 +102,10 @@ def main() -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     asked = config(data, given.rate, given.look_every, given.scratch, given.dtype, given.rows)
+    rows = Dataset.from_dict({"input_ids": data.rows.tolist()})
     trainer = InOrder(
         model=student, teacher_model=teacher, args=asked, data_collator=collate,
-        train_dataset=Rows(data.rows), processing_class=tokenizer,
+        train_dataset=rows, processing_class=tokenizer,
         callbacks=[Looking(looks, data.held, teacher, given.look_every)],
     )  # fmt: skip
     trainer.train()

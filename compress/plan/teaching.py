@@ -175,7 +175,7 @@ def work(job: Job, index: int) -> float:
         Limits().resident_bytes,
     )  # fmt: skip
     forwards = _BACK + (1 if recompute else 0)
-    a_step = forwards * anatomy.weights + (_BACK + 1) * anatomy.head.weights
+    a_step = float(forwards * anatomy.weights + (_BACK + 1) * anatomy.head.weights)
     teacher = job.headers.taught_by.anatomy
     beside = teacher.blocks[: _read_beside(spec, anatomy, teacher)]
     share = 1.0 if spec.loss.hidden else 0.0
