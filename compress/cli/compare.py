@@ -50,7 +50,7 @@ def compare(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Put artifacts side by side: size, quality, speed, answers.
+    """Put artifacts side by side: size, quality, speed.
 
     Numbers of different protocols are shown and not ranked.
     """

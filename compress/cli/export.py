@@ -63,7 +63,7 @@ def logits(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write what the teacher of a recipe expects behind every token of its text.
+    """Write what a recipe's teacher expects behind every token.
 
     The likeliest tokens with their log-probabilities, and the exact mass of all others.
     """

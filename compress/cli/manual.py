@@ -127,6 +127,11 @@ MANUAL: dict[str, Entry] = {
         "docs/formats.md#compress-export",
         _RUN,
     ),
+    "logits": Entry(
+        ("compress logits half-depth-distill --out logits --top-k 64",),
+        "docs/formats.md#compress-logits",
+        _RUN,
+    ),
     "verify": Entry(
         (
             "compress verify small",

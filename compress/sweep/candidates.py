@@ -74,7 +74,8 @@ def bring(recipe: Recipe, watch: Watch = None) -> Models:
     Raises:
         ModelError: one cannot be had.
     """
-    teacher, origin = sources.of_recipe(recipe, watch=watch), sources.origin_of(recipe, watch=watch)
+    teacher = sources.of_recipe(recipe, watch=watch)
+    origin = sources.origin_of(recipe, teacher, watch=watch)
     fingerprints = (teacher.fingerprint, *([origin.fingerprint] if origin else []))
     return Models(headers.of_recipe(recipe), fingerprints)
 

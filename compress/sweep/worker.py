@@ -75,10 +75,10 @@ def finished(order: Order, candidate: Candidate) -> Trial | None:
     folder = order.out / TRIALS / candidate.name
     for state, there in zip(FINISHED, (folder, output.beside(folder, "rejected")), strict=True):
         if there.is_dir() and (found := _read(candidate.trial, there)):
-            before = noted(order, candidate.name) or candidate.trial
-            reason = before.reason if state == before.state else ""
-            found = replace(found, state=state, reason=reason, restarts=before.restarts)
-            return judged(found, order.located.sweep.budget)
+            said = noted(order, candidate.name) or candidate.trial
+            reason = said.reason if state == said.state else ""
+            made = replace(found, state=state, reason=reason, restarts=said.restarts)
+            return judged(made, order.located.sweep.budget)
     before = noted(order, candidate.name)
     if before and before.state == "stopped" and _is_hopeless(before, order.hopes):
         return before

@@ -40,7 +40,7 @@ def test_recipes_by_name(press_tab, words):
 
 
 def test_suites_sets_and_formats(press_tab):
-    assert press_tab("evaluate", "small", "--suite", "s") == ["smoke"]
+    assert press_tab("evaluate", "small", "--suite", "s") == ["short", "smoke"]
     assert press_tab("compare", "small", "--evaluate", "") == library.names("eval")
     assert "compressed-tensors" in press_tab("export", "small", "--format", "")
     sets = press_tab("apply", "quickstart", "--set", "calibration.set", "=", "")
