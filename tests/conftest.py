@@ -64,6 +64,12 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
+def no_width_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written into a pipe is as wide as it needs; processes of a test run set COLUMNS."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def products_as_before() -> Iterator[None]:
     """A run chooses who multiplies float32 for its whole process; the next test chooses anew."""
     yield

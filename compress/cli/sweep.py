@@ -59,7 +59,7 @@ def sweep(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Try many recipes, compare what they make, and choose the best within a budget.
+    """Try many recipes, compare what they make, choose one.
 
     Cut short, the same command goes on where it stopped. Exit code 3: none is within the budget.
     """
