@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,7 @@ from compress.sweep.worker import Order
 
 RESTARTS = 3  # of a trial whose process is killed
 _TOLD_SECONDS = 2.0  # between two reports of progress; each is a round trip to the driver
+_CONNECT_SECONDS = 10.0  # to a cluster
 _OBJECT_BYTES = 100 * 1024**2  # of Ray's store, which trials leave empty
 _RECIPE = "recipe"  # what a search calls the choice of a recipe; fields have a dot
 _QUIET = {  # read by Ray here and in its workers
@@ -289,6 +291,7 @@ def _ray(crew: Crew, threads: int) -> Iterator[None]:
             "object_store_memory": _OBJECT_BYTES,
         }
         try:
+            _check_reachable(crew.address)
             ray.init(
                 address=crew.address or "local",
                 log_to_driver=False,
@@ -296,7 +299,7 @@ def _ray(crew: Crew, threads: int) -> Iterator[None]:
                 runtime_env={"env_vars": variables},
                 **({} if crew.address else local),
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             where = crew.address or "this machine"
             raise RequestError(
                 f"--address {where}: Ray cannot be reached ({_last_line(error)}). Start it with "
@@ -307,6 +310,18 @@ def _ray(crew: Crew, threads: int) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Check that somebody listens at HOST:PORT: Ray itself would try for ever.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal():
+        name = host.rpartition("//")[2].strip("[]")
+        socket.create_connection((name, int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 @contextlib.contextmanager

@@ -108,9 +108,9 @@ def carry_out(order: Order, what: Candidate | Point, tell: Tell) -> Trial:
         storage.write_text(order.record(candidate.name), to_json(candidate))
         return candidate
     with storage.locked(order.out / TRIALS / f".{candidate.name}.lock"):
-        trial = finished(order, candidate) or _run(order, candidate, tell)
-        storage.write_text(order.record(candidate.name), to_json(trial))
-    return trial
+        ended = finished(order, candidate) or _run(order, candidate, tell)
+        storage.write_text(order.record(candidate.name), to_json(ended))
+    return ended
 
 
 def too_large(order: Order, candidate: Candidate) -> Trial | None:

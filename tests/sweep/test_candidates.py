@@ -1,0 +1,152 @@
+"""Planning: no Ray, no weights but a tiny teacher's."""
+
+import random
+
+import pytest
+
+from compress.errors import RecipeError
+from compress.recipe.sweep import load
+from compress.sweep import candidates
+from compress.sweep.candidates import Planner, name_of, named
+
+GRID = (
+    "recipes: ./mine.yaml\ngrid:\n  quantize.bits: [3, 4]\n  quantize.head: [null, 8]\n"
+    "objective: size"
+)
+
+
+@pytest.fixture
+def planned(swept, tmp_path):
+    def plan(text, **fields):
+        located = swept(text, **fields)
+        points = candidates.corners if located.sweep.search else candidates.grid
+        return candidates.check(Planner(located, tmp_path / "cache"), points(located))
+
+    return plan
+
+
+def plain(planned):
+    return named(planned, lambda one: one.fingerprints)
+
+
+def test_a_grid_is_every_combination_once(planned):
+    found = plain(planned(GRID.replace("[3, 4]", "[3, 4, 3]")))
+    values = [one.planned.point[1] for one in found]
+    assert sorted((v["quantize.bits"], v["quantize.head"] or 0) for v in values) == [
+        (3, 0), (3, 8), (4, 0), (4, 8),
+    ]  # fmt: skip
+    assert all(one.shared_stages == 1 for one in found)
+
+
+def test_names_say_what_is_varied_and_hash_what_decides_the_bytes(planned, tmp_path):
+    first = planned(GRID)[0]
+    name = name_of(first, {"threads": 1})
+    assert name.startswith("mine-bits-3-head-null-")
+    assert name == name_of(first, {"threads": 1})
+    assert name != name_of(first, {"threads": 2})
+    before = candidates.inputs(first.recipe)
+    assert set(before) == {str(tmp_path / "text.txt"), str(tmp_path / "suite.yaml")} | set(before)
+    (tmp_path / "text.txt").write_text("Something else. " * 100)
+    assert candidates.inputs(first.recipe) != before
+
+
+def test_one_trial_of_each_beginning_comes_first(planned):
+    text = (
+        "recipes: ./mine.yaml\ngrid: {prune.sparsity: [0.25, 0.5], quantize.bits: [3, 4, 8]}\n"
+        "objective: size"
+    )
+    trials = plain(planned(text))
+    sparsities = [one.planned.point[1]["prune.sparsity"] for one in trials]
+    assert sparsities[:2] == [0.25, 0.5]
+    assert {one.shared_stages for one in trials} == {1}
+
+
+def test_trials_that_share_nothing_are_not_kept_for_others(planned):
+    trials = plain(
+        planned("recipes: ./mine.yaml\ngrid: {prune.sparsity: [0.25, 0.5]}\nobjective: size")
+    )
+    assert [one.shared_stages for one in trials] == [0, 0]
+
+
+def test_stages_that_a_range_changes_are_not_shared(swept, recipe):
+    located = swept(
+        "recipes: ./mine.yaml\nsearch: {quantize.damp_percent: {low: 0.01, high: 0.1}}\ntrials: 3\n"
+        "objective: size"
+    )
+    one = recipe("[{prune: {method: sparsegpt, sparsity: 0.5}}, {quantize: {}}]")
+    assert candidates.stages_fixed(located, one) == 1
+
+
+def test_all_mistakes_come_at_once_with_their_lines(planned):
+    text = (
+        "recipes: [./mine.yaml, ./nowhere.yaml]\ngrid:\n  quantize.bits: [4, 5]\n"
+        "  quantize.grup_size: [32]\nobjective: size"
+    )
+    with pytest.raises(RecipeError) as caught:
+        planned(text)
+    assert "sweep.yaml:4  stages[1].quantize.bits: 5 is not one of" in str(caught.value)
+    assert "sweep.yaml:5  stages[1].quantize.grup_size: unknown field." in str(caught.value)
+    assert "(2 of 4 trials)" in str(caught.value)
+    assert "./nowhere.yaml: no such file" in str(caught.value)
+
+
+def test_what_only_the_teacher_tells_is_found_before_anything_runs(planned):
+    with pytest.raises(RecipeError, match=r"sweep\.yaml:4  .*128 does not divide in_features 64"):
+        planned("recipes: ./mine.yaml\ngrid:\n  quantize.group_size: [32, 128]\nobjective: size")
+
+
+def test_the_corners_of_a_search_are_planned(planned):
+    text = (
+        "recipes: ./mine.yaml\nsearch:\n  quantize.bits: [3, 4]\n"
+        "  quantize.damp_percent: {low: 0.01, high: 0.1}\ntrials: 3\nobjective: size"
+    )
+    assert len(planned(text)) == 4
+    with pytest.raises(RecipeError, match=r"sweep\.yaml:5  .*damp_percent: -1"):
+        planned(text.replace("0.01", "-1"))
+
+
+def test_what_nothing_measures_cannot_be_asked_for(planned):
+    with pytest.raises(RecipeError, match=r"sweep\.yaml:4  objective: evaluate.suite is none"):
+        planned("recipes: ./mine.yaml\nset: {evaluate.suite: none}\nobjective: kl_mean")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("recipes: a\nobjective: smallness", 'objective: "smallness" is not one of size, kl_mean'),
+        ("recipes: a\nobjective: size\ngrid: {a.b: 4}", "grid.a.b: 4 is not a list"),
+        ("recipes: a\nobjective: size\ntrials: 3", "only a search has a number of them"),
+        ("recipes: a\nobjective: size\nsearch: {a.b: [1]}", "trials: missing"),
+        ("recipes: a\nobjective: size\nset: {a.b: 1}\ngrid: {a.b: [1]}", "is fixed under set too"),
+        ("recipes: a\nobjective: size\ngrid: {a: [1]}\nsearch: {b: [1]}", "a grid is given"),
+        ("recipes: a\nobjective: size\nbudget: {wall_clock: soon}", "does not have the right form"),
+        ("recipes: a\nobjective: size\nsearch: {a.b: {low: 2, high: 1}}\ntrials: 1", "Swap them"),
+        ("recipes: a\nobjektive: size", "Did you mean objective?"),
+        ("- a", "holds no mapping"),
+    ],
+)  # fmt: skip
+def test_what_a_sweep_cannot_say(swept, text, words):
+    if text.startswith("-"):
+        with pytest.raises(RecipeError):
+            swept(text)
+        return
+    with pytest.raises(RecipeError, match=r"sweep\.yaml:\d+  ") as caught:
+        swept(text)
+    assert words in str(caught.value)
+
+
+def test_a_budget_in_plain_numbers(swept):
+    budget = swept(GRID, budget="{size: 80 MB, wall_clock: 1.5 h}").sweep.budget
+    assert (budget.size_bytes, budget.seconds) == (80_000_000, 5400.0)
+
+
+def test_a_shipped_sweep_is_found_by_its_name():
+    assert load("small").name == "small"
+    with pytest.raises(RecipeError, match=r"no shipped sweep of this name\. Did you mean small"):
+        load("smal")
+
+
+def test_order_keeps_every_trial(planned):
+    trials = plain(planned(GRID))
+    random.Random(0).shuffle(trials)
+    assert {one.name for one in candidates.ordered(trials)} == {one.name for one in trials}
