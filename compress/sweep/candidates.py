@@ -175,8 +175,15 @@ def _each(make: Callable[[Point], T], points: Sequence[Point]) -> list[T]:
         except RecipeError as error:
             mistakes.update(dict.fromkeys(error.mistakes, 1))
     if mistakes:
-        raise RecipeError([_often(text, n, len(points)) for text, n in mistakes.items()])
+        ordered = sorted(mistakes.items(), key=lambda mistake: _line(mistake[0]))
+        raise RecipeError([_often(text, n, len(points)) for text, n in ordered])
     return found
+
+
+def _line(mistake: str) -> tuple[str, int]:
+    """Where a mistake was written, for sorting: the file and the line that it begins with."""
+    found = re.match(r"(\S+):(\d+)  ", mistake)
+    return (found[1], int(found[2])) if found else ("", 0)
 
 
 def named(planned: Sequence[Planned], decided: Callable[[Planned], object]) -> list[Candidate]:

@@ -97,10 +97,10 @@ def carry_out(order: Order, what: Candidate | Point, tell: Tell) -> Trial:
         RunError: this process is not like the one that gave the order.
     """
     os.chdir(order.here)
-    if (mine := made_with()) != order.made_with:
+    if unlike := _unlike(made_with(), order.made_with):
         raise RunError(
-            f"a worker has {mine}, the sweep was begun with {order.made_with}. All machines of a "
-            "sweep need the same versions.",
+            f"a worker differs from who began the sweep in {', '.join(unlike)}. All machines of a "
+            "sweep need the same code and libraries.",
             section="sweep",
         )
     candidate = what if isinstance(what, Candidate) else _chosen(order, what)
@@ -120,6 +120,17 @@ def too_large(order: Order, candidate: Candidate) -> Trial | None:
         return None
     reason = f"planned: {planned.size_bytes:,} bytes, and {most:,} are the most allowed"
     return replace(candidate.trial, state="too large", reason=reason, over=("size",))
+
+
+def _unlike(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
+    """In what two processes differ that make trials."""
+    versions = here["versions"] | there["versions"]
+    found = [
+        f"{name} ({here['versions'].get(name)}, not {there['versions'].get(name)})"
+        for name in versions
+        if here["versions"].get(name) != there["versions"].get(name)
+    ]
+    return [*found, *(["the code of compress"] if here["code"] != there["code"] else [])]
 
 
 def _chosen(order: Order, point: Point) -> Candidate | Trial:
