@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import compress
 from compress.errors import CompressError, RequestError, RunError
 from compress.recipe.sweep import Dimension, Sweep
 from compress.results import Progress
@@ -282,6 +284,8 @@ def _ray(crew: Crew, threads: int) -> Iterator[None]:
     """
     passed = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED)}
     variables = {**_QUIET, **passed, "OMP_NUM_THREADS": str(threads)}
+    if crew.address is None:
+        variables["PYTHONPATH"] = _import_path()
     with _environment({**_QUIET, "OMP_NUM_THREADS": str(threads)}), _silent():
         import ray
 
@@ -310,6 +314,13 @@ def _ray(crew: Crew, threads: int) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _import_path() -> str:
+    """Where workers of this machine find what this process has found, whatever folder they are in."""
+    own = Path(compress.__file__).resolve().parent.parent
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([str(own), *(str(Path(p).resolve()) for p in given if p)]))
 
 
 def _check_reachable(address: str | None) -> None:
