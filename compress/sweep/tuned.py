@@ -317,7 +317,7 @@ def _ray(crew: Crew, threads: int) -> Iterator[None]:
 
 
 def _import_path() -> str:
-    """Where workers of this machine find what this process has found, whatever folder they are in."""
+    """Where workers of this machine find what this process has found, in whatever folder."""
     own = Path(compress.__file__).resolve().parent.parent
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join(dict.fromkeys([str(own), *(str(Path(p).resolve()) for p in given if p)]))
