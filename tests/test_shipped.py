@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from compress import errors, library
+from compress import catalogue, errors, library
 from compress.recipe.load import load
 from compress.recipe.schema import Recipe, Stage, json_schema
 from compress.recipe.source import mapping
@@ -43,6 +43,13 @@ def test_the_command_of_a_recipe_is_accepted(name):
 def test_the_catalogue_lists_the_recipes():
     text = (library.folder("recipes") / "README.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^\| \[(\S+)\]\(\1\.yaml\)", text, re.MULTILINE)) == RECIPES
+
+
+def test_what_was_measured_is_of_shipped_recipes_and_tells_the_truth_of_their_change():
+    assert (library.folder("recipes") / catalogue.NAME).is_file()
+    found = catalogue.read()
+    assert set(found.recipes) <= set(RECIPES)
+    assert set(catalogue.changed(found)) <= set(found.recipes)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from compress.cli import (
     look,
     manual,
     plan,
+    recipes,
     serve,
     sweep,
     verify,
@@ -63,7 +64,7 @@ app.command()(diff.diff)
 app.command()(compare.compare)
 app.command()(sweep.sweep)
 app.command()(look.report)
-app.add_typer(look.recipes)
+app.add_typer(recipes.recipes)
 app.command()(env.env)
 manual.write(app)
 

@@ -39,6 +39,7 @@ _CONTROL = {
 }
 _TINTS = {gates.PASSED: "green", gates.MISSED: "bold red"}
 PIPE_WIDTH = 120  # columns of a table that no terminal limits
+ENDLESS = 10_000
 
 
 def say(text: str) -> None:
@@ -311,12 +312,19 @@ def text_table(text: Words) -> Table:
     return table
 
 
-def show(table: Table) -> None:
-    """Write a table: as wide as the terminal, or as COLUMNS says, or as it needs in a pipe."""
+def terminal_width() -> int | None:
+    """Columns of the terminal, or as COLUMNS says; None in a pipe, which has no end."""
     from rich.console import Console
 
     known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
-    terminal = Console(width=None if known else PIPE_WIDTH, highlight=False)
+    return Console().width if known else None
+
+
+def show(table: Table, width: int = PIPE_WIDTH) -> None:
+    """Write a table: as wide as the terminal, or as it needs up to `width` in a pipe."""
+    from rich.console import Console
+
+    terminal = Console(width=terminal_width() or width, highlight=False)
     with terminal.capture() as captured:
         terminal.print(table)
     emit("\n".join(text.rstrip() for text in captured.get().strip("\n").splitlines()))

@@ -1,4 +1,4 @@
-"""The commands that look at what is there: `inspect`, `report`, `recipes`."""
+"""The commands that look at what is there: `inspect`, `report`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from compress import library, storage
-from compress.cli import completion, console
-from compress.cli.apply import Json, RecipeName
-from compress.errors import ArtifactError, RecipeError, RequestError
+from compress import storage
+from compress.cli import console
+from compress.cli.apply import Json
+from compress.errors import ArtifactError
 from compress.results import Measured, Results, from_json
 
 if TYPE_CHECKING:
     from compress.artifact.layout import Artifact
 
-recipes = typer.Typer(
-    name="recipes", help="The recipes that ship with compress.", no_args_is_help=True
-)
 MADE_BY = (
     "recipe",
     "teacher",
@@ -105,92 +102,6 @@ def describe(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-@recipes.command("ls")
-def ls() -> None:
-    """List the shipped recipes, one line each."""
-    for name in library.names("recipes"):
-        first = _text(_recipe(name)).partition("\n")[0]
-        console.emit(
-            f"{name:<20} {first.removeprefix('#').strip().removeprefix(name + ':').strip()}"
-        )
-
-
-@recipes.command("show")
-def show(name: RecipeName, json: Json = False) -> None:
-    """Print one recipe as it is written."""
-    path = _recipe(name)
-    if json:
-        from compress.recipe.source import mapping
-
-        console.emit_json({"name": path.stem, "recipe": mapping(path)})
-    else:
-        console.emit(_text(path))
-
-
-@recipes.command("copy")
-def copy(
-    name: RecipeName,
-    to: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="[default: ./<recipe>.yaml]")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Copy a shipped recipe to a file of your own.
-
-    An existing file is never overwritten.
-    """
-    source = _recipe(name)
-    text, target = _text(source), to or Path(source.name)
-    try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise RequestError(f"{target}: exists and is not overwritten. Name another file.") from None
-    except OSError as error:
-        raise RequestError(f"{target}: cannot be written ({error.strerror}).") from error
-    if json:
-        console.emit_json({"name": source.stem, "file": str(target)})
-    else:
-        console.emit(str(target))
-
-
-@recipes.command("check")
-def check(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RECIPE]…",
-            help="[default: all shipped]",
-            autocompletion=completion.recipes,
-        ),
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Check recipes without running them.
-
-    Every mistake is told with its line, but for those that depend on the model: see `plan`.
-    """
-    found = {name: _mistakes(name) for name in names or library.names("recipes")}
-    if json:
-        checked = [{"recipe": name, "mistakes": wrong} for name, wrong in found.items()]
-        console.emit_json({"checked": checked, "passed": not any(found.values())})
-    for name, wrong in found.items():
-        if not wrong and not json:
-            console.emit(f"{name}: ok")
-    if mistakes := [text for wrong in found.values() for text in wrong]:
-        raise RecipeError(mistakes)
-
-
-def _mistakes(name: str) -> list[str]:
-    from compress.recipe.load import load
-
-    try:
-        load(name)
-    except RecipeError as error:
-        return list(error.mistakes)
-    return []
-
-
 def _read(path: Path, kind: type[T]) -> T:
     try:
         return from_json(kind, storage.read_text(path))
@@ -202,20 +113,6 @@ def _read(path: Path, kind: type[T]) -> T:
         raise ArtifactError(
             f"{path}: not what this version writes ({error}). Run the recipe again."
         ) from error
-
-
-def _recipe(name: str) -> Path:
-    try:
-        return library.find("recipes", name)
-    except LookupError as error:
-        raise RequestError(str(error)) from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def _cached(artifact: Artifact) -> str:

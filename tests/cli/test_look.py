@@ -3,7 +3,6 @@ import shutil
 
 import pytest
 
-from compress import library
 from compress.results import to_json
 
 
@@ -72,66 +71,6 @@ def test_inspect_of_nothing(run, tmp_path):
     code, _, err = run("inspect", tmp_path)
     assert code == 2
     assert "config.json" in err
-
-
-def test_recipes_ls_names_every_shipped_recipe(run):
-    code, out, _ = run("recipes", "ls")
-    assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == library.names("recipes")
-
-
-def test_recipes_show_and_copy_give_the_file_as_it_is(run, tmp_path):
-    text = library.find("recipes", "quickstart").read_text(encoding="utf-8")
-    assert run("recipes", "show", "quickstart") == (0, text, "")
-    assert run("recipes", "copy", "quickstart") == (0, "quickstart.yaml\n", "")
-    assert (tmp_path / "quickstart.yaml").read_text(encoding="utf-8") == text
-    assert run("recipes", "check", "./quickstart.yaml")[0] == 0
-
-
-def test_recipes_as_json(run, tmp_path):
-    found = json.loads(run("recipes", "show", "quickstart", "--json")[1])
-    assert (found["name"], found["recipe"]["version"]) == ("quickstart", 1)
-    found = json.loads(run("recipes", "copy", "quickstart", "mine.yaml", "--json")[1])
-    assert found == {"name": "quickstart", "file": "mine.yaml"}
-    found = json.loads(run("recipes", "check", "mine.yaml", "--json")[1])
-    assert found == {"checked": [{"recipe": "mine.yaml", "mistakes": []}], "passed": True}
-    (tmp_path / "mine.yaml").write_text("version: 2\n")
-    code, out, err = run("recipes", "check", "mine.yaml", "--json")
-    found = json.loads(out)
-    assert (code, found["passed"]) == (2, False)
-    assert found["checked"][0]["mistakes"][0] in err
-
-
-def test_recipes_copy_never_overwrites(run, tmp_path):
-    (tmp_path / "mine.yaml").write_text("mine")
-    code, out, err = run("recipes", "copy", "quickstart", "mine.yaml")
-    assert (code, out) == (2, "")
-    assert "mine.yaml: exists and is not overwritten" in err
-    assert (tmp_path / "mine.yaml").read_text() == "mine"
-
-
-def test_recipes_copy_into_a_missing_folder(run):
-    code, _, err = run("recipes", "copy", "quickstart", "no/such/mine.yaml")
-    assert code == 2
-    assert "cannot be written (No such file or directory)" in err
-
-
-def test_recipes_of_an_unknown_name(run):
-    code, _, err = run("recipes", "show", "quikstart")
-    assert code == 2
-    assert "Did you mean quickstart?" in err
-
-
-def test_recipes_check_reports_the_mistakes_of_all(run, tmp_path):
-    text = library.find("recipes", "quickstart").read_text(encoding="utf-8")
-    (tmp_path / "a.yaml").write_text(text.replace("bits: 4", "bits: 5"))
-    (tmp_path / "b.yaml").write_text(text.replace("suite:", "siute:"))
-    code, out, err = run("recipes", "check", "./a.yaml", "quickstart", "./b.yaml")
-    assert (code, out) == (2, "quickstart: ok\n")
-    assert "a.yaml:" in err
-    assert "b.yaml:" in err
-    assert "suite" in err
-    assert "2 mistakes; nothing was run." in err
 
 
 def test_env_says_what_a_bug_report_needs(run):
