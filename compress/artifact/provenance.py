@@ -105,4 +105,5 @@ def _divergence(found: Divergence | None) -> dict[str, Any] | None:
     if found is None:
         return None
     numbers = dataclasses.asdict(found)
-    return {name: value for name, value in numbers.items() if not name.startswith("histogram")}
+    detail = ("histogram", "window")
+    return {name: value for name, value in numbers.items() if not name.startswith(detail)}

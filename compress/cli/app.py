@@ -21,6 +21,7 @@ import typer
 from compress import __version__
 from compress.cli import (
     apply,
+    auto,
     bench,
     compare,
     completion,
@@ -52,6 +53,7 @@ app = typer.Typer(
 )
 app.command()(plan.plan)
 app.command()(apply.apply)
+app.command()(auto.auto)
 app.command()(apply.evaluate)
 app.command()(serve.generate)
 app.command()(serve.serve)

@@ -92,6 +92,14 @@ MANUAL: dict[str, Entry] = {
             130: "interrupted; OUT.partial holds what was finished",
         },
     ),
+    "auto": Entry(
+        (
+            "compress auto ./model --max-size 80MB",
+            "compress auto Qwen/Qwen2.5-0.5B --max-kl 0.1 --min-speed 100 --trials 5",
+        ),
+        "docs/auto.md",
+        {**_RUN, 0: "done: a recipe was written", 3: "none keeps what is wanted; none was written"},
+    ),
     "evaluate": Entry(
         ("compress evaluate small --suite smoke", "compress evaluate ./model --json"),
         "eval/README.md",

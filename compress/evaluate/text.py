@@ -77,6 +77,7 @@ def divergence(teacher: Reading, student: Reading) -> Divergence:
         teacher.set, kl.numel(), float(kl.mean()), _quantile(ordered, 0.5),
         _quantile(ordered, 0.99), float(same.double().mean()), int((~same).sum()),
         _EDGES, tuple(int(count) for count in counts), fingerprint(teacher.ids),
+        tuple(kl.view(len(teacher.ids), -1).mean(1).tolist()),
     )  # fmt: skip
 
 

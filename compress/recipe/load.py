@@ -96,6 +96,19 @@ def _located(source: Source, name: str, sets: Sequence[str]) -> Located:
     return Located(_named(recipe, name, sets), places)
 
 
+def laid_over(argument: str, sets: Sequence[str]) -> dict[str, Any]:
+    """A recipe's file as plain data with `sets` laid over it, and nothing else written out.
+
+    Raises:
+        RecipeError: as `load`.
+    """
+    locate(argument, sets)  # tells of all mistakes
+    source = read(text_of(find(argument)), argument)
+    for assignment in sets:
+        assign(source, assignment)
+    return dict(source.data)
+
+
 def find(argument: str) -> Path:
     """The file of a recipe by its shipped name or its path.
 

@@ -59,9 +59,12 @@ def lock(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         "# run:     compress apply ./recipe.lock.yaml\n"
     )
     document = {**explicit(pinned), **({"resolved": found} if found else {})}
-    return head + yaml.dump(
-        document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
-    )
+    return head + as_yaml(document)
+
+
+def as_yaml(document: Mapping[str, Any]) -> str:
+    """Plain data as YAML that recipes are read from: words that look like numbers are quoted."""
+    return yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def version_differences(recipe: Recipe, installed: Mapping[str, str]) -> list[str]:

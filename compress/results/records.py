@@ -39,6 +39,7 @@ class Divergence:
     histogram_edges: tuple[float, ...]  # one more than counts; logarithmic
     histogram_counts: tuple[int, ...]
     fingerprint: str = ""  # sha256 of the token ids
+    window_means: tuple[float, ...] = ()  # mean KL of each window: how far chance moves the mean
 
 
 @dataclass(frozen=True)

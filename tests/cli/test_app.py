@@ -16,6 +16,10 @@ FLAGS = {
         "--sign", "--json", "--quiet", "--shard",
     },
     "plan": {"RECIPE", "--set", "--max-memory", "--threads", "--nproc", "--json"},
+    "auto": {
+        "TEACHER", "--max-size", "--max-kl", "--min-speed", "--trials", "--out", "--work",
+        "--suite", "--set", "--device", "--threads", "--json", "--quiet",
+    },
     "evaluate": {"ARTIFACT|TEACHER", "--suite", "--device", "--threads", "--json", "--quiet"},
     "generate": {
         "ARTIFACT", "PROMPT", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed",

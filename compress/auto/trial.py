@@ -1,0 +1,149 @@
+"""A recipe carried out in short: few samples, few windows; and what that says of the whole run."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compress import storage
+from compress.recipe import resolve
+from compress.recipe.schema import Recipe, Resolved
+from compress.recipe.suite import load_suite
+from compress.results import Measured, Results, from_json
+from compress.results.choice import (
+    MEETS,
+    MISSES,
+    UNDECIDED,
+    Estimate,
+    Trial,
+    Verdict,
+    Wanted,
+)
+from compress.surgery.walk import Watch
+from compress.teacher.folder import Teacher
+
+SAMPLES = 16  # calibration windows at most
+TEXT = 64  # windows that `distill` trains on, at most
+STEPS = 16  # of its optimizer, at most
+SUITE = "trial"
+TIMINGS = 3
+_NORMAL = statistics.NormalDist().inv_cdf(0.975)
+
+
+def protocol(suite: str) -> str:
+    """What a short trial is, in words."""
+    read = load_suite(suite).divergence
+    return (
+        f"at most {SAMPLES} calibration windows, {TEXT} windows and {STEPS} steps of training; KL "
+        f"over {read.windows} windows of {read.seq_len} tokens of {Path(read.set).name}, with a "
+        "95 % interval from their spread. The whole run reads more text and mostly ends closer"
+    )
+
+
+def shortened(recipe: Recipe, suite: str) -> Recipe:
+    """The same recipe on less text, judged in short, with no gate: gates are for the whole run."""
+    data = resolve.explicit(recipe)
+    data["calibration"]["samples"] = min(data["calibration"]["samples"], SAMPLES)
+    data["evaluate"] = {"suite": suite}
+    for stage in data["stages"]:
+        for name, fields in stage.items():
+            _shorten(name, fields)
+    named = Resolved(recipe=f"{recipe.resolved.recipe}, a short trial")
+    return Recipe.model_validate({**data, "resolved": named.model_dump()})
+
+
+def _shorten(name: str, fields: dict[str, Any]) -> None:
+    if name == "allocate":
+        fields["samples"] = min(fields["samples"], SAMPLES)
+    elif name == "distill":
+        if fields["text"]:
+            fields["text"]["samples"] = min(fields["text"]["samples"], TEXT)
+        if fields["steps"]:
+            fields["steps"] = min(fields["steps"], STEPS)
+
+
+def folder_of(recipe: Recipe, name: str, teacher: Teacher, threads: int | None) -> str:
+    """The name of a trial's folder: another recipe, teacher or thread count has another."""
+    told = f"{resolve.canonical_json(recipe)}{teacher.fingerprint}{threads}"
+    return f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def carry_out(
+    recipe: Recipe, folder: Path, *, device: str, threads: int | None, watch: Watch, timed: bool
+) -> Trial:
+    """Run a short recipe, or read what it left; time its student where that is asked.
+
+    Raises:
+        RequestError: it cannot be carried out after all.
+        RunError: it failed.
+    """
+    if not folder.is_dir():
+        from compress import pipeline
+
+        pipeline.apply(recipe, out=folder, device=device, threads=threads, watch=watch)
+    results = from_json(Results, storage.read_text(folder / "results.json"))
+    measured = from_json(Measured, storage.read_text(folder / "measured.json"))
+    kl = results.divergence
+    after = results.after or results.before
+    return Trial(
+        str(folder),
+        after.size_bytes,
+        interval(kl.kl_mean, kl.window_means) if kl else None,
+        timed_decoding(folder) if timed else None,
+        measured.seconds["total"],
+    )
+
+
+def interval(mean: float, windows: Sequence[float]) -> Estimate:
+    """A mean and its 95 % interval, by Student's t over the means of windows.
+
+    Tokens of one window go together, so windows are what is counted; one window tells nothing.
+    """
+    count = len(windows)
+    if count < 2:
+        return Estimate(mean, 0.0, math.inf)
+    around = _student(count - 1) * statistics.stdev(windows) / math.sqrt(count)
+    return Estimate(mean, max(0.0, mean - around), mean + around)
+
+
+def _student(freedom: int) -> float:
+    """The 97.5th percentile of Student's t, within 1 % from five degrees of freedom on."""
+    z = _NORMAL
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
+
+
+def timed_decoding(folder: Path) -> Estimate | None:
+    """Tokens a second of several timings; None where our runtime cannot run the model."""
+    from compress.evaluate import speed
+
+    found = (speed.timings(folder) for _ in range(TIMINGS))
+    rates = sorted(rate for one in found if one and (rate := one.decode_tokens_per_second))
+    return Estimate(statistics.median(rates), rates[0], rates[-1]) if rates else None
+
+
+def verdict(trial: Trial, wanted: Wanted) -> Verdict:
+    """Whether a student keeps all limits: surely, maybe, or surely not."""
+    held: list[Verdict] = []
+    if wanted.max_size_bytes is not None:
+        held.append(MEETS if trial.size_bytes <= wanted.max_size_bytes else MISSES)
+    if wanted.max_kl is not None:
+        held.append(_held(trial.kl, wanted.max_kl, most=True))
+    if wanted.min_speed is not None:
+        held.append(_held(trial.speed, wanted.min_speed, most=False))
+    worst: tuple[Verdict, ...] = (MISSES, UNDECIDED, MEETS)
+    return next(one for one in worst if one in held)
+
+
+def _held(found: Estimate | None, limit: float, *, most: bool) -> Verdict:
+    if found is None:
+        return MISSES
+    surely, maybe = (found.high, found.low) if most else (found.low, found.high)
+    if surely <= limit if most else surely >= limit:
+        return MEETS
+    return UNDECIDED if (maybe <= limit if most else maybe >= limit) else MISSES
