@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compress.cli import completion, console
-from compress.cli.apply import Device, Json, Quiet, Sets, Threads, found, short_name
+from compress.cli.apply import Device, Json, Quiet, Sets, Threads, found
 from compress.errors import ModelError, RecipeError, RequestError
 from compress.report import numbers
 from compress.report.numbers import NONE
@@ -74,6 +74,7 @@ def auto(
     first, say which does. It is written out as a file of your own, with gates for what is wanted.
     The same command goes on where it stopped, and reads trials that are finished.
     """
+    from compress.artifact.output import short_name
     from compress.auto import wanted as limits
 
     wanted, mistakes = limits.parse(max_size, max_kl, min_speed)
