@@ -29,7 +29,7 @@ from compress.teacher.folder import Teacher
 SAMPLES = 16  # calibration windows at most
 TEXT = 64  # windows that `distill` trains on, at most
 STEPS = 16  # of its optimizer, at most
-SUITE = "trial"
+SUITE = "short"
 TIMINGS = 3
 _NORMAL = statistics.NormalDist().inv_cdf(0.975)
 

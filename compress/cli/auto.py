@@ -61,7 +61,7 @@ def auto(
         typer.Option(
             "--suite", help="What trials are judged by.", autocompletion=completion.suites
         ),
-    ] = "trial",
+    ] = "short",
     sets: Sets = None,
     device: Device = "auto",
     threads: Threads = None,

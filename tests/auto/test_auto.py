@@ -166,7 +166,7 @@ def test_a_trial_reads_less_and_has_no_gates(teacher, tmp_path):
     assert recipe.evaluate.gates is None
     assert recipe.stages[1] == one.located.recipe.stages[1]
     healed = load(str(library.folder("recipes") / "sparse-70-healed.yaml"))
-    short = trial.shortened(healed, "trial")
+    short = trial.shortened(healed, "short")
     texts = [spec.text.samples for _, spec in short.distillations]
     assert texts == [trial.TEXT] * 3
     folders = {trial.folder_of(one, "x", teacher, n) for one in (recipe, short) for n in (1, 2)}

@@ -42,7 +42,7 @@ def test_a_recipe_is_written_and_said_how_to_run(run, choosing, tmp_path):
     assert code == 0
     name, wanted, trials, _ = choosing.asked
     assert (name, wanted) == (choosing.teacher, Wanted(120_000_000, 0.1))
-    assert (trials.count, trials.suite, trials.threads) == (2, "trial", 1)
+    assert (trials.count, trials.suite, trials.threads) == (2, "short", 1)
     assert trials.work.name == f"auto-{tmp_path.joinpath(choosing.teacher).name}"
     assert "0.0931 (0.0812 to 0.105)" in out
     assert "Ruled out: w3-best, w4-best: 64 does not divide 172" in out
@@ -75,11 +75,11 @@ def test_auto_as_json(run, choosing):
 def test_all_that_is_wrong_comes_at_once_and_nothing_is_run(run, choosing, tmp_path):
     (tmp_path / "mine.yaml").write_text("mine")
     code, out, err = run("auto", "./nowhere", "--max-size", "80", "--min-speed", "fast",
-                         "--out", "mine.yaml", "--suite", "trail")  # fmt: skip
+                         "--out", "mine.yaml", "--suite", "shrot")  # fmt: skip
     assert (code, out, choosing.asked) == (2, "", None)
     for said in (
         "--max-size '80': is no size with its unit.", "--min-speed 'fast': is no number above 0.",
-        "--out mine.yaml: exists and is not overwritten.", "Did you mean trial?",
+        "--out mine.yaml: exists and is not overwritten.", "Did you mean short?",
         "nowhere: no such folder.", "docs/errors.md#auto",
     ):  # fmt: skip
         assert said in err
