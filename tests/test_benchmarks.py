@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -16,13 +17,14 @@ import torch
 from compress import library
 from compress.artifact.layout import open_artifact
 from compress.artifact.write import companions, write
-from compress.catalogue import Measurement, changed
+from compress.catalogue import Catalogue, Measurement, changed
 from compress.catalogue import read as read_catalogue
 from compress.kernels.grid import Rounded
 from compress.recipe.load import load
 from compress.recipe.resolve import canonical_json
 from compress.recipe.scheme import scheme_for
 from compress.recipe.suite import load_suite
+from compress.results import to_json
 from compress.surgery.load import tokenizer
 from compress.teacher.folder import open_folder
 
@@ -471,6 +473,10 @@ def rows_of(folder):
     return {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
 
 
+def contents_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def numbers_of(row):
     return [cell.strip() for cell in row.split("|")[6:-1]]
 
@@ -498,11 +504,11 @@ def test_the_catalogue_fills_in_numbers_and_leaves_words_and_what_was_not_run(ca
 
 def test_the_catalogue_is_filled_in_again_to_the_same_files(catalogue):
     assert catalogue() == 0
-    files = {path.name: path.read_bytes() for path in catalogue.folder.iterdir()}
+    files = contents_of(catalogue.folder)
     ran = len(catalogue.ran)
     assert catalogue() == 0
     assert len(catalogue.ran) == ran, "what OUT holds is read"
-    assert {path.name: path.read_bytes() for path in catalogue.folder.iterdir()} == files
+    assert contents_of(catalogue.folder) == files
 
 
 def test_each_entry_is_kept_as_soon_as_it_is_there(catalogue, monkeypatch, capsys):
@@ -545,7 +551,7 @@ def test_a_recipe_that_was_changed_is_named_and_run_again(catalogue):
 
 def test_a_promise_that_drifted_fails_the_check_by_its_name(catalogue, capsys):
     assert catalogue("--only", "dense", "fp8", "nvfp4") == 0
-    files = {path.name: path.read_bytes() for path in catalogue.folder.iterdir()}
+    files = contents_of(catalogue.folder)
     assert catalogue("--check", "--only", "dense", "fp8") == 0
     capsys.readouterr()
     assert catalogue("--check", "--only", "fp8", "nvfp4", "w4-best", out="fresh") == 1
@@ -554,7 +560,7 @@ def test_a_promise_that_drifted_fails_the_check_by_its_name(catalogue, capsys):
     assert "w4-best: catalogue.json has no entry" in wrong
     assert "perplexity" not in wrong, "it is what it was"
     assert "fp8: cpu_seconds was 240, is 240" in told
-    assert {path.name: path.read_bytes() for path in catalogue.folder.iterdir()} == files
+    assert contents_of(catalogue.folder) == files
 
 
 def test_what_may_drift_is_stated(catalogue):
@@ -696,3 +702,44 @@ def test_seconds_to_the_same_kl_lie_between_looks(bench):
     assert "compress over TRL, amp: seconds 0.35, peak memory 1.00" in told
     with pytest.raises(ValueError, match="never reached"):
         distill.reached(theirs, 0.5)
+
+
+def test_the_front_holds_what_nobody_beats_and_peers_that_beat_ours_are_named(bench):
+    pareto = bench("pareto")
+    ours = [pareto.Point("compress", name, size, loss)
+            for name, size, loss in (("a", 80, 5.0), ("b", 110, 6.0), ("c", 120, 1.0))]  # fmt: skip
+    peer = pareto.Point("llama.cpp", "Q", 105, 4.0)
+    panel = pareto.Panel("p", "said", "perplexity", (*ours, peer))
+    assert pareto.front(panel.points) == [ours[0], peer, ours[2]]
+    assert list(pareto.beaten(panel)) == [(ours[1], [peer])]
+
+
+def test_the_picture_shows_recipes_and_peers_of_one_protocol_in_light_and_dark(bench, tmp_path):
+    pareto = bench("pareto")
+    shutil.copy(library.folder("recipes") / "peers.json", tmp_path)
+    one = Measurement(
+        "", "t", "quick", ("ab",), 10**8, 4.25, 20.0, 0.1, 1.0, 0.8, 200.0, 60.0, 90.0, 1, 2,
+        "day", "commit", "h", "c",
+    )  # fmt: skip
+    measured = {"w4-best": one, "fp8": replace(one, kl_mean=0.01), "smoke": replace(one, suite="s")}
+    (tmp_path / "catalogue.json").write_text(to_json(Catalogue(one, measured)))
+    out = tmp_path / "pareto.svg"
+    assert pareto.main([f"--recipes={tmp_path}", f"--out={out}"]) == 0
+    first = out.read_text("utf-8")
+    for text in (">w4-best<", ">fp8<", ">Q4_K_M<", "prefers-color-scheme: dark", ">auto-round<"):
+        assert text in first
+    assert ">smoke<" not in first, "another suite"
+    assert pareto.main([f"--recipes={tmp_path}", f"--out={out}"]) == 0
+    assert out.read_text("utf-8") == first
+    assert ElementTree.fromstring(first).tag.endswith("svg")
+    (tmp_path / "peers.json").write_text('{"protocols": {}, "rows": [{"protocol": "x"}]}')
+    with pytest.raises(ValueError, match="no protocol x"):
+        pareto.panels(tmp_path)
+
+
+def test_every_row_of_a_peer_says_where_it_is_from():
+    found = json.loads((library.folder("recipes") / "peers.json").read_text("utf-8"))
+    for row in found["rows"]:
+        said = {"by", "name", "version", "date", "commit", "command", "size_bytes", "protocol"}
+        assert said <= row.keys()
+        assert row["protocol"] in found["protocols"]
