@@ -244,4 +244,5 @@ def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
     if after.differing:
         was, now = sum(before.each), sum(after.each)
         changed.append(f"MLP channels {was:,} → {now:,} in all; here as uneven as they may come")
-    yield f"restructure: {', '.join(changed)}"
+    told = ", ".join(changed) or "the shape is found while it runs; sizes are of the uncut model"
+    yield f"restructure: {told}"
