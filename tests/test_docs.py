@@ -1,24 +1,65 @@
-"""What documents promise: commands parse, YAML loads, links lead somewhere, modules exist."""
+"""What documents promise: commands and programs run, YAML is valid, links lead somewhere.
+
+They run on the desk of tests/desk.py, which says what is mapped. What is not run is in a list here,
+with the reason.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
+from desk import SIZES, furnish, lay_out, map_to, small
 
-from compress.cli.app import app
+import compress
+from compress import library
+from compress import plan as plans
+from compress.calibrate import sets
+from compress.cli import app, manual
 from compress.recipe.load import load
+from compress.recipe.schema import Calibration, Recipe
+from compress.recipe.source import mapping
+from compress.recipe.suite import load_suite
+from compress.teacher import headers
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("docs", "recipes", "calib", "eval", "benchmarks")
 PAGES = [*ROOT.glob("*.md"), *(page for one in FOLDERS for page in (ROOT / one).rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash", "console")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return tiny_model("llama", tied=True, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory, model):
+    """What ships, made small; a cache; an artifact for pages that name one and make none."""
+    folder = tmp_path_factory.mktemp("shelf")
+    lay_out(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        map_to(patch, folder, folder / "cache")
+        changes = {"teacher": {"model": model}, "artifact": {"format": "packed"}}
+        compress.apply("w4g64-gptq", folder / "student", device="cpu", **changes)
+        compress.apply("w4g64-rtn", folder / "other", device="cpu", **changes)
+    return folder
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch, shelf, model):
+    """A folder to work in, with all that pages name."""
+    map_to(monkeypatch, shelf, shelf / "cache")
+    monkeypatch.chdir(tmp_path)
+    furnish(tmp_path, model, shelf)
+    return tmp_path
 
 
 def name(page: Path) -> str:
@@ -42,7 +83,7 @@ def commands(page: Path) -> Iterator[str]:
 def parse(command: str) -> None:
     """Parse one command line with the real parser, without running it."""
     context, words = None, shlex.split(command)
-    inner, name, rest = typer.main.get_command(app), words[0], words[1:]
+    inner, name, rest = typer.main.get_command(app.app), words[0], words[1:]
     while inner is not None:
         context = inner.make_context(name, rest, parent=context)
         if not hasattr(inner, "resolve_command"):
@@ -66,14 +107,119 @@ def test_the_command_in_a_recipe_runs_that_recipe(path):
     assert shlex.split(run[1])[2] == path.stem
 
 
+ELSEWHERE = {  # what a page shows and a test does not run: its beginning, and why not
+    "compress serve student --device cuda": "needs a GPU",
+    "compress bench student --device cuda": "needs a GPU",
+    "compress verify student --vllm-python": "needs vLLM, in an environment of its own",
+    "compress verify small --vllm-python": "needs vLLM, in an environment of its own",
+    "compress verify student-gptq --vllm-python": "needs vLLM, in an environment of its own",
+    "compress verify student-gguf --llama-python": "needs llama.cpp, in an environment of its own",
+    "compress bench": "times the runtime: its own tests, and seconds of compiling",
+    "make": "makes an environment, from a package index; CI runs it",
+    "pip": "needs a package index",
+    "python3 -m venv": "needs a package index",
+    "vllm/bin/": "needs vLLM, in an environment of its own",
+    "VLLM_CPU_KVCACHE_SPACE": "needs vLLM, in an environment of its own",
+    "llama-server": "needs llama.cpp",
+    "curl": "asks a running server: tests/runtime/server do",
+    "python benchmarks/": "measures for minutes: tests/test_benchmarks.py",
+}
+OTHERS = {  # programs of other libraries, by their first import
+    "import xllamacpp": "needs llama.cpp",
+    "from transformers import AutoModelForCausalLM": "tests/verify/test_consumers.py does",
+}
+ENDS = {"compress diff": 1}  # exit codes that are no mistake
+SLOW = ("docs/tutorial.md",)
+
+
+def commands_of(block: str) -> list[str]:
+    """Every line of a shell block that does something."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [*filter(None, (line.removeprefix("$ ").partition("  #")[0].strip() for line in lines))]
+
+
+def elsewhere(one: str) -> bool:
+    return one.startswith((*ELSEWHERE, *OTHERS))
+
+
+def work(page: Path) -> list[str]:
+    """Commands and programs of a page that are run, in its order."""
+    found = []
+    for language, body in FENCE.findall(page.read_text(encoding="utf-8")):
+        if language in SHELL:
+            found += commands_of(body)
+        elif language == "python":
+            found.append(body)
+    return [one for one in found if not elsewhere(one)]
+
+
+def carry_out(one: str) -> None:
+    """Run a command line, or a program, as a reader would who has not made anything yet."""
+    made = re.findall(r"--out (\S+)", one) + re.findall(r'apply\(\s*"\w+",\s*"(\w+)"', one)
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
+    if one.startswith("compress "):
+        ends = next((code for start, code in ENDS.items() if one.startswith(start)), 0)
+        assert app.run(shlex.split(one)[1:]) == ends, one
+    else:
+        exec(compile(one, "<page>", "exec"), {"__name__": "__main__"})
+
+
+WORKING = [page for page in PAGES if work(page)]
+
+
+@pytest.mark.parametrize("page", [page for page in WORKING if name(page) not in SLOW], ids=name)
+def test_every_command_and_program_of_a_page_runs(page, desk):
+    for one in work(page):
+        carry_out(one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in WORKING if name(page) in SLOW], ids=name)
+def test_every_command_and_program_of_a_long_page_runs(page, desk):
+    for one in work(page):
+        carry_out(one)
+
+
+def test_every_example_of_the_help_runs(desk):
+    (desk / "keys.txt").write_text("key-for-a-test\n")
+    examples = [*dict.fromkeys(manual.examples())]
+    for one in sorted(examples, key=lambda one: "recipes copy" not in one):  # it makes mine.yaml
+        if not elsewhere(one):
+            carry_out(one)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_yaml_block_loads(page, tmp_path):
+def test_what_is_not_run_is_known(page):
+    lines = [one for block in blocks(page, *SHELL) for one in commands_of(block)]
+    unknown = [one for one in lines if not one.startswith("compress ") and not elsewhere(one)]
+    assert unknown == [], "run it, or say in ELSEWHERE why not"
+
+
+def validate(data: object, path: Path) -> None:
+    """Hold a YAML block against the schema of what it is."""
+    keys = set(data) if isinstance(data, dict) else set()
+    if {"version", "teacher"} <= keys:
+        recipe = load(path)
+        plans.make(recipe, headers.of_recipe(recipe), cache=path.parent)
+    elif keys and keys <= set(Recipe.model_fields):
+        load({**mapping(library.find("recipes", "quickstart")), **data})
+    elif "kind" in keys:
+        sets.describe(Calibration(set=str(path)))
+    elif "perplexity" in keys:
+        load_suite(str(path))
+    else:
+        pytest.fail(f"say in validate() what this is: {sorted(keys)}")
+
+
+@pytest.mark.parametrize("page", [one for one in PAGES if any(blocks(one, "yaml"))], ids=name)
+def test_every_yaml_block_is_what_it_should_be(page, desk):
     for number, block in enumerate(blocks(page, "yaml")):
-        data = yaml.safe_load(block)
-        if isinstance(data, dict) and {"version", "teacher"} <= set(data):
-            path = tmp_path / f"{number}.yaml"
-            path.write_text(block, encoding="utf-8")
-            load(str(path))
+        path = desk / f"{number}.yaml"
+        text = block.replace("../texts", str(library.root() / "eval/texts"))
+        text = small(text) if "teacher:" in text else text
+        path.write_text(text if "version:" in text else f"version: 1\n{text}", encoding="utf-8")
+        validate(yaml.safe_load(text), path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -125,7 +125,9 @@ def _holder(data: dict[str, Any], assignment: str, loc: Loc) -> Any:
                 f"{dotted(loc[:depth])}: holds no {part}. docs/recipes.md lists all fields.",
             )
         if depth < len(loc) - 1:
-            holder = holder.setdefault(part, {}) if isinstance(holder, dict) else holder[part]
+            if isinstance(holder, dict) and holder.get(part) is None:
+                holder[part] = {}
+            holder = holder[part]
     return holder
 
 
