@@ -98,21 +98,6 @@ def find_device(asked: str) -> str:
     return ("cuda" if there else "cpu") if asked == "auto" else asked
 
 
-def find_device(asked: str) -> str:
-    """The device that one of auto, cpu, cuda means here; auto takes CUDA if there is one.
-
-    Raises:
-        RequestError: CUDA is asked for, and torch finds none.
-    """
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise RequestError(
-            f"device cuda: torch {torch.__version__} finds no CUDA device. Use cpu, or install a "
-            "CUDA build of torch."
-        )
-    return ("cuda" if there else "cpu") if asked == "auto" else asked
-
-
 @contextlib.contextmanager
 def computing_with(threads: int) -> Iterator[None]:
     """So many threads for torch's operations, until it is left."""

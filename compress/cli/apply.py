@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from compress.cli import completion, console, launch
-from compress.errors import CompressError, GateMissed, RunError
+from compress.errors import CompressError, GateMissed, RequestError, RunError
 
 if TYPE_CHECKING:
     from compress.pipeline import Outcome
