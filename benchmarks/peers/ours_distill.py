@@ -15,9 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import accelerate  # noqa: F401 - and transformers: before the clock begins, as at the peer's
+import accelerate  # noqa: F401 - before the clock begins, as at the peer's
 import torch
-import transformers  # noqa: F401
 from distilling import CLIP, FINAL_RATE, WARMUP, Data, Looks, options, read
 from safetensors.torch import save_file
 
@@ -33,6 +32,7 @@ from compress.stages.context import Context
 from compress.stages.lessons import Order
 from compress.student import Student
 from compress.surgery.load import tokenizer
+from compress.surgery.walk import empty_model
 from compress.teacher.folder import open_folder
 from compress.teacher.hidden import HiddenCache
 
@@ -76,6 +76,7 @@ def run(given: argparse.Namespace) -> None:
         text=tokens.whole(load_file(given.data)["text"], source="text"), said=said.get,
     )  # fmt: skip
     student.enter(0)
+    empty_model(teacher.config, here.dtype)  # what this imports, the peer has imported, too
     _watch(looks)
     looks.began, looks.paused = Looks().began, 0.0
     told = distill.run(student, _spec(given, data), context).distilled

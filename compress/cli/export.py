@@ -65,7 +65,8 @@ def logits(
 ) -> None:
     """Write what a recipe's teacher expects behind every token.
 
-    The likeliest tokens with their log-probabilities, and the exact mass of all others.
+    Of the text that it trains on, else calibrates on: the likeliest tokens with their
+    log-probabilities, and the exact mass of all others.
     """
     from compress import logits as room
     from compress.recipe.load import locate
