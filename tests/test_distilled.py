@@ -149,3 +149,25 @@ def test_what_was_learned_of_integers_is_verified_and_judged(recipe, tmp_path, t
         assert outcome.verification.passed
         kl.append(outcome.results.divergence.kl_mean)
     assert kl[1] < kl[0]
+
+
+def test_reasons_that_the_teacher_writes_and_text_of_the_students_own(recipe, tmp_path):
+    text = (
+        "{set: teacher, samples: 12, seq_len: 48, prompts: [sky, sea], "
+        "templates: ['{prompt}?'], rationale: {cue: 'So:', reason_tokens: 8, answer_tokens: 8}}"
+    )
+    learn = (
+        f"{{distill: {{text: {text}, on_policy: {{share: 0.5, prompt_tokens: 8}}, "
+        "loss: {hidden: {measure: cosine, weight: 0.1}}, held_out: 2, steps: 4, check_every: 2, "
+        "batch_tokens: 96, learning_rate: 0.003}}"
+    )
+    stages = f"[{{restructure: {{ffn: 0.5, repair: false}}}}, {learn}]"
+    asked = recipe(stages, "artifact.format=dense")
+    outcome = pipeline.apply(asked, out=tmp_path / "a")
+    assert outcome.verification.passed
+    healed = outcome.results.stages[1].distilled
+    assert healed.kl_after < healed.kl_before
+    assert "0.1 times the cosine of hidden states, 50 % of steps on its own text" in healed.asked
+    assert healed.asked in (tmp_path / "a" / "report.md").read_text()
+    lock = load(str(tmp_path / "a" / "recipe.lock.yaml"))
+    assert lock.distillations[0][1] == asked.distillations[0][1]

@@ -1,6 +1,7 @@
 """A student that begins as another model: same vocabulary and tokenizer, anything else its own."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -243,4 +244,6 @@ def test_a_plan_tells_what_will_be_made(smaller, tmp_path):
     found = overview.make(made, headers.of_recipe(made), cache=tmp_path)
     assert any("the student begins as sliced" in note for note in found.notes)
     assert any("its tokenizer is the teacher's" in note for note in found.notes)
+    made_of = headers.of_recipe(made).anatomy.tensors.values()
+    assert found.disk_bytes["the student's beginning"] == sum(4 * math.prod(s) for s in made_of)
     assert not (tmp_path / "students").exists()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress import storage
 from compress.anatomy import Anatomy
 from compress.artifact import write
 from compress.errors import StorageError
@@ -37,11 +38,16 @@ def make(teacher: Teacher, spec: Student, cache: Path, places: Places | None = N
     key = repr((MAKER, teacher.fingerprint, spec.model_dump(), torch.__version__))
     folder = cache / "students" / hashlib.sha256(key.encode()).hexdigest()
     name = f"{spec.init} {teacher.name} ({spec.told})"
-    if (found := sealed(folder)) is not None:
-        return pinned(found, name=name)
+    with storage.locked(folder.with_suffix(".lock")):  # another run may be at it
+        if (found := sealed(folder)) is None:
+            found = _made(teacher, spec, folder)
+    return pinned(found, name=name)
+
+
+def _made(teacher: Teacher, spec: Student, folder: Path) -> Teacher:
+    """Whole, or not at all."""
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         _write(teacher, spec, temporary)
         (temporary / "fingerprint").write_text(open_folder(temporary).fingerprint, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -53,7 +59,7 @@ def make(teacher: Teacher, spec: Student, cache: Path, places: Places | None = N
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return pinned(open_folder(folder), name=name)
+    return open_folder(folder)
 
 
 def _write(teacher: Teacher, spec: Student, folder: Path) -> None:

@@ -152,3 +152,19 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on_to_the_same_
     assert manifest.check_manifest(out) == []
     found, wanted = ((one / "manifest.json").read_text() for one in (out, whole))
     assert json.loads(found) == json.loads(wanted)
+
+
+def test_one_process_has_nothing_to_shard(recipe, tmp_path, capsys):
+    assert run(["apply", recipe(), "--out", str(tmp_path / "out"), "--shard"]) == 2
+    assert "--shard: one process shares its weights with none" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_in_shards_is_locked_as_one(recipe, tmp_path):
+    stages = STAGES.replace("steps: 30", "steps: 3").partition(", {quantize")[0] + "]"
+    command = [sys.executable, "-m", "compress", "apply", recipe(stages), "--device", "cpu"]
+    asked = [*command, "--nproc", "2", "--shard", "--threads", "2", "--out", str(tmp_path / "out")]
+    subprocess.run([*asked, "--set", "artifact.format=dense"], cwd=ROOT, check=True)
+    assert "sharded: true" in (tmp_path / "out" / "recipe.lock.yaml").read_text()
+    told = json.loads((tmp_path / "out" / "results.json").read_text())["stages"][1]["distilled"]
+    assert told["kl_after"] < told["kl_before"]
