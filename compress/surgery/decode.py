@@ -8,7 +8,8 @@ query heads that share keys are the rows of one product.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,14 +23,19 @@ _ATTENTION = "compress_decode"  # the name under which transformers finds `_atte
 class Decoder:
     """A batch of sequences that grow together."""
 
-    def __init__(self, model: Any, room: int) -> None:
-        """Take over a model that `load.materialize` made, for sequences of `room` tokens."""
+    def __init__(self, model: Any, room: int, dtype: torch.dtype | None = None) -> None:
+        """Take over a model that `load.materialize` made, for sequences of `room` tokens.
+
+        Keys and values lie in `dtype`, by default in that in which the model makes them.
+        """
         from transformers import StaticCache
 
         _register()
         model.set_attn_implementation(_ATTENTION)
         self._model = model
         self._cache = StaticCache(config=model.config, max_cache_len=room)
+        if dtype is not None:
+            self._cache.update = partial(_cast, self._cache.update, dtype)
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
@@ -59,9 +65,17 @@ def deciding(model: Any, room: int, dtype: torch.dtype) -> Iterator[Decoder]:
     device = next(model.parameters()).device.type
     try:
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):  # casts weights once
-            yield Decoder(model, room)
+            yield Decoder(model, room, dtype)
     finally:
         model.set_attn_implementation(before)
+
+
+def _cast(
+    update: Callable[..., Any], dtype: torch.dtype, keys: Tensor, values: Tensor, *rest: Any,
+    **options: Any,
+) -> Any:  # fmt: skip
+    """Cache keys and values alike: turned ones come out of autocast wider than the others."""
+    return update(keys.to(dtype), values.to(dtype), *rest, **options)
 
 
 def _register() -> None:

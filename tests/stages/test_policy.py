@@ -10,6 +10,7 @@ from compress.kernels.distillation import Head, States, distillation
 from compress.recipe.distill import Distill, OnPolicy
 from compress.stages import distill, training
 from compress.stages.policy import Writer
+from compress.surgery.decode import deciding
 from compress.surgery.walk import head_of, hidden_states
 
 OWN = {"on_policy": {"share": 0.5, "prompt_tokens": 6}}
@@ -127,3 +128,34 @@ def test_tokens_that_weigh_nothing_teach_nothing(tiny_llama, tmp_path):
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
     for name, tensor in found[0][1].items():
         torch.testing.assert_close(found[1][1][name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_it_writes_with_the_logits_that_it_trains_on(tiny_model, tmp_path, family, dtype):
+    student = pruned_student(tiny_model(family, tied=True), tmp_path)
+    student.enter(1)
+    context = dataclasses.replace(context_of(student.teacher, tmp_path, None), dtype=dtype)
+    learner, ids = distill._learner(student, Distill(**FIELDS), context), TEXT.ids[:4]
+    with learner.made(), torch.no_grad():
+        whole = learner.model(ids).logits
+        with deciding(learner.model, ids.shape[1], dtype) as decoder:
+            found = torch.stack([decoder.step(one) for one in ids.T], 1)
+    assert found.dtype == torch.float32
+    near = torch.cosine_similarity(found, whole, dim=-1)
+    assert near.min() > (0.9999 if dtype == torch.float32 else 0.99)
+
+
+def test_a_step_on_its_own_text_learns_in_bfloat16(tiny_model, tmp_path):
+    student = narrow_student(tiny_model, tmp_path)
+    student.enter(1)
+    narrow = torch.bfloat16
+
+    def said(ids):
+        return hidden_states(student.teacher, ids, device="cpu", dtype=narrow)
+
+    context = context_of(student.teacher, tmp_path, student._ledger)
+    context = dataclasses.replace(context, dtype=narrow, said=said)
+    hidden = {"loss": {"hidden": {"weight": 0.1}}, "learning_rate": 3e-3}
+    told = distill.run(student, Distill(**{**FIELDS, **OWN, **hidden}), context).distilled
+    assert told.kl_after < told.kl_before
