@@ -2,9 +2,9 @@
 
     codes [O/16, words, 16] int32: of 16 rows, the next few inputs in one word each
 
-In a word, codes of even inputs fill the lower half and those of odd ones the upper half, see
-`place`: so inputs can be met two by two. Codes of three bits lie in four. A row count that is no
-multiple of 16 is filled up with zeros.
+A word of codes has four bytes, one for each of four inputs, and in a byte the codes of every fourth
+input, see `place`: so inputs can be met four by four. Codes of three bits lie in four. A row count
+that is no multiple of 16 is filled up with zeros.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ class Packed:
     def rows(self, which: Tensor | slice = _EVERY) -> Tensor:
         """Rows as weights, [n, I] bfloat16: the exact product of code and scale, rounded once."""
         every = torch.arange(self.outputs, device=self.codes.device)
-        every = torch.arange(self.outputs, device=self.codes.device)
         index = which if isinstance(which, Tensor) else every[which]
         block, lane = index // LANES, index % LANES
         words = self.codes[block, :, lane]  # [n, words]
@@ -69,7 +68,7 @@ def unit(bits: int) -> int:
 
 def place(number: int, bits: int) -> int:
     """The bit at which the code of a word's input begins."""
-    return 16 * (number % 2) + bits * (number // 2)
+    return 16 * number if bits == 16 else 8 * (number % 4) + bits * (number // 4)
 
 
 def reason(rounded: Rounded) -> str | None:

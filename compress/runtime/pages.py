@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from compress.kernels.kv import DTYPES, KVScales, Numbers, decode, encode, steps
 from compress.runtime.ledger import PAGE_TOKENS
-from compress.runtime.packed import LANES, place
+from compress.runtime.packed import LANES
 
 _MIDDLE = 128  # what is added to an int8 code to make it a byte without a sign
 
@@ -60,17 +60,14 @@ class Half:
             states = states.contiguous().view(torch.uint8) ^ _MIDDLE
         codes, each = self.codes[layer], self.codes.shape[-1]
         if self.by_channel:
-            digit = _order_on(each, token.device)[token % each]
-            codes[page, :, :, token // each, :, digit] = _filled(states, LANES)
+            codes[page, :, :, token // each, :, token % each] = _filled(states, LANES)
         else:
-            words = _ordered(_filled(states, each))
-            codes[page, :, token // LANES, :, token % LANES] = words
+            codes[page, :, token // LANES, :, token % LANES] = _filled(states, each)
 
     def read(self, layer: int, table: Tensor, tokens: int) -> Tensor:
         """The first `tokens` of a request whose pages are `table` [P], [KV, tokens, D]."""
         used = table[: -(-tokens // PAGE_TOKENS)]
         found = self.codes[layer].index_select(0, used)  # [P, KV, blocks, words, 16, each]
-        found = _ordered(found)
         order = (1, 0, 3, 5, 2, 4) if self.by_channel else (1, 0, 2, 4, 3, 5)
         found = found.permute(order).reshape(found.shape[1], len(used) * PAGE_TOKENS, -1)
         found = found[:, :tokens, : self.width]
@@ -174,23 +171,6 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
     return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
-
-
-def _ordered(words: Tensor) -> Tensor:
-    """Numbers of words [..., each] in the order of their words, or back."""
-    order = _order(words.shape[-1])
-    if order == sorted(order):
-        return words
-    return words[..., _order_on(words.shape[-1], words.device)]
-
-
-def _order_on(each: int, device: torch.device) -> Tensor:
-    return torch.tensor(_order(each)).to(device)
-
-
-def _order(each: int) -> list[int]:
-    """Where in a word its numbers lie, see `packed.place`; it is its own inverse."""
-    return [place(number, 32 // each) * each // 32 for number in range(each)]
 
 
 def _filled(states: Tensor, multiple: int) -> Tensor:

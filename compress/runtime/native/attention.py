@@ -12,17 +12,17 @@ import numpy as np
 from numba import carray, njit
 
 from compress.runtime.ledger import PAGE_TOKENS
-from compress.runtime.native.lanes import dot, floats, halves, numbers, octets, prefetch
-from compress.runtime.native.products import SPARE, kernel_for, passes
-from compress.runtime.native.vectors import (
-    exponential,
-    from_half,
-    group_halves,
-    group_sums,
-    normalize,
-    rotate,
-    to_half,
-)  # fmt: skip
+from compress.runtime.native.lanes import (
+    dot,
+    exponentiate,
+    floats,
+    halves,
+    numbers,
+    octets,
+    prefetch,
+)
+from compress.runtime.native.products import SPARE, kernel_for, passes, ready, row_bytes
+from compress.runtime.native.vectors import from_half, normalize, rotate, to_half
 from compress.runtime.packed import LANES
 
 _BLOCKS = PAGE_TOKENS // LANES  # of the keys of a page
@@ -40,7 +40,7 @@ def parts(tokens):
 
 def scratch_floats(group: int, width: int) -> int:
     """Floats that `attend` needs for so many query heads a key head."""
-    return (PART * group + SPARE) * (4 * width + 3 * PAGE_TOKENS + 4)
+    return (PART * group + SPARE) * (3 * width + 2 * PAGE_TOKENS + 6)
 
 
 @njit(nogil=True, fastmath=True)
@@ -82,7 +82,7 @@ def _key_place(i, token, width, each):
     """Where channel i of a token lies in a page [2, D / each, 16, each] of keys."""
     words = width // each
     word = (token // LANES * words + i // each) * LANES + token % LANES
-    return word * each + _byte(i % each, each)
+    return word * each + i % each
 
 
 @njit(inline="always")
@@ -90,13 +90,7 @@ def _value_place(i, token, each):
     """Where channel i of a token lies in a page [D / 16, 32 / each, 16, each] of values."""
     words = PAGE_TOKENS // each
     word = (i // LANES * words + token // each) * LANES + i % LANES
-    return word * each + _byte(token % each, each)
-
-
-@njit(inline="always")
-def _byte(number, each):
-    """Where in its word a number of pages lies, see `packed.place`."""
-    return number % 2 * (each // 2) + number // 2
+    return word * each + token % each
 
 
 @njit(nogil=True, fastmath=True)
@@ -155,16 +149,17 @@ def attend(s, block, request, part, head, scratch):
 
     sums = carray(floats(scratch), (space, width))
     added = scratch + 4 * space * width  # what one page adds to sums, [D / 16, many, 16]
-    queries = added + 4 * space * width  # as kernels read them
-    scores = queries + 8 * space * width  # [2, many, 16], and room for one query's
-    weights = scores + 4 * space * PAGE_TOKENS  # as kernels read them
-    notes = carray(floats(weights + 8 * space * PAGE_TOKENS), (4, space))
+    queries = added + 4 * space * width  # as kernels read them, and their sums
+    scores = queries + 4 * space * (width + 2)  # [2, many, 16], and room for one query's
+    weights = scores + 4 * space * PAGE_TOKENS  # as kernels read them, and their sums
+    # the highest score so far, and the total
+    notes = carray(floats(weights + 4 * space * (PAGE_TOKENS + 2)), (2, space))
     for at in range(many):
         out = sums[at]  # not in use yet
         _query(s, block, first + at // group, head, head * group + at % group, out)
-        _ready(s, queries, at, out, notes[2, at : at + 1])
+        ready(s.cache_reads, s.cache_kernels, out.ctypes.data, width, 1, queries, at, many)
         out[:] = 0
-        notes[0, at], notes[1, at] = _NOTHING, 0  # the highest score so far, and the total
+        notes[0, at], notes[1, at] = _NOTHING, 0
 
     back = block.window if block.window > 0 else total
     number = max(0, seen + 1 - back) // PAGE_TOKENS
@@ -172,12 +167,12 @@ def attend(s, block, request, part, head, scratch):
         place, start = table[number] * block.kv_heads + head, number * PAGE_TOKENS
         if start + PAGE_TOKENS < total:
             _bring(s, block, table[number + 1] * block.kv_heads + head)
-        _score(s, block, place, queries, many, notes, scores)
+        _score(s, block, place, queries, many, scores)
         for at in range(many):
             last = seen + at // group - start  # of the page, what this token may see
             begin, end = max(0, last + 1 - back), min(PAGE_TOKENS, last + 1)
             _share(s, block, place, at, begin, end, many, scores, weights, notes, sums)
-        _sum(s, block, place, weights, many, notes, added, sums)
+        _sum(s, block, place, weights, many, added, sums)
         number += 1
 
     for at in range(many):
@@ -211,27 +206,9 @@ def _query(s, block, row, head, one, out):
 
 
 @njit(nogil=True, fastmath=True)
-def _ready(s, address, at, vector, total):
-    """Put a vector where kernels find it as row `at`, and its sum into total [1]."""
-    width, place = len(vector), address + at * _row_bytes(s, len(vector))
-    if s.cache_paired == 0:
-        carray(floats(place), (width,))[:] = vector
-        group_sums(vector, width, total)
-        return
-    made = carray(halves(place), (width,))
-    more = carray(halves(place + 2 * width), (width * (s.cache_paired - 1),))
-    group_halves(vector, width, total, made, more)
-
-
-@njit(inline="always")
-def _row_bytes(s, width):
-    return np.int64(2 * s.cache_paired * width if s.cache_paired > 0 else 4 * width)
-
-
-@njit(nogil=True, fastmath=True)
-def _score(s, block, place, queries, many, notes, scores):
+def _score(s, block, place, queries, many, scores):
     """Scores of all queries for a page, [2, many, 16]."""
-    width, each = s.head_dim, _row_bytes(s, s.head_dim)
+    width, each = s.head_dim, row_bytes(s.cache_reads, s.head_dim)
     bytes_of = LANES * width * s.cache_bits // 8
     for half in range(_BLOCKS):
         steps = s.ones
@@ -239,14 +216,14 @@ def _score(s, block, place, queries, many, notes, scores):
             steps = block.key_steps + 2 * (place * PAGE_TOKENS + half * LANES)
         at = 0
         while at < many:
-            rows = passes(many - at)
+            rows = passes(s.cache_kernels, many - at)
             dot(
                 kernel_for(s.cache_kernels, rows),
                 block.keys + (place * _BLOCKS + half) * bytes_of, steps, s.middle, np.int64(0),
                 queries + at * each, each,
-                notes.ctypes.data + 4 * (2 * notes.shape[1] + at), np.int64(1),
+                queries + each * (many + SPARE) + 8 * at, np.int64(2),
                 scores + 4 * (half * many + at) * LANES,
-                np.int64(1), width // 8,
+                np.int64(1), np.int64(1), width // 8,
             )  # fmt: skip
             at += rows
 
@@ -254,7 +231,8 @@ def _score(s, block, place, queries, many, notes, scores):
 @njit(nogil=True, fastmath=True)
 def _share(s, block, place, at, begin, end, many, scores, weights, notes, sums):
     """Turn a query's scores for a page into weights, relative to its highest score so far."""
-    weight = carray(floats(scores + 4 * _BLOCKS * many * LANES), (PAGE_TOKENS,))
+    place_of = scores + 4 * _BLOCKS * many * LANES
+    weight = carray(floats(place_of), (PAGE_TOKENS + LANES,))
     top = notes[0, at]
     for half in range(_BLOCKS):
         found = carray(floats(scores + 4 * (half * many + at) * LANES), (LANES,))
@@ -262,11 +240,15 @@ def _share(s, block, place, at, begin, end, many, scores, weights, notes, sums):
             token = half * LANES + lane
             weight[token] = found[lane] if begin <= token and token < end else _NOTHING
             top = max(top, weight[token])
-    total = np.float32(0.0)
     for token in range(PAGE_TOKENS):
-        weight[token] = exponential(weight[token] - top)
+        weight[token] -= top
+    for token in range(PAGE_TOKENS, PAGE_TOKENS + LANES):
+        weight[token] = notes[0, at] - top
+    for half in range(_BLOCKS + 1):
+        exponentiate(place_of + 4 * half * LANES)
+    kept, total = weight[PAGE_TOKENS], np.float32(0.0)
+    for token in range(PAGE_TOKENS):
         total += weight[token]
-    kept = exponential(notes[0, at] - top)
     notes[0, at], notes[1, at] = top, notes[1, at] * kept + total
     for i in range(s.head_dim):
         sums[at, i] *= kept
@@ -274,25 +256,25 @@ def _share(s, block, place, at, begin, end, many, scores, weights, notes, sums):
         steps = carray(halves(block.value_steps + 2 * place * PAGE_TOKENS), (PAGE_TOKENS,))
         for token in range(PAGE_TOKENS):
             weight[token] *= from_half(steps[token])
-    _ready(s, weights, at, weight, notes[3, at : at + 1])
+    ready(s.cache_reads, s.cache_kernels, weight.ctypes.data, PAGE_TOKENS, 1, weights, at, many)
 
 
 @njit(nogil=True, fastmath=True)
-def _sum(s, block, place, weights, many, notes, part, sums):
+def _sum(s, block, place, weights, many, part, sums):
     """Add the values of a page by their weights."""
-    width, each = s.head_dim, _row_bytes(s, PAGE_TOKENS)
+    width, each = s.head_dim, row_bytes(s.cache_reads, PAGE_TOKENS)
     blocks, bytes_of = width // LANES, LANES * PAGE_TOKENS * s.cache_bits // 8
     for one in range(blocks):
         at = 0
         while at < many:
-            rows = passes(many - at)
+            rows = passes(s.cache_kernels, many - at)
             dot(
                 kernel_for(s.cache_kernels, rows),
                 block.values + (place * blocks + one) * bytes_of, s.ones, s.middle, np.int64(0),
                 weights + at * each, each,
-                notes.ctypes.data + 4 * (3 * notes.shape[1] + at), np.int64(1),
+                weights + each * (many + SPARE) + 8 * at, np.int64(2),
                 part + 4 * (one * many + at) * LANES,
-                np.int64(1), np.int64(PAGE_TOKENS // 8),
+                np.int64(1), np.int64(1), np.int64(PAGE_TOKENS // 8),
             )  # fmt: skip
             at += rows
     for one in range(blocks):

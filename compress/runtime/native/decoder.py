@@ -13,7 +13,7 @@ from compress.runtime.batch import Batch
 from compress.runtime.linear import Linear
 from compress.runtime.native import attention, layout, products
 from compress.runtime.native.attention import parts
-from compress.runtime.native.lanes import PAIRS, kernels
+from compress.runtime.native.lanes import kernels, reading
 from compress.runtime.native.team import Team
 from compress.runtime.packed import LANES, Packed
 from compress.runtime.pages import Pages
@@ -104,7 +104,8 @@ class Decoder:
         self._x, self._wanted = torch.zeros(_ROWS, hidden), torch.zeros(_ROWS, dtype=torch.int64)
         state["x"], state["wanted_rows"] = self._x.data_ptr(), self._wanted.data_ptr()
         state["logits_width"] = LANES * matrices[int(state["head"][0])]["blocks"]
-        groups, inputs = (int(matrices[name].max()) for name in ("groups", "inputs"))
+        groups = int((matrices["groups"] * matrices["share"]).max())
+        inputs = int(matrices["inputs"].max())
         group = s.heads // s.kv_heads
         own = _ROWS * hidden + max(
             3 * products.scratch_floats(STEP_ROWS, inputs, groups),
@@ -117,8 +118,8 @@ class Decoder:
         state["hidden_floor"] = float(cast(Norm, model.norm).floor)
         state["head_floor"] = (s.eps * s.head_dim) ** 0.5
         state["cache_bits"] = bits = 8 * pages.keys.codes.itemsize
-        state["cache_kernels"] = kernels(bits, pairs=PAIRS).ctypes.data
-        state["cache_paired"] = products.paired(bits)
+        state["cache_reads"] = reading(bits)
+        state["cache_kernels"] = kernels(bits, reading(bits)).ctypes.data
         state["ones"] = self._keep(np.full(LANES, 0x3F80, np.uint16))
         state["middle"] = self._keep(np.full(LANES, 128, np.uint8))
         counters = np.zeros(2 * layout.LINE * (layout.OPERATIONS * len(blocks) + 1), np.int64)

@@ -38,7 +38,7 @@ def _spread(words, out):
     for block in range(words.shape[0]):
         for word in range(words.shape[1]):
             for digit in range(4):
-                shift = np.uint32(16 * (digit % 2) + 8 * (digit // 2))  # `packed.place`
+                shift = np.uint32(8 * digit)  # `packed.place`
                 row = out[word * 4 + digit, block * LANES : (block + 1) * LANES]
                 for lane in range(LANES):
                     code = np.int32((words[block, word, lane] >> shift) & np.uint32(0xFF))
@@ -68,7 +68,7 @@ def _expand(words, scales, zeros, bits, out):
             scale, stored = scales[block, group], words[block, word]
             zero = zeros[0, 0] if alike else zeros[block, group]
             for digit in range(each):
-                shift = np.uint32(16 * (digit % 2) + bits * (digit // 2))  # `packed.place`
+                shift = np.uint32(8 * (digit % 4) + bits * (digit // 4))  # `packed.place`
                 row = out[word * each + digit, block * LANES : (block + 1) * LANES]
                 for lane in range(LANES):
                     code = np.int32((stored[lane] >> shift) & mask)

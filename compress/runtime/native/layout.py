@@ -14,8 +14,8 @@ MATRIX = _record(
     "codes", "scales", "zeros",  # addresses, see `lanes.kernel`
     "code_bytes", "scale_bytes", "zero_bytes",  # from sixteen rows to the next sixteen
     "zero_step",
-    "blocks", "groups", "units", "inputs",
-    "paired",  # 0: kernels read float32; 1: bfloat16; 2: and 16 times the same behind
+    "blocks", "groups", "share", "units", "inputs",
+    "reads",  # how kernels read inputs, see `lanes`
     "bias",  # address of float32; 0: none
     "rounds",  # 1: its inputs become int8, all but outliers
     "columns",  # address of uint8 [I], 1 where inputs stay as they are; 0: none do
@@ -44,7 +44,7 @@ STATE = _record(
     "starts", "lengths", "tables", "slots", "wanted_rows",  # of int64
     "own", "own_bytes",  # scratch of the first thread, and from it to the next one's
     "final_norm", "head",
-    "cache_kernels", "cache_paired",  # as of a matrix, for what pages hold
+    "cache_kernels", "cache_reads",  # as of a matrix, for what pages hold
     "cache_bits",  # of a number in pages: 16, or 8 for int8 codes, stored with 128 added
     "ones", "middle",  # addresses: sixteen times 1.0 as bfloat16, sixteen times 128
     "counters",  # of int64, see OPERATIONS

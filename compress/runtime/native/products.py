@@ -12,19 +12,33 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from compress.kernels.activations import Inputs
-from compress.runtime.native.lanes import PAIRS, dot, floats, halves, kernels, numbers, octets
+from compress.runtime.native.lanes import (
+    DIGITS,
+    FLOATS,
+    MOST_ROWS,
+    PAIRS,
+    dot,
+    floats,
+    halves,
+    kernels,
+    numbers,
+    octets,
+    reading,
+    round_part,
+)
 from compress.runtime.native.layout import MATRIX
-from compress.runtime.native.vectors import group_halves, group_sums, round_steps
+from compress.runtime.native.vectors import group_sums, round_halves, round_steps
 from compress.runtime.packed import LANES, Packed, unit
 
 SPARE = 4  # rows behind the last token's that a pass may read and write
+_PART = 128  # inputs at most whose products are added up as whole numbers
 _NEAR = (
     32 * 1024
 )  # bytes of inputs that are met by one block of rows after another, in a near cache
 
 
 def record(
-    packed: Packed, rounds: Inputs | None, keep: Callable[[Any], int], *, pairs: bool = PAIRS,
+    packed: Packed, rounds: Inputs | None, keep: Callable[[Any], int], *, plain: bool = False,
     bias: Tensor | None = None,
 ) -> tuple[float, ...]:  # fmt: skip
     """A matrix as `layout.MATRIX` describes it.
@@ -33,18 +47,20 @@ def record(
         packed: the matrix.
         rounds: how its inputs become int8; None: they do not.
         keep: holds on to an array and tells its address.
-        pairs: whether kernels read pairs of bfloat16.
+        plain: multiplied as any processor can.
         bias: [O].
     """
     columns = None if rounds is None or rounds.columns is None else _mask(rounds, packed.inputs)
     filled = None if bias is None else pad(bias.float(), (0, -len(bias) % LANES)).numpy().copy()
-    alike = len(packed.zeros) == 1
+    alike, reads = len(packed.zeros) == 1, reading(packed.bits, plain=plain)
+    units = packed.group_size // unit(packed.bits)
+    share = _share(units, _PART // unit(packed.bits)) if reads == DIGITS else 1
     return (
-        kernels(packed.bits, pairs=pairs).ctypes.data,
+        kernels(packed.bits, reads).ctypes.data,
         packed.codes.data_ptr(), packed.scales.data_ptr(), packed.zeros.data_ptr(),
         packed.codes[0].nbytes, packed.scales[0].nbytes, 0 if alike else packed.zeros[0].nbytes,
         0 if alike else LANES, len(packed.codes), packed.scales.shape[1],
-        packed.group_size // unit(packed.bits), packed.inputs, paired(packed.bits, pairs=pairs),
+        share, units // share, packed.inputs, reads,
         0 if filled is None else keep(filled), int(rounds is not None),
         0 if columns is None else keep(columns),
         0.0 if rounds is None else rounds.threshold, (rounds and rounds.scale) or 0.0,
@@ -57,16 +73,17 @@ def _mask(rounds: Inputs, inputs: int) -> Any:
     return found
 
 
-def paired(bits: int, *, pairs: bool = PAIRS) -> int:
-    """How kernels for so many bits read their inputs, as `layout.MATRIX` says it."""
-    return (2 if bits == 8 else 1) if pairs else 0
+def _share(units: int, most: int) -> int:
+    """In how many parts a group of so many units is added up."""
+    return next(n for n in range(1, units + 1) if units % n == 0 and units // n <= most)
 
 
-def multiply(packed: Packed, x: Tensor, *, pairs: bool = PAIRS) -> Tensor:
+def multiply(packed: Packed, x: Tensor, *, plain: bool = False) -> Tensor:
     """Map x [N, I] to [N, O] in its dtype, on this thread: for artifacts that have no `Decoder`."""
     rows = len(x)
-    matrix = np.array([record(packed, None, lambda array: 0, pairs=pairs)], dtype=MATRIX)
-    scratch = torch.empty(scratch_floats(rows, packed.inputs, packed.scales.shape[1]))
+    matrix = np.array([record(packed, None, lambda array: 0, plain=plain)], dtype=MATRIX)
+    groups = int(matrix["groups"][0] * matrix["share"][0])
+    scratch = torch.empty(scratch_floats(rows, packed.inputs, groups))
     made = torch.empty(rows, len(packed.codes) * LANES)
     _multiply(matrix, x.float().contiguous().numpy(), scratch.numpy(), made.numpy())
     return made[:, : packed.outputs].to(x.dtype)
@@ -74,31 +91,76 @@ def multiply(packed: Packed, x: Tensor, *, pairs: bool = PAIRS) -> Tensor:
 
 def scratch_floats(rows: int, inputs: int, groups: int) -> int:
     """Floats that inputs of a matrix, made ready, and sixteen of its outputs take at most."""
-    return (rows + SPARE) * (2 * inputs + groups + LANES + 1) + inputs
+    return (rows + SPARE) * (2 * inputs + 2 * groups + LANES + 1) + inputs
 
 
 @njit(nogil=True, cache=True)
 def _multiply(matrices, x, scratch, made):
     matrix, rows, width = matrices[0], len(made), made.shape[1]
-    ready = prepared(matrix, x.ctypes.data, matrix.inputs, rows, scratch.ctypes.data)
-    out = ready[4]
-    for first in range(0, rows, tile(ready)):
-        many = min(tile(ready), rows - first)
+    inputs = prepared(matrix, x.ctypes.data, matrix.inputs, rows, scratch.ctypes.data)
+    out = inputs[4]
+    for first in range(0, rows, tile(inputs)):
+        many = min(tile(inputs), rows - first)
         for at in range(matrix.blocks):
-            sixteen(matrix, at, ready, first, many, out)
+            sixteen(matrix, at, inputs, first, many, out)
             put(out, many, made.ctypes.data + 4 * first * width, width, at)
 
 
 @njit(inline="always")
 def kernel_for(table, rows):
     """The address of the kernel for so many rows."""
-    return carray(numbers(table), (5,))[rows]
+    return carray(numbers(table), (MOST_ROWS + 1,))[rows]
 
 
 @njit(inline="always")
-def passes(left):
-    """How many of the rows that are left one pass over a matrix serves; one more than three."""
+def passes(table, left):
+    """How many of the rows that are left one pass over a matrix serves; one more than 3 or 7."""
+    if left >= 7 and kernel_for(table, 0) == 8:
+        return np.int64(8)
     return np.int64(4 if left >= 3 else left)
+
+
+@njit(inline="always")
+def row_bytes(reads, inputs):
+    """Bytes of a token's inputs as kernels read them."""
+    return np.int64(4 if reads == FLOATS else 2) * inputs
+
+
+@njit(nogil=True)
+def ready(reads, table, source, inputs, parts, made, row, rows):
+    """Put float32 [inputs] at `source` where kernels find it as one of some rows.
+
+    Args:
+        reads: how they read inputs.
+        table: of kernels.
+        source: an address.
+        inputs: how many.
+        parts: of them that are added up for themselves.
+        made: address of rows + `SPARE` rows as kernels read them, behind which lie sums of as many.
+        row: which one this is.
+        rows: of all.
+    """
+    each = row_bytes(reads, inputs)
+    sums = made + each * (rows + SPARE) + 8 * row * parts
+    x, place = carray(floats(source), (inputs,)), made + each * row
+    if reads == FLOATS:
+        carray(floats(place), (inputs,))[:] = x
+        group_sums(x, inputs // parts, carray(floats(sums), (parts,)))
+    elif reads == PAIRS:  # of numbers that stand for themselves: nobody asks for sums
+        round_halves(x, carray(halves(place), (inputs,)))
+    else:
+        first = row // MOST_ROWS * MOST_ROWS
+        many = passes(table, rows - first)
+        while row >= first + many:
+            first += many
+            many = passes(table, rows - first)
+        place = made + each * first + 8 * (row - first)
+        eights, back = inputs // parts // 8, sums + 4 * parts
+        for part in range(parts):
+            round_part(
+                source + 32 * eights * part, eights, place + 16 * many * eights * part, 8 * many,
+                sums + 4 * part, back + 4 * part,
+            )  # fmt: skip
 
 
 @njit(nogil=True, fastmath=True)
@@ -109,24 +171,16 @@ def prepared(matrix, source, step, rows, scratch):
         Where kernels find them, the bytes of a token, where their sums are, where by token what is
         made is to be multiplied by (0: by nothing), and the scratch behind.
     """
-    inputs, groups, back = matrix.inputs, matrix.groups, np.int64(0)
+    inputs, parts, back = matrix.inputs, matrix.groups * matrix.share, np.int64(0)
     if matrix.rounds != 0:
         back = scratch
         source, step, scratch = _rounded(matrix, source, step, rows, scratch)
-    x, each, sums = source, 4 * step, scratch
-    if matrix.paired > 0:
-        x, each = scratch, 2 * inputs * matrix.paired
-        sums = scratch + each * (rows + SPARE)
+    each = row_bytes(matrix.reads, inputs)
     for row in range(rows):
-        given = carray(floats(source + 4 * row * step), (inputs,))
-        out = carray(floats(sums + 4 * row * groups), (groups,))
-        if matrix.paired > 0:
-            made = carray(halves(x + row * each), (inputs,))
-            more = carray(halves(x + row * each + 2 * inputs), (inputs * (matrix.paired - 1),))
-            group_halves(given, inputs // groups, out, made, more)
-        else:
-            group_sums(given, inputs // groups, out)
-    return x, each, sums, back, sums + 4 * (rows + SPARE) * groups
+        given = source + 4 * row * step
+        ready(matrix.reads, matrix.kernels, given, inputs, parts, scratch, row, rows)
+    sums = scratch + each * (rows + SPARE)
+    return scratch, each, sums, back, sums + 8 * (rows + SPARE) * parts
 
 
 @njit(nogil=True)
@@ -156,34 +210,34 @@ def _rounded(matrix, source, step, rows, scratch):
 
 
 @njit(inline="always")
-def ready_for(matrix, other, ready, source, step, rows):
+def ready_for(matrix, other, inputs, source, step, rows):
     """Inputs made ready for a matrix: those for another one, where it reads them alike."""
-    alike = matrix.groups == other.groups and matrix.paired == other.paired
-    if alike and matrix.rounds == 0 and other.rounds == 0:
-        return ready
-    return prepared(matrix, source, step, rows, ready[4])
+    alike = matrix.groups * matrix.share == other.groups * other.share
+    if alike and matrix.reads == other.reads and matrix.rounds == 0 and other.rounds == 0:
+        return inputs
+    return prepared(matrix, source, step, rows, inputs[4])
 
 
 @njit(inline="always")
-def tile(ready):
+def tile(inputs):
     """How many rows are multiplied by all that a thread has taken before the next ones are."""
-    return max(4, _NEAR // ready[1] // 4 * 4)
+    return max(MOST_ROWS, _NEAR // inputs[1] // MOST_ROWS * MOST_ROWS)
 
 
 @njit(nogil=True)
-def sixteen(matrix, at, ready, first, rows, out):
+def sixteen(matrix, at, inputs, first, rows, out):
     """Sixteen outputs of some rows, from `first` on, into [rows, 16] at `out`."""
-    x, each, sums, back, _ = ready
-    row, groups = 0, matrix.groups
-    x, sums = x + first * each, sums + 4 * first * groups
+    x, each, sums, back, _ = inputs
+    row, parts = 0, matrix.groups * matrix.share
+    x, sums = x + first * each, sums + 8 * first * parts
     while row < rows:
-        many = passes(rows - row)
+        many = passes(matrix.kernels, rows - row)
         dot(
             kernel_for(matrix.kernels, many),
             matrix.codes + at * matrix.code_bytes, matrix.scales + at * matrix.scale_bytes,
             matrix.zeros + at * matrix.zero_bytes, matrix.zero_step,
-            x + row * each, each, sums + 4 * row * groups, groups, out + 4 * row * LANES,
-            groups, matrix.units,
+            x + row * each, each, sums + 8 * row * parts, 2 * parts, out + 4 * row * LANES,
+            matrix.groups, matrix.share, matrix.units,
         )  # fmt: skip
         row += many
     if back != 0:

@@ -1,33 +1,12 @@
-"""Loops over vectors of float32 that LLVM turns into vector code: norm, exponential, rotation."""
+"""Loops over vectors of float32 that LLVM turns into vector code: norm, rotation, rounding."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
 
-_LOG2_E = np.float32(1.4426950408889634)
-_LN2_HIGH = np.float32(0.693359375)  # few bits, so that a multiple of it is exact
-_LN2_LOW = np.float32(-2.12194440e-4)
 _TINY = np.float32(2.0**-100)  # a row of zeros has a scale too
-_HALF, _ONE = np.float32(0.5), np.float32(1.0)
-_LOWEST, _HIGHEST = np.float32(-87.0), np.float32(88.0)  # beyond them, the value at them
-
-
-@njit(inline="always")
-def exponential(x):
-    """e^x from -87 to 88, to 1e-7 of it: a power of two times a polynomial (Cephes' expf)."""
-    x = min(max(x, _LOWEST), _HIGHEST)
-    turned = x * _LOG2_E
-    whole = np.int32(turned + (_HALF if turned >= 0 else -_HALF))
-    rest = x - np.float32(whole) * _LN2_HIGH - np.float32(whole) * _LN2_LOW
-    p = np.float32(1.9875691500e-4)
-    p = p * rest + np.float32(1.3981999507e-3)
-    p = p * rest + np.float32(8.3334519073e-3)
-    p = p * rest + np.float32(4.1665795894e-2)
-    p = p * rest + np.float32(1.6666665459e-1)
-    p = p * rest + np.float32(5.0000001201e-1)
-    power = np.int32((whole + 127) << 23).view(np.float32)
-    return (p * rest * rest + rest + _ONE) * power
+_ONE = np.float32(1.0)
 
 
 @njit(fastmath=True, nogil=True)
@@ -75,20 +54,10 @@ def group_sums(x, size, out):
 
 
 @njit(fastmath=True, nogil=True)
-def group_halves(x, size, out, halves, sixteenfold):
-    """Round x [G · size] to bfloat16 `halves`, add up what they are by groups, into out [G].
-
-    `sixteenfold` gets 16 times the same where it is not empty.
-    """
-    for i in range(len(x)):
-        halves[i] = to_half(x[i])
-    for group in range(len(out)):
-        total = np.float32(0.0)
-        for i in range(group * size, (group + 1) * size):
-            total += from_half(halves[i])
-        out[group] = total
-    for i in range(len(sixteenfold)):
-        sixteenfold[i] = to_half(np.float32(16.0) * from_half(halves[i]))
+def round_halves(x, out):
+    """Round x [N] to bfloat16."""
+    for i in range(len(out)):
+        out[i] = to_half(x[i])
 
 
 @njit(nogil=True)

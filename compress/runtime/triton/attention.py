@@ -35,12 +35,10 @@ def _attend(
     where = (row * heads + head * group + query)[:, None] * width + channel[None, :]
     own = (query < group)[:, None] & inside[None, :]
     q = tl.load(queries + where, mask=own, other=0.0).to(tl.float32) * scale
-    # where numbers lie in words of four bytes, see Half and packed.place
-    digit = channel % each
+    # where numbers lie in words of four bytes, see Half
     key_at = (token // lanes * key_words * lanes * each + token % lanes * each)[None, :]
-    key_at += (channel // each * lanes * each + digit % 2 * (each // 2) + digit // 2)[:, None]
-    digit = token % each
-    value_at = (token // each * lanes * each + digit % 2 * (each // 2) + digit // 2)[:, None]
+    key_at += (channel // each * lanes * each + channel % each)[:, None]
+    value_at = (token // each * lanes * each + token % each)[:, None]
     value_at += (channel // lanes * page_tokens * lanes + channel % lanes * each)[None, :]
     first = 0
     if windowed:

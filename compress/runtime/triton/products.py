@@ -42,7 +42,7 @@ def _multiply(
         at = lane[None, :] if alike else group
         zero = tl.load(zeros + at, mask=held[:, None], other=0).to(tl.int32)
         for digit in tl.static_range(each):
-            place = 16 * (digit % 2) + bits * (digit // 2)
+            place = 8 * (digit % 4) + bits * (digit // 4)  # `packed.place`
             code = (packed >> place) & ((1 << bits) - 1)
             weight = (code - zero).to(tl.float32) * scale.to(tl.float32)
             taken = tl.load(
