@@ -31,6 +31,7 @@ def made(recipe, out, **options):
     return pipeline.apply(recipe, out=out, **options).measured.shared_units
 
 
+@pytest.mark.slow
 def test_a_shared_stage_is_computed_once_and_changes_no_byte(recipe, tmp_path):
     shared = Shared(tmp_path / "shared", 1)
     for bits in (4, 8):
@@ -41,6 +42,7 @@ def test_a_shared_stage_is_computed_once_and_changes_no_byte(recipe, tmp_path):
         assert left(tmp_path / f"with-{bits}") == left(tmp_path / f"alone-{bits}")
 
 
+@pytest.mark.slow
 def test_what_decides_a_stage_is_part_of_its_name(recipe, tmp_path):
     shared = Shared(tmp_path / "shared", 1)
     plain = recipe(STAGES % 4)
@@ -65,6 +67,7 @@ def test_budgets_of_whole_artifacts_look_at_what_is_behind_them(recipe):
     assert pair[0] != pair[1]
 
 
+@pytest.mark.slow
 def test_a_damaged_stage_is_made_anew(recipe, tmp_path):
     shared = Shared(tmp_path / "shared", 1)
     made(recipe(STAGES % 4), tmp_path / "first", shared=shared)
@@ -75,6 +78,7 @@ def test_a_damaged_stage_is_made_anew(recipe, tmp_path):
     assert made(recipe(STAGES % 3), tmp_path / "third", shared=shared) == 2
 
 
+@pytest.mark.slow
 def test_a_run_takes_only_what_it_has_not_finished(recipe, tmp_path):
     shared = Shared(tmp_path / "shared", 1)
 
@@ -123,6 +127,7 @@ def test_two_runs_at_once_do_not_both_compute_it(recipe, tmp_path):
     assert all((tmp_path / f"out-{n}" / "manifest.json").is_file() for n in range(2))
 
 
+@pytest.mark.slow
 def test_a_hopeless_student_is_not_judged_and_can_go_on(recipe, tmp_path):
     one, out = recipe(STAGES % 4), tmp_path / "out"
     with pytest.raises(GivenUp, match=r"KL \d\.\d+ nats on the first 32 tokens of text.txt: more "):

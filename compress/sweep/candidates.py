@@ -30,6 +30,7 @@ Values: TypeAlias = Mapping[str, Any]  # of fields, by dotted name
 Point: TypeAlias = tuple[str, Values]  # a recipe's name or path, and what is varied in it
 T = TypeVar("T")
 _CORNERS = 1024  # combinations of a search that are checked before it begins
+_LONGEST = 200  # characters of a file's name; longer words describe something
 _LABEL = 72  # characters of a folder's name in front of its hash
 
 
@@ -238,18 +239,20 @@ def inputs(recipe: Recipe) -> dict[str, str]:
     if evaluate.suite != "none":
         suite = load_suite(evaluate.suite)
         names += [evaluate.suite, suite.perplexity.set, suite.divergence.set]
-    return {name: _file_sha256(path) for name in names for path in _files(name)}
+    return {str(path): _file_sha256(path) for name in names for path in _files(name)}
 
 
 def _files(name: str) -> Iterator[Path]:
-    """The file that a name means where it is a path, and the text that one of YAML describes."""
+    """The file that a name means where it is a path, and those beside one of YAML that it names."""
     if not library.is_path(name):
         return
     yield (path := Path(name).expanduser())
     if path.suffix in (".yaml", ".yml") and path.is_file():
-        described = mapping_of(path).get("path")
-        if isinstance(described, str):
-            yield path.parent / described
+        words = [one for one in mapping_of(path).values() if isinstance(one, str)]
+        beside = [
+            path.parent / one for one in words if len(one) < _LONGEST and library.is_path(one)
+        ]
+        yield from (one for one in beside if one.is_file())
 
 
 def _file_sha256(path: Path) -> str:
