@@ -232,6 +232,14 @@ def _listener(
     class Listener(tune.Callback):
         """What Tune calls."""
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            """Tune saves what it was begun with, which nobody reads: of this, nothing."""
+            return tune.Callback, ()
+
+        def __deepcopy__(self, memo: Any) -> Any:
+            """Be the same one: it belongs to whoever watches."""
+            return self
+
         def on_trial_result(
             self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **_: Any
         ) -> None:
