@@ -42,7 +42,7 @@ def hashes(folder):
 def trials_at_work():
     """Processes of trials that are children of this one's."""
     found = psutil.Process().children(recursive=True)
-    return [one for one in found if "_work" in " ".join(one.cmdline())]
+    return [one for one in found if "ImplicitFunc.train" in " ".join(one.cmdline())]
 
 
 def test_twelve_trials_one_of_them_killed_are_those_of_a_serial_run(run, tmp_path):
