@@ -18,7 +18,7 @@ RANKS = [
     {"smaller"},
     {"surgery", "artifact"},
     {"teacher", "calibrate", "journal", "student", "runtime"},
-    {"stages", "evaluate", "report", "verify", "plan", "diff"},
+    {"stages", "evaluate", "report", "verify", "plan", "diff", "tracking"},
     {"prefixes"},
     {"run"},
     {"staged"},
@@ -31,7 +31,7 @@ RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 DOORS = {
     "typer": {"cli"}, "rich": {"cli"}, "uvicorn": {"cli"},
     "ray": {"sweep.tuned"}, "optuna": {"sweep.tuned"},
-    "psutil": {"cli"},
+    "psutil": {"cli"}, "mlflow": {"tracking"}, "wandb": {"tracking"},
     "accelerate": {"stages"}, "peft": {"stages"},
     "lm_eval": {"evaluate"},
     "scipy": {"kernels"},
@@ -158,6 +158,8 @@ def test_heavy_libraries_are_imported_on_use():
         "huggingface_hub",
         "gguf",
         "rich.live",
+        "mlflow",
+        "wandb",
     }
     eager = [
         f"{path.relative_to(PACKAGE.parent)}:{line} {name}"

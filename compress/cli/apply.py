@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from compress.pipeline import Outcome
     from compress.recipe.schema import Recipe
     from compress.stages.team import Team
+    from compress.tracking import Tracker
 
 RecipeName = Annotated[
     str,
@@ -50,6 +53,10 @@ Processes = Annotated[
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Write one JSON document to stdout instead of a table.")
+]
+Track = Annotated[
+    Literal["mlflow", "wandb"] | None,
+    typer.Option("--track", help="Tell a tracker of the run; nothing is sent without it."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show neither progress nor table.")]
 
@@ -87,6 +94,7 @@ def apply(
             "--sign", metavar="KEY", help="Sign the artifact with this private key (PEM)."
         ),
     ] = None,
+    track: Track = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -96,7 +104,8 @@ def apply(
     results, a report, the locked recipe that makes it again, and hashes of all of it. Cut short,
     the same command goes on where it stopped.
     """
-    from compress.artifact.output import default_folder, refuse_finished
+    from compress import tracking
+    from compress.artifact.output import beside, default_folder, refuse_finished
     from compress.plan.memory import parse_bytes
     from compress.recipe.load import locate
 
@@ -110,6 +119,8 @@ def apply(
         raise RequestError("--shard: one process shares its weights with none. Say --nproc, too.")
     if member.rank == 0:
         refuse_finished(folder)
+        if track:
+            tracking.check(track)
     threads = threads or locked.threads
     if member.size < count:
         launch.check_devices(count, found(_locked_device(located.recipe, device)))
@@ -142,8 +153,10 @@ def apply(
     except GateMissed:
         if json:
             console.emit_json(rejected(folder))
+        _track(track, beside(folder, "rejected"), quiet=quiet)
         raise
     _tell(outcome, json=json, quiet=quiet)
+    _track(track, folder, quiet=quiet)
 
 
 def evaluate(
@@ -181,6 +194,20 @@ def evaluate(
         console.emit_json({"model": model, **dataclasses.asdict(side), "divergence": after})
     elif not quiet:
         console.show(console.side_table(side, divergence))
+
+
+def _track(tracker: Tracker | None, folder: Path, *, quiet: bool) -> None:
+    """Tell a tracker of a finished run; where it fails, the run ends as it would have."""
+    from compress import tracking
+
+    if tracker is None or not (folder / "results.json").is_file():
+        return
+    with contextlib.redirect_stdout(sys.stderr):  # what trackers say is no result
+        reason = tracking.send(tracker, folder)
+    if reason:
+        console.say(f"--track {tracker}: could not be told ({reason}). The run is in {folder}.")
+    elif not quiet:
+        console.say(f"Told {tracker} of the run.")
 
 
 def _launched(count: int, arguments: Sequence[str], threads: int | None, folder: Path) -> int:

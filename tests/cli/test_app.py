@@ -13,7 +13,7 @@ FLAGS = {
     "": {"--debug", "--version", "--install-completion", "--show-completion"},
     "apply": {
         "RECIPE", "--out", "--set", "--device", "--threads", "--nproc", "--fresh", "--max-memory",
-        "--sign", "--json", "--quiet", "--shard",
+        "--sign", "--track", "--json", "--quiet", "--shard",
     },
     "plan": {"RECIPE", "--set", "--max-memory", "--threads", "--nproc", "--json"},
     "auto": {

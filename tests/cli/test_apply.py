@@ -1,9 +1,11 @@
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from compress import tracking
 from compress.artifact.output import short_name
 from compress.cli.apply import left_behind
 
@@ -145,3 +147,28 @@ def test_evaluate_json(run, pipeline):
     assert found["model"] == "small"
     assert found["perplexity"]["perplexity"] == 23.1
     assert found["divergence"]["top1_agreement"] == 0.85
+
+
+def test_a_tracker_is_looked_at_before_and_told_after(run, pipeline, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(tracking, "check", asked.append)
+    monkeypatch.setattr(tracking, "send", lambda tracker, folder: asked.append(folder.name) or "")
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "results.json").touch()
+    monkeypatch.setattr("compress.artifact.output.refuse_finished", lambda folder: None)
+    code, _, err = run("apply", "quickstart", "--out", "small", "--track", "mlflow")
+    assert (code, asked) == (0, ["mlflow", "small"])
+    assert "Told mlflow of the run." in err
+    monkeypatch.setattr(tracking, "send", lambda tracker, folder: "ConnectionError: gone")
+    code, out, err = run("apply", "quickstart", "--out", "small", "--track", "mlflow", "--json")
+    assert code == 0
+    assert json.loads(out)["folder"] == "small"
+    assert "--track mlflow: could not be told (ConnectionError: gone). The run is in small." in err
+
+
+def test_a_tracker_without_its_library_ends_before_any_work(run, pipeline, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    code, out, err = run("apply", "quickstart", "--track", "mlflow")
+    assert (code, out, pipeline.asked) == (2, "", {})
+    assert "pip install 'compress-llm[mlflow]'" in err
+    assert err.rstrip().endswith("docs/errors.md#tracking")
