@@ -30,7 +30,7 @@ SIZES = {
 SMALL = (  # whatever a recipe says of how much
     (r"model: \S+\n(\s+(sha256|revision): \S+\n)*", "model: ./model\n"),
     (r"model: [^\s,}]+, (sha256|revision): [^\s,}]+", "model: ./model"),
-    (r"samples: \d+", "samples: 8"),
+    (r"samples: \d+", "samples: 12"),
     (r"seq_len: \d+", "seq_len: 32"),
     (r"batch_tokens: \S+?(?=[,}\s])", "batch_tokens: 64"),
     (r"(steps|epochs): [\d.]+", r"\1: 1"),

@@ -90,6 +90,7 @@ class Distill(BaseModel):
     )
     held_out: int = Field(
         default=8,
+        validate_default=True,  # against the samples that are there
         ge=1,
         le=10_000,
         description="Last windows of the text, which are not trained on: the KL there decides "
