@@ -33,7 +33,7 @@ class Decoder:
         _register()
         model.set_attn_implementation(_ATTENTION)
         self._model = model
-        self._cache = StaticCache(config=model.config, max_cache_len=room)
+        self._cache: Any = StaticCache(config=model.config, max_cache_len=room)
         if dtype is not None:
             self._cache.update = partial(_cast, self._cache.update, dtype)
 
