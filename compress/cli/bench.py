@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ import typer
 
 from compress.cli import console
 from compress.cli.apply import Json, Threads
-from compress.cli.serve import Artifact, Device, Draft, Dtype, KVCache
+from compress.cli.serve import Artifact, Device, Draft, Dtype, KVCache, settle
 from compress.report import numbers
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def bench(
 
     And the share of what memory was seen to be read by. The engine alone is timed, without HTTP.
     """
+    gc.disable()  # until all is open, as `serve` does
     from compress.runtime.bench import measure
     from compress.runtime.engine import Engine
 
@@ -49,6 +51,7 @@ def bench(
     )  # fmt: skip
     next(engine.generate([1], max_new_tokens=1))
     startup = time.time() - console.process_began()
+    settle()
     found = measure(
         engine, batch=batch, prompt_tokens=prompt_tokens, context_tokens=context_tokens,
         new_tokens=new_tokens, runs=runs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import sys
@@ -127,6 +128,7 @@ def serve(
 
     A page to try it is at /. The address is told on stderr once every model is ready.
     """
+    gc.disable()  # until all is open: what is made till then stays
     named = name or folder.resolve().name or "model"
     if named == TEACHER and teacher is not None:
         raise RequestError(f"--name: {TEACHER} is the name of --teacher. Choose another.")
@@ -223,6 +225,7 @@ def _run(server: uvicorn.Server, listening: socket.socket, loops: dict[str, Loop
         if state == "failed":
             server.should_exit = True
         elif state == "ready" and all(loop.state == "ready" for loop in loops.values()):
+            settle()
             seconds = time.time() - console.process_began()
             console.say(f"Serving {' and '.join(loops)} at {url} (ready after {seconds:.1f} s).")
 
@@ -252,6 +255,12 @@ def whole(pieces: Iterator[Piece]) -> dict[str, Any]:
         "prefill_tokens_per_second": timings.prefill_tokens_per_second,
         "decode_tokens_per_second": timings.decode_tokens_per_second,
     }
+
+
+def settle() -> None:
+    """Never look again for garbage in what is there now: each look would hold up all answers."""
+    gc.freeze()
+    gc.enable()
 
 
 def _stream(pieces: Iterator[Piece]) -> Timings | None:

@@ -61,6 +61,10 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
         raise ValueError(
             f"{columns} codes of {bits} bits fill {words(columns, bits)} words, not {found}"
         )
+    if 8 % bits == 0:  # bytes hold whole codes
+        shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+        codes = packed.contiguous().view(torch.uint8)[..., None] >> shifts & (1 << bits) - 1
+        return codes.flatten(1)[:, :columns].contiguous()
     whole = _pad(packed, (0, -found % bits))  # `bits` words hold 32 codes
     row_bytes = whole.contiguous().view(torch.uint8).view(rows, -1, bits)
     codes = row_bytes.new_empty(rows, row_bytes.shape[1], _LANES)

@@ -122,16 +122,16 @@ def _blocks(rows: Tensor) -> Tensor:
 
 
 def _words(codes: Tensor, bits: int) -> Tensor:
-    """Codes [O, I] as words [O, I · bits / 32] int32, see `place`."""
-    digits = codes.unflatten(1, (-1, 32 // bits)).int()
-    words = torch.zeros_like(digits[..., 0])
-    for number in range(32 // bits):
-        words |= digits[..., number] << place(number, bits)
-    return words
+    """Codes [O, I] uint8 as words [O, I · bits / 32] int32, see `place`."""
+    digits = codes.unflatten(1, (-1, 8 // bits, 4))
+    filled = digits[:, :, 0].contiguous()
+    for number in range(1, 8 // bits):
+        filled |= digits[:, :, number] << bits * number
+    return filled.view(torch.int32).squeeze(-1)
 
 
 def _digits(words: Tensor, bits: int) -> Tensor:
     """The inverse of `_words`, int32."""
-    places = [place(number, bits) for number in range(32 // bits)]
-    moved = words[..., None] >> torch.tensor(places, dtype=torch.int32).to(words.device)
-    return (moved & ((1 << bits) - 1)).flatten(1)
+    filled = words.contiguous()[..., None, None].view(torch.uint8)
+    moved = filled >> torch.arange(0, 8, bits, dtype=torch.uint8, device=words.device)[:, None]
+    return (moved & ((1 << bits) - 1)).flatten(1).int()

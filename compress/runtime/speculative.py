@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from compress.runtime.draft import Draft
 
 WIDTHS = (3, 7)  # with the last token that makes 4 or 8 rows, which products like best
+_CROWD = 8  # requests that write: rows of proposals bring no more than they cost, and unevenness
 _LONGEST, _SHORTEST = 4, 2  # tokens that must be the same in front of what a lookup proposes
 _PATIENCE = 32  # steps without proposals before the first new try; doubled by every failure
 _MOST_PATIENCE = 512
@@ -223,7 +224,9 @@ class Speculation:
         self._share = 1 / max(1, len(writing))
         if self._source is not None:
             free = [one for one in writing if not self._force(*one)]
-            if self._source == "lookup":
+            if len(writing) >= _CROWD:
+                pass
+            elif self._source == "lookup":
                 self._look_up([job for job, _ in free])
             else:
                 self._let_draft(self._source, free)

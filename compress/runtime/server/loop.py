@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from compress.errors import CompressError, RequestError
@@ -115,7 +116,8 @@ class Loop:
             metrics: what is counted of it.
             max_running: requests that it works on at once.
             max_queued: requests beyond those that may wait; one more is refused.
-            roof: measures bytes a second that a device can read; called in its thread.
+            roof: measures bytes a second that a device can read; called in its thread, when it has
+                nothing to do for the first time behind an answer.
         """
         self._opener, self._roof, self.metrics = opener, roof, metrics
         self.watch: Callable[[State], None] = lambda state: None  # told of every new state
@@ -126,6 +128,7 @@ class Loop:
         self._engine: Engine
         self._open = 0  # choices that have not ended
         self._asking: set[asyncio.Future[None]] = set()  # requests that are being handed over
+        self._answered = False  # anything, yet
         self._answers: dict[int, tuple[Answer, int]] = {}  # ticket → whose, which choice
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -247,12 +250,12 @@ class Loop:
     def _describe(self) -> None:
         told = self._engine.describe()
         self.context_tokens = told.max_tokens
-        roof = self._roof(told.device)
-        self.metrics.facts = Facts(told.read_bytes, told.kv_bytes, told.weights, roof)
+        self.metrics.facts = Facts(told.read_bytes, told.kv_bytes, told.weights)
 
     def _work(self) -> None:
         """Take the commands there are, waiting for one where nothing else is to do; then step."""
         while self._engine.idle or not self._inbox.empty():
+            self._look_up()
             self._inbox.get()()
         began = time.perf_counter()
         found = self._engine.step()
@@ -262,7 +265,17 @@ class Loop:
         for ticket, piece in found:
             if piece.finish_reason is not None:
                 self._forget(ticket)
+                self._answered = True
         self._tell(self._stepped, now - began, status, now, parts)
+
+    def _look_up(self) -> None:
+        """See how high the roof is, once something was answered and nothing is to do."""
+        facts = self.metrics.facts
+        if facts is None or facts.roof_bytes_per_second or not self._answered:
+            return
+        if self._inbox.empty():
+            roof = self._roof(self._engine.describe().device)
+            self.metrics.facts = replace(facts, roof_bytes_per_second=roof)
 
     def _submit(
         self, requests: Sequence[Request], answer: Answer, taken: asyncio.Future[None]

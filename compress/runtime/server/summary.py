@@ -29,7 +29,7 @@ class Work(BaseModel):
     tokens_per_second: float | None
     bytes_per_second: float | None  # weights once a step, and keys and values of all pages in use
     flops_per_second: float | None  # of the linears and the head
-    roof_bytes_per_second: float  # that this machine was seen to read when the server started
+    roof_bytes_per_second: float | None  # that this machine was seen to read, behind an answer
     roof_share: float | None
 
 
@@ -95,7 +95,7 @@ class Facts:
     read_bytes: int  # weights, in a step of few tokens
     kv_bytes: float  # a token
     weights: int  # that a token is multiplied with
-    roof_bytes_per_second: float
+    roof_bytes_per_second: float | None = None  # not seen yet
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,15 @@ class Steps:
         tokens = sum(step.tokens for step in self._steps)
         context = sum(step.context_tokens for step in self._steps)
         read = len(self._steps) * facts.read_bytes + context * facts.kv_bytes
+        roof = facts.roof_bytes_per_second
         return Work(
             steps=len(self._steps),
             seconds=seconds,
             tokens_per_second=_rate(tokens, seconds),
             bytes_per_second=_rate(read, seconds),
             flops_per_second=_rate(2 * facts.weights * tokens, seconds),
-            roof_bytes_per_second=facts.roof_bytes_per_second,
-            roof_share=_rate(read / facts.roof_bytes_per_second, seconds),
+            roof_bytes_per_second=roof,
+            roof_share=_rate(read / roof, seconds) if roof else None,
         )
 
 
