@@ -124,7 +124,7 @@ def _blocks(rows: Tensor) -> Tensor:
 def _words(codes: Tensor, bits: int) -> Tensor:
     """Codes [O, I] uint8 as words [O, I · bits / 32] int32, see `place`."""
     digits = codes.unflatten(1, (-1, 8 // bits, 4))
-    filled = digits[:, :, 0].contiguous()
+    filled: Tensor = digits[:, :, 0].contiguous()
     for number in range(1, 8 // bits):
         filled |= digits[:, :, number] << bits * number
     return filled.view(torch.int32).squeeze(-1)

@@ -33,9 +33,10 @@ class Decoder:
         _register()
         model.set_attn_implementation(_ATTENTION)
         self._model = model
-        self._cache: Any = StaticCache(config=model.config, max_cache_len=room)
+        cache: Any = StaticCache(config=model.config, max_cache_len=room)
         if dtype is not None:
-            self._cache.update = partial(_cast, self._cache.update, dtype)
+            cache.update = partial(_cast, cache.update, dtype)
+        self._cache = cache
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
