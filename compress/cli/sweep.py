@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json as json_
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -139,7 +140,7 @@ def _show_plan(ready: Ready, *, json: bool) -> None:
         table.add_row(console.printable(_label(trial)), size, alone, "too large" if large else "")
     console.show(table)
     if ready.located.sweep.search:
-        console.emit("Those at the ends of what a search may choose; it may choose any between.")
+        console.tell("Those at the ends of what a search may choose; it may choose any between.")
 
 
 @contextlib.contextmanager
@@ -147,7 +148,7 @@ def _watching(*, quiet: bool) -> Iterator[Watch | None]:
     """Show trials as they go: a table on a terminal, lines in a pipe."""
     if quiet:
         yield None
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         from rich.console import Console
         from rich.live import Live
 
@@ -300,7 +301,7 @@ def _tell(swept: Swept, *, json: bool, quiet: bool) -> None:
         return
     console.show(trial_table([Row(one) for one in swept.trials], best=swept.best))
     for line in sentences(swept):
-        console.emit(console.printable(line))
+        console.tell(console.printable(line))
 
 
 def sentences(swept: Swept) -> Iterator[str]:

@@ -177,7 +177,7 @@ def _run(order: Order, candidate: Candidate, tell: Tell) -> Trial:
         )  # fmt: skip
     except GateMissed as gate:
         rejected = _read(trial, output.beside(folder, "rejected")) or trial
-        return replace(rejected, state="rejected", reason=_short(gate))
+        return replace(rejected, state="rejected", reason=_missed(gate))
     except GivenUp as given:
         size = given.size_bytes or trial.size_bytes
         return replace(
@@ -207,6 +207,12 @@ def _read(trial: Trial, folder: Path) -> Trial | None:
         seconds=measured.seconds.get("total"),
         shared_units=measured.shared_units,
     )
+
+
+def _missed(gate: GateMissed) -> str:
+    """Which gates were missed, in one line: a message's last tells what to do of a single run."""
+    lines = str(gate).splitlines()
+    return " ".join(" ".join(lines[:-1] or lines).split())
 
 
 def _short(error: CompressError) -> str:
