@@ -22,6 +22,7 @@ from compress import library
 from compress import plan as plans
 from compress.calibrate import sets
 from compress.cli import app, manual
+from compress.recipe import sweep
 from compress.recipe.load import load
 from compress.recipe.schema import Calibration, Recipe
 from compress.recipe.source import mapping
@@ -114,6 +115,9 @@ ELSEWHERE = {  # what a page shows and a test does not run: its beginning, and w
     "compress verify small --vllm-python": "needs vLLM, in an environment of its own",
     "compress verify student-gptq --vllm-python": "needs vLLM, in an environment of its own",
     "compress verify student-gguf --llama-python": "needs llama.cpp, in an environment of its own",
+    "compress sweep small --out": "trials run in workers of their own: tests/sweep",
+    "compress sweep mine.yaml": "trials run in workers of their own: tests/sweep",
+    "compress auto": "plans every recipe and tries some: tests/auto",
     "compress bench": "times the runtime: its own tests, and seconds of compiling",
     "make": "makes an environment, from a package index; CI runs it",
     "pip": "needs a package index",
@@ -181,6 +185,12 @@ def test_every_command_and_program_of_a_long_page_runs(page, desk):
         carry_out(one)
 
 
+@pytest.mark.parametrize("command", dict.fromkeys(manual.examples()))
+def test_every_example_of_the_help_parses(command):
+    parse(command)
+
+
+@pytest.mark.slow
 def test_every_example_of_the_help_runs(desk):
     (desk / "keys.txt").write_text("key-for-a-test\n")
     shown = {one for page in WORKING if name(page) not in SLOW for one in work(page)}
@@ -206,6 +216,8 @@ def validate(data: object, path: Path) -> None:
         plans.make(recipe, headers.of_recipe(recipe), cache=path.parent)
     elif keys and keys <= set(Recipe.model_fields):
         load({**mapping(library.find("recipes", "quickstart")), **data})
+    elif "recipes" in keys:
+        sweep.load(str(path))
     elif "kind" in keys:
         sets.describe(Calibration(set=str(path)))
     elif "perplexity" in keys:

@@ -143,3 +143,8 @@ def test_an_unknown_text_is_named_with_its_line(tmp_path):
     path.write_text(yaml.safe_dump({"version": 1, "teacher": {"model": "a/b"}, "stages": stages}))
     with pytest.raises(RecipeError, match=r"distill\.text\.set: .*smoke"):
         load(str(path))
+
+
+def test_what_is_held_out_by_default_leaves_some():
+    with pytest.raises(ValidationError, match="8 of 8 windows are held out"):
+        Distill.model_validate({"text": {"set": "smoke", "samples": 8, "seq_len": 32}})
