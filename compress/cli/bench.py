@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ import typer
 
 from compress.cli import console
 from compress.cli.apply import Json, Threads
-from compress.cli.serve import Artifact, Device, Draft, Dtype, KVCache, settle
+from compress.cli.serve import Artifact, Device, Draft, Dtype, KVCache
 from compress.report import numbers
 
 if TYPE_CHECKING:
@@ -41,17 +40,16 @@ def bench(
 
     And the share of what memory was seen to be read by. The engine alone is timed, without HTTP.
     """
-    gc.disable()  # until all is open, as `serve` does
-    from compress.runtime.bench import measure
-    from compress.runtime.engine import Engine
+    with console.starting():
+        from compress.runtime.bench import measure
+        from compress.runtime.engine import Engine
 
-    engine = Engine.open(
-        folder, threads=threads, dtype=dtype, kv_cache=kv_cache, max_running=max(batch, 1),
-        speculate=draft is not None, draft=draft, device=device,
-    )  # fmt: skip
+        engine = Engine.open(
+            folder, threads=threads, dtype=dtype, kv_cache=kv_cache, max_running=max(batch, 1),
+            speculate=draft is not None, draft=draft, device=device,
+        )  # fmt: skip
     next(engine.generate([1], max_new_tokens=1))
     startup = time.time() - console.process_began()
-    settle()
     found = measure(
         engine, batch=batch, prompt_tokens=prompt_tokens, context_tokens=context_tokens,
         new_tokens=new_tokens, runs=runs,

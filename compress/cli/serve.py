@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ import typer
 
 from compress.cli import console
 from compress.cli.apply import Json, Threads
-from compress.errors import RequestError
+from compress.errors import RequestError, RunError
 
 if TYPE_CHECKING:
     import uvicorn
@@ -66,7 +66,32 @@ def generate(
     top_p: Annotated[
         float | None, typer.Option("--top-p", help="Sample from the likeliest that hold p.")
     ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option("--min-p", help="Sample from those p times as likely as the likeliest."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", help="Above 1: what was said is less likely.")
+    ] = 1.0,
+    presence_penalty: Annotated[
+        float, typer.Option("--presence-penalty", help="Taken from what was written.")
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option("--frequency-penalty", help="Taken as often as it was written.")
+    ] = 0.0,
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option("--logit-bias", metavar="TOKEN=BIAS", help="Added to a token's logit."),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Make sampling repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="A text that ends the answer.")
+    ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option("--json-schema", metavar="FILE", help="What the answer has to follow."),
+    ] = None,
+    draft: Draft = None,
     raw: Annotated[
         bool,
         typer.Option("--raw", help="Continue the text as it stands, without the chat template."),
@@ -79,13 +104,20 @@ def generate(
 
     With --json the whole answer at its end, with how long it took.
     """
-    from compress.runtime.engine import Engine
+    with console.starting():
+        from compress.runtime.engine import Engine
+        from compress.runtime.request import Request
+        from compress.runtime.sampling import Sampling
 
-    engine = Engine.open(folder, threads=threads, device=device)
-    pieces = engine.generate(
-        engine.tokenizer.encode(prompt) if raw else prompt,
-        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+    sampling = Sampling(
+        temperature, top_k, top_p, min_p, repetition_penalty, seed, presence_penalty,
+        frequency_penalty, _biases(logit_bias or ()),
     )  # fmt: skip
+    grammar = None if json_schema is None else _text(json_schema, "--json-schema")
+    engine = Engine.open(folder, threads=threads, device=device, draft=draft)
+    ids = engine.encode(engine.tokenizer.encode(prompt) if raw else prompt)
+    request = Request(tuple(ids), sampling, max_new_tokens, tuple(stop or ()), grammar=grammar)
+    pieces = engine.answer(request)
     if json:
         console.emit_json(whole(pieces))
         return
@@ -128,7 +160,6 @@ def serve(
 
     A page to try it is at /. The address is told on stderr once every model is ready.
     """
-    gc.disable()  # until all is open: what is made till then stays
     named = name or folder.resolve().name or "model"
     if named == TEACHER and teacher is not None:
         raise RequestError(f"--name: {TEACHER} is the name of --teacher. Choose another.")
@@ -137,13 +168,14 @@ def serve(
     if private is None and not keys:
         console.say("Note: whoever reaches this address is answered. --api-key-file asks for keys.")
     with _listen(host, port) as listening:
-        import uvicorn
+        with console.starting():
+            import uvicorn
 
-        from compress.artifact.manifest import refuse_changed
-        from compress.runtime.engine import Engine, collect
-        from compress.runtime.server.app import make_app
-        from compress.runtime.server.loop import Loop
-        from compress.runtime.server.metrics import Metrics
+            from compress.artifact.manifest import refuse_changed
+            from compress.runtime.engine import Engine, collect
+            from compress.runtime.server.app import make_app
+            from compress.runtime.server.loop import Loop
+            from compress.runtime.server.metrics import Metrics
 
         def opener(model: Path, draft: Path | None) -> Callable[[], Engine]:
             def opens() -> Engine:
@@ -182,10 +214,7 @@ def _keys(path: Path) -> tuple[str, ...]:
     Raises:
         RequestError: it cannot be read, holds none, or one that no header can carry.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"--api-key-file: {path} cannot be read ({error}).") from error
+    lines = _text(path, "--api-key-file").splitlines()
     keys = tuple(key for line in lines if (key := line.strip()) and not key.startswith("#"))
     if not keys:
         raise RequestError(f"--api-key-file: {path} holds no key. Write one a line.")
@@ -195,6 +224,37 @@ def _keys(path: Path) -> tuple[str, ...]:
             "Use letters, digits and signs."
         )
     return keys
+
+
+def _text(path: Path, option: str) -> str:
+    """What a file of the user's holds.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{option}: {path} cannot be read ({error}).") from error
+
+
+def _biases(told: Sequence[str]) -> dict[int, float]:
+    """What is added to logits, by token.
+
+    Raises:
+        RequestError: one is not written TOKEN=BIAS.
+    """
+    biases = {}
+    for one in told:
+        token, _, bias = one.partition("=")
+        try:
+            biases[int(token)] = float(bias)
+        except ValueError as error:
+            raise RequestError(
+                f"--logit-bias: {one!r} is not the number of a token, =, and what is added to its "
+                "logit. Write it as 42=-1.5."
+            ) from error
+    return biases
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -225,7 +285,7 @@ def _run(server: uvicorn.Server, listening: socket.socket, loops: dict[str, Loop
         if state == "failed":
             server.should_exit = True
         elif state == "ready" and all(loop.state == "ready" for loop in loops.values()):
-            settle()
+            gc.freeze()  # see `console.starting`
             seconds = time.time() - console.process_began()
             console.say(f"Serving {' and '.join(loops)} at {url} (ready after {seconds:.1f} s).")
 
@@ -240,10 +300,16 @@ def _run(server: uvicorn.Server, listening: socket.socket, loops: dict[str, Loop
 
 
 def whole(pieces: Iterator[Piece]) -> dict[str, Any]:
-    """An answer and its speed, as plain facts by name."""
+    """An answer and its speed, as plain facts by name.
+
+    Raises:
+        RunError: the answer cannot go on.
+    """
     from compress.runtime.engine import collect
 
     found = collect(pieces)
+    if found.error is not None:
+        raise RunError(found.error)
     told = {"text": found.text, "finish_reason": found.finish_reason}
     if (timings := found.timings) is None:
         return told
@@ -257,19 +323,20 @@ def whole(pieces: Iterator[Piece]) -> dict[str, Any]:
     }
 
 
-def settle() -> None:
-    """Never look again for garbage in what is there now: each look would hold up all answers."""
-    gc.freeze()
-    gc.enable()
-
-
 def _stream(pieces: Iterator[Piece]) -> Timings | None:
-    """Write pieces as they come, then end the line; returns how long it took."""
+    """Write pieces as they come, then end the line; returns how long it took.
+
+    Raises:
+        RunError: the answer cannot go on.
+    """
     timings = None
     for piece in pieces:
         sys.stdout.write(piece.text)
         sys.stdout.flush()
         timings = piece.timings
+        if piece.error is not None:
+            sys.stdout.write("\n")
+            raise RunError(piece.error)
     sys.stdout.write("\n")
     return timings
 

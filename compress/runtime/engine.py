@@ -180,7 +180,27 @@ class Engine:
         if isinstance(stop, str):
             raise RequestError(f"stop: {stop!r} must be a list of texts.")
         ids = tuple(self.encode(prompt))
-        return self._pieces(Request(ids, sampling, max_new_tokens, tuple(stop)))
+        return self.answer(Request(ids, sampling, max_new_tokens, tuple(stop)))
+
+    def answer(self, request: Request) -> Iterator[Piece]:
+        """Answer one request: the engine steps as pieces are taken; see `generate`.
+
+        Raises:
+            RequestError: as `submit` does, with the first piece.
+        """
+        ticket = self.submit(request)
+        inbox = self._inboxes[ticket] = deque()
+        reason: FinishReason | None = None
+        try:
+            while reason is None:
+                while not inbox:
+                    self._ready.extend(self._advance())
+                piece = inbox.popleft()
+                reason = piece.finish_reason
+                yield piece
+        finally:  # whoever takes no more pieces wants no more work
+            del self._inboxes[ticket]
+            self.cancel(ticket)
 
     def submit(self, request: Request) -> int:
         """Let a request wait for its turn.
@@ -289,21 +309,6 @@ class Engine:
                 f"prompt: token ids from {min(ids)} to {max(ids)}; the vocabulary is 0 to "
                 f"{vocabulary - 1}."
             )
-
-    def _pieces(self, request: Request) -> Iterator[Piece]:
-        ticket = self.submit(request)
-        inbox = self._inboxes[ticket] = deque()
-        reason: FinishReason | None = None
-        try:
-            while reason is None:
-                while not inbox:
-                    self._ready.extend(self._advance())
-                piece = inbox.popleft()
-                reason = piece.finish_reason
-                yield piece
-        finally:  # whoever takes no more pieces wants no more work
-            del self._inboxes[ticket]
-            self.cancel(ticket)
 
     def _advance(self) -> list[tuple[int, Piece]]:
         """One step; the pieces that nobody has an inbox for."""

@@ -22,8 +22,10 @@ FLAGS = {
     },
     "evaluate": {"ARTIFACT|TEACHER", "--suite", "--device", "--threads", "--json", "--quiet"},
     "generate": {
-        "ARTIFACT", "PROMPT", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed",
-        "--raw", "--threads", "--device", "--json",
+        "ARTIFACT", "PROMPT", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--min-p",
+        "--repetition-penalty", "--presence-penalty", "--frequency-penalty", "--logit-bias",
+        "--seed", "--stop", "--json-schema", "--draft", "--raw", "--threads", "--device",
+        "--json",
     },
     "serve": {
         "ARTIFACT", "--draft", "--teacher", "--host", "--port", "--api-key-file", "--max-queued",

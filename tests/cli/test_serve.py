@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from compress.artifact import manifest
+from compress.runtime.sampling import Sampling
 
 
 def test_generate_streams_text_and_ends_the_line(run, tiny_llama):
@@ -48,19 +49,44 @@ def test_raw_leaves_the_chat_template_out(run, tiny_llama, monkeypatch):
 
     prompts = []
     monkeypatch.setattr(
-        Engine, "generate", lambda self, prompt, **_: prompts.append(prompt) or iter(())
+        Engine, "answer", lambda self, request: prompts.append(request.prompt) or iter(())
     )
     run("generate", tiny_llama, "Hi", "--raw")
     run("generate", tiny_llama, "Hi")
-    assert prompts[1] == "Hi"
-    assert isinstance(prompts[0], list)
     assert len(prompts[0]) == 2
+    assert len(prompts[1]) > 2
 
 
 def test_settings_out_of_range_are_a_wrong_request(run, tiny_llama):
     code, out, err = run("generate", tiny_llama, "Hi", "--top-p", "2", "--max-new-tokens", "4")
     assert (code, out) == (2, "")
     assert "top_p: 2.0 must be in (0, 1]" in err
+
+
+def test_generate_asks_as_the_server_does(run, tiny_llama, tmp_path, monkeypatch):
+    from compress.runtime.engine import Engine
+
+    asked, schema = [], tmp_path / "schema.json"
+    monkeypatch.setattr(Engine, "answer", lambda self, request: asked.append(request) or iter(()))
+    schema.write_text('{"type": "object"}')
+    code, *_ = run(
+        "generate", tiny_llama, "Hi", "--temperature", "0.5", "--min-p", "0.1", "--stop", "a",
+        "--stop", "b", "--repetition-penalty", "1.1", "--presence-penalty", "1",
+        "--frequency-penalty", "-1", "--logit-bias", "3=-2.5", "--seed", "7",
+        "--json-schema", schema,
+    )  # fmt: skip
+    assert code == 0
+    assert asked[0].sampling == Sampling(
+        0.5, min_p=0.1, repetition_penalty=1.1, seed=7, presence_penalty=1.0,
+        frequency_penalty=-1.0, logit_bias={3: -2.5},
+    )  # fmt: skip
+    assert (asked[0].stop, asked[0].grammar) == (("a", "b"), '{"type": "object"}')
+
+
+def test_a_bias_that_is_none_is_a_wrong_request(run, tiny_llama):
+    code, _, err = run("generate", tiny_llama, "Hi", "--logit-bias", "x")
+    assert code == 2
+    assert "--logit-bias: 'x' is not the number of a token" in err
 
 
 def test_generate_from_nothing(run, tmp_path):
