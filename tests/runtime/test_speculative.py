@@ -252,12 +252,19 @@ def flat(rows):
 
 
 @pytest.mark.parametrize("step", [packed, flat])
-@pytest.mark.parametrize("jobs", [1, 8])
+@pytest.mark.parametrize("jobs", [1, 7])
 @pytest.mark.parametrize("right", [0.0, 0.3, 0.7])
 @pytest.mark.parametrize("draft", [0.0, 0.3])
 def test_speculation_is_never_much_worse(monkeypatch, step, jobs, right, draft):
     found = simulated(monkeypatch, right=right, step=step, draft=draft, jobs=jobs, steps=1500)
     assert found > 0.97
+
+
+def test_a_crowd_is_proposed_nothing(monkeypatch):
+    assert simulated(monkeypatch, right=0.98, step=flat, jobs=7, steps=500) > 2
+    assert simulated(monkeypatch, right=0.98, step=flat, jobs=8, steps=500) == pytest.approx(
+        1, 0.01
+    )
 
 
 def test_speculation_gets_what_there_is_to_get(monkeypatch):
