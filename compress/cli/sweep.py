@@ -301,7 +301,7 @@ def _tell(swept: Swept, *, json: bool, quiet: bool) -> None:
         return
     console.show(trial_table([Row(one) for one in swept.trials], best=swept.best))
     for line in sentences(swept):
-        console.tell(console.printable(line))
+        console.tell(line)
 
 
 def sentences(swept: Swept) -> Iterator[str]:
