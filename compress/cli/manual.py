@@ -95,7 +95,7 @@ MANUAL: dict[str, Entry] = {
     "auto": Entry(
         (
             "compress auto ./model --max-size 80MB",
-            "compress auto Qwen/Qwen2.5-0.5B --max-kl 0.1 --min-speed 100 --trials 5",
+            "compress auto ./model --max-size 80MB --trials 1 --out smaller.yaml --json",
         ),
         "docs/auto.md",
         {**_RUN, 0: "done: a recipe was written", 3: "none keeps what is wanted; none was written"},
