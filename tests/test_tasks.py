@@ -137,7 +137,10 @@ def test_small_suites_need_no_hub(suite: str) -> None:
 )
 def test_a_set_has_the_fields_of_its_kind(path: Path) -> None:
     found = load(str(path.relative_to(ROOT)))
-    assert set(found) - {"separator", "deduplicate"} == {"version", "kind", "description"} | SETS[found["kind"]]
+    assert (
+        set(found) - {"separator", "deduplicate"}
+        == {"version", "kind", "description"} | SETS[found["kind"]]
+    )
     if found["kind"] == "text":
         assert (path.parent / found["path"]).is_file()
 
