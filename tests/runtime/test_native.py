@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -174,3 +175,36 @@ def test_threads_end_with_their_decoder(wide):
     for thread in ours:
         thread.join(timeout=10)
         assert not thread.is_alive()
+
+
+def test_a_late_thread_keeps_what_its_step_points_to(monkeypatch):
+    import gc
+    import threading
+    import weakref
+
+    from compress.runtime.native import layout, team
+
+    class Buffer:
+        """Something that addresses point to."""
+
+    there, go = threading.Event(), threading.Event()
+
+    def serve(thread, control, patience):
+        there.set()
+        go.wait()
+        return False
+
+    monkeypatch.setattr(team.step, "serve", serve)
+    before, buffer = set(threading.enumerate()), Buffer()
+    seen, control = weakref.ref(buffer), np.zeros(layout.ASLEEP + 2 * layout.LINE, np.int64)
+    walkers = team.Team([], control, 2, [buffer])
+    [late] = set(threading.enumerate()) - before
+    there.wait()
+    del buffer, walkers
+    gc.collect()
+    assert control[layout.GO] == layout.ENDED
+    assert seen() is not None
+    go.set()
+    late.join()
+    gc.collect()
+    assert seen() is None

@@ -60,7 +60,8 @@ class Decoder:
         self._fill(model, pages, matrices, np.array(blocks, dtype=layout.BLOCK))
         records = states, matrices, np.array(blocks, dtype=layout.BLOCK)
         control = np.zeros(layout.ASLEEP + layout.LINE * model.threads, np.int64)
-        self._team = Team(records, control, model.threads)
+        self._kept += [self._x, self._wanted]
+        self._team = Team(records, control, model.threads, self._kept)
 
     def logits(self, x: Tensor, turn: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
         """Walk one step.

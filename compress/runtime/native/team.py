@@ -19,7 +19,9 @@ class Team:
     sleep until they are woken.
     """
 
-    def __init__(self, records: Sequence[Any], control: Any, threads: int) -> None:
+    def __init__(
+        self, records: Sequence[Any], control: Any, threads: int, kept: Sequence[Any]
+    ) -> None:
         """Start `threads` - 1 threads beside the caller's.
 
         Args:
@@ -27,11 +29,13 @@ class Team:
                 `layout.BLOCK`.
             control: int64, lines for GO and OVER, then one for each thread.
             threads: how many walk.
+            kept: all that addresses in the records point to. A thread that comes late for the last
+                step may still be at it when nobody else knows of the model, so each holds it, too.
         """
         self._records, self._control, self._threads = records, control, threads
         self._wake = [threading.Semaphore(0) for _ in range(threads)]
         for number in range(1, threads):
-            arguments = (number, records, control, self._wake[number])
+            arguments = (number, records, control, self._wake[number], kept)
             threading.Thread(target=_serve, args=arguments, daemon=True).start()
         weakref.finalize(self, _end, control, self._wake)
 
@@ -44,7 +48,13 @@ class Team:
         step.walk(0, number, *self._records, self._control)
 
 
-def _serve(thread: int, records: Sequence[Any], control: Any, wake: threading.Semaphore) -> None:
+def _serve(
+    thread: int,
+    records: Sequence[Any],
+    control: Any,
+    wake: threading.Semaphore,
+    kept: Sequence[Any],
+) -> None:
     while step.serve(thread, *records, control, _PATIENCE):
         wake.acquire()
 
