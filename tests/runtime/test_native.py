@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -195,6 +197,7 @@ def test_a_late_thread_keeps_what_its_step_points_to(monkeypatch):
         return False
 
     monkeypatch.setattr(team.step, "serve", serve)
+    monkeypatch.setattr(team, "_LEAVING", 0.01)
     before, buffer = set(threading.enumerate()), Buffer()
     seen, control = weakref.ref(buffer), np.zeros(layout.ASLEEP + 2 * layout.LINE, np.int64)
     walkers = team.Team([], control, 2, [buffer])
@@ -208,3 +211,17 @@ def test_a_late_thread_keeps_what_its_step_points_to(monkeypatch):
     late.join()
     gc.collect()
     assert seen() is None
+
+
+def test_a_process_ends_while_its_decoder_lives(tiny_llama):
+    program = (
+        "import sys\n"
+        "from compress.runtime.engine import Engine\n"
+        "engine = Engine.open(sys.argv[1], threads=3)\n"
+        "list(engine.generate([1, 2, 3], max_new_tokens=4))\n"
+        "import threading\n"
+        "assert threading.active_count() == 3\n"
+    )
+    command = [sys.executable, "-c", program, str(tiny_llama)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

@@ -9,6 +9,7 @@ from typing import Any
 
 from compress.runtime.native import layout, step
 
+_LEAVING = 5.0  # seconds that a team's end waits for a thread to leave
 _PATIENCE = 100_000  # looks for the next step, 1 to 2 ms: longer than what lies between two steps
 
 
@@ -34,10 +35,17 @@ class Team:
         """
         self._records, self._control, self._threads = records, control, threads
         self._wake = [threading.Semaphore(0) for _ in range(threads)]
-        for number in range(1, threads):
-            arguments = (number, records, control, self._wake[number], kept)
-            threading.Thread(target=_serve, args=arguments, daemon=True).start()
-        weakref.finalize(self, _end, control, self._wake)
+        others = [
+            threading.Thread(
+                target=_serve,
+                args=(number, records, control, self._wake[number], kept),
+                daemon=True,
+            )
+            for number in range(1, threads)
+        ]
+        for one in others:
+            one.start()
+        weakref.finalize(self, _end, control, self._wake, others)
 
     def walk(self) -> None:
         """Walk the step that the records and their buffers describe."""
@@ -59,7 +67,12 @@ def _serve(
         wake.acquire()
 
 
-def _end(control: Any, wake: Sequence[threading.Semaphore]) -> None:
+def _end(
+    control: Any, wake: Sequence[threading.Semaphore], others: Sequence[threading.Thread]
+) -> None:
     control[layout.GO] = layout.ENDED
     for one in wake:
         one.release()
+    for thread in others:  # one that let go of tensors while the interpreter ends would abort it
+        if thread is not threading.current_thread():
+            thread.join(_LEAVING)
