@@ -12,6 +12,7 @@ import typer
 
 from compress.cli import completion, console
 from compress.cli.apply import Device, Json, Quiet, Sets, Threads, found
+from compress.cli.recipes import write_new
 from compress.errors import ModelError, RecipeError, RequestError
 from compress.report import numbers
 from compress.report.numbers import NONE
@@ -90,7 +91,7 @@ def auto(
     if choice.chosen:
         command = f"compress apply {shlex.quote(_as_path(file))}"
         text = owned.text(choice, file.stem, date=_today(), command=command)
-        _write(file, text)
+        write_new(file, text)
         choice = dataclasses.replace(choice, file=str(file), command=command)
     _print(choice, json=json, quiet=quiet)
     if not choice.chosen:
@@ -146,16 +147,6 @@ def _chosen(teacher: str, wanted: Wanted, how: Trials, sets: Sequence[str]) -> C
     except KeyboardInterrupt:
         console.say(f"Cut short. {how.work} holds the trials; the same command goes on from there.")
         raise
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError:
-        raise RequestError(f"{file}: exists and is not overwritten. Name another file.") from None
-    except OSError as error:
-        raise RequestError(f"{file}: cannot be written ({error.strerror}).") from error
 
 
 def _print(choice: Choice, *, json: bool, quiet: bool) -> None:

@@ -109,13 +109,7 @@ def copy(
     """
     source = _recipe(name)
     text, target = _text(source), to or Path(source.name)
-    try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise RequestError(f"{target}: exists and is not overwritten. Name another file.") from None
-    except OSError as error:
-        raise RequestError(f"{target}: cannot be written ({error.strerror}).") from error
+    write_new(target, text)
     if json:
         console.emit_json({"name": source.stem, "file": str(target)})
     else:
@@ -294,3 +288,18 @@ def _told(one: Measurement, dense: Measurement | None) -> Iterator[str]:
 
 def _number(value: float | None, form: str, times: float = 1) -> str:
     return NONE if value is None else format(times * value, form)
+
+
+def write_new(file: Path, text: str) -> None:
+    """Write a file that is not there yet.
+
+    Raises:
+        RequestError: it is there, or cannot be written.
+    """
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise RequestError(f"{file}: exists and is not overwritten. Name another file.") from None
+    except OSError as error:
+        raise RequestError(f"{file}: cannot be written ({error.strerror}).") from error

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from compress import storage
 from compress.anatomy import Anatomy
 from compress.artifact import write
-from compress.errors import StorageError
 from compress.recipe.source import Places
 from compress.recipe.student import Student
 from compress.smaller import remains
 from compress.teacher.beginning import check, described
-from compress.teacher.folder import Teacher, open_folder, pinned, sealed
+from compress.teacher.folder import Teacher, pinned, seal, sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,26 +37,8 @@ def make(teacher: Teacher, spec: Student, cache: Path, places: Places | None = N
     name = f"{spec.init} {teacher.name} ({spec.told})"
     with storage.locked(folder.with_suffix(".lock")):  # another run may be at it
         if (found := sealed(folder)) is None:
-            found = _made(teacher, spec, folder)
+            found = seal(folder, lambda made: _write(teacher, spec, made))
     return pinned(found, name=name)
-
-
-def _made(teacher: Teacher, spec: Student, folder: Path) -> Teacher:
-    """Whole, or not at all."""
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    try:
-        _write(teacher, spec, temporary)
-        (temporary / "fingerprint").write_text(open_folder(temporary).fingerprint, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    except OSError as error:
-        raise StorageError(
-            f"{folder}: cannot be written ({error.strerror}). Free some space, or set "
-            "COMPRESS_CACHE."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return open_folder(folder)
 
 
 def _write(teacher: Teacher, spec: Student, folder: Path) -> None:

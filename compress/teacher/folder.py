@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Never
 from compress import anatomy, storage
 from compress.anatomy import Anatomy
 from compress.artifact.whole import flaws
-from compress.errors import ModelError
+from compress.errors import ModelError, StorageError
 from compress.families import FAMILIES
 from compress.storage import Checkpoint
 
@@ -117,6 +119,34 @@ def open_folder(folder: Path, *, name: str | None = None) -> Teacher:
         name or str(folder), folder, fingerprint(folder, checkpoint), config, picture,
         None, None, checkpoint, stored,
     )  # fmt: skip
+
+
+def seal(folder: Path, make: Callable[[Path], None]) -> Teacher:
+    """Have a model made in a folder of the cache, whole or not at all; see `sealed`.
+
+    Args:
+        folder: replaced when it is there.
+        make: writes a model into the folder that it is given.
+
+    Raises:
+        StorageError: the cache cannot be written.
+    """
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        make(temporary)
+        (temporary / "fingerprint").write_text(open_folder(temporary).fingerprint, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        storage.sync_folder(folder.parent)
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be written ({error.strerror}). Free some space, or set "
+            "COMPRESS_CACHE."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return open_folder(folder)
 
 
 def sealed(folder: Path) -> Teacher | None:

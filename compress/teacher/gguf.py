@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from pathlib import Path
 
-from compress.errors import ModelError, StorageError, shown
-from compress.storage import GgufHeader, read_gguf, sync_folder
+from compress.errors import ModelError, shown
+from compress.storage import GgufHeader, read_gguf
 from compress.surgery import load
-from compress.teacher.folder import Teacher, open_folder, sealed
+from compress.teacher.folder import Teacher, seal, sealed
 
 CONVERTER = 1  # raise it when the dense folder that a GGUF file becomes changes
 # GGUF's names of architectures whose dense models transformers rebuilds from such a file.
@@ -46,22 +44,7 @@ def convert(gguf: Path, folder: Path, dtype: str) -> Teacher:
         StorageError: the cache cannot be written.
     """
     checked(gguf)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        load.convert_gguf(gguf, temporary, dtype)
-        (temporary / "fingerprint").write_text(open_folder(temporary).fingerprint, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise StorageError(
-            f"{folder}: cannot be written ({error.strerror}). Free some space, or set "
-            "COMPRESS_CACHE."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return open_folder(folder)
+    return seal(folder, lambda made: load.convert_gguf(gguf, made, dtype))
 
 
 def checked(gguf: Path) -> GgufHeader:
