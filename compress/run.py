@@ -56,6 +56,7 @@ class Clock:
         """Begin now."""
         self.seconds: dict[str, float] = {}
         self.cpu_seconds: dict[str, float] = {}
+        machine.forget_peak_memory()  # what is told with the times is of the same run
         self._begun = (time.perf_counter(), machine.cpu_seconds())
 
     @contextlib.contextmanager

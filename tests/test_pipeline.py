@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -289,6 +290,15 @@ def test_errors_carry_the_exit_codes_of_their_kind():
 
 def test_the_compute_type_follows_the_teacher():
     assert machine.compute_dtype("cpu", "float32") is torch.float32
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a high-water mark")
+def test_what_a_process_held_before_a_run_is_not_that_runs_peak():
+    held = torch.ones(100 << 20)
+    before = machine.peak_memory_bytes()
+    del held
+    machine.forget_peak_memory()
+    assert machine.peak_memory_bytes() < before - (200 << 20)
 
 
 def test_a_student_that_misses_a_gate_is_rejected_with_its_report(recipe, out):

@@ -1,7 +1,7 @@
 """Many recipes under one budget: planned before any runs, run beside each other, one chosen.
 
 candidates.py  every trial loaded, planned, checked, named by its content, put in order
-worker.py      one trial: an ordinary `apply` in a process of its own, and a record of it
+worker.py      one trial: an ordinary `apply` in a worker's process, and a record of it
 tuned.py       the only door to Ray Tune and Optuna: who runs when, and again when killed
 budget.py      who keeps the budget, who is best, what a sampler is told
 board.py       every trial as it stands, for whoever watches

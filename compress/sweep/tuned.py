@@ -113,7 +113,7 @@ def run(
                 num_samples=1 if todo else work.left,
                 max_concurrent_trials=crew.workers,
                 time_budget_s=crew.seconds,
-                reuse_actors=False,  # each trial has a process of its own, as by hand
+                reuse_actors=True,  # to begin a process, and Ray in it, takes seconds
             ),
             run_config=tune.RunConfig(
                 name="trials",

@@ -1,4 +1,4 @@
-"""One trial, in a process of its own: an ordinary `apply`, and a record of what became of it."""
+"""One trial, in a worker's process: an ordinary `apply`, and a record of what became of it."""
 
 from __future__ import annotations
 
