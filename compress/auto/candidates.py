@@ -125,11 +125,11 @@ def _limits(name: str, wanted: Wanted) -> list[str]:
 
 
 def _beyond(size: Size, wanted: Wanted) -> str:
-    """Why a planned size cannot do; "" where it can, or where bits are yet to be shared out."""
-    limit = wanted.max_size_bytes
-    if limit is None or size.size_bytes <= limit or size.at_most:
+    """Why a planned size cannot do; "" where it can, or may, once its bits are shared out."""
+    limit, least = wanted.max_size_bytes, size.least_bytes if size.at_most else size.size_bytes
+    if limit is None or least is None or least <= limit:
         return ""
-    return f"takes {numbers.size(size.size_bytes)}"
+    return f"takes {'at least ' if size.at_most else ''}{numbers.size(least)}"
 
 
 def _measured(located: Located, size: Size, found: Catalogue) -> Measurement | None:

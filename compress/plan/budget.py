@@ -69,6 +69,7 @@ def at_most(recipe: Recipe, headers: Headers) -> Size:
         bits_per_weight_with_head=8 * together / (weights + head),
         parts=tuple(replace(part, after_bytes=most[part.part]) for part in wide.parts),
         at_most=True,
+        least_bytes=narrow.size_bytes,
     )
 
 

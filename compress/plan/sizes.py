@@ -41,6 +41,7 @@ class Size:
     parts: tuple[SizePart, ...]
     shards: int
     at_most: bool = False  # a budget has yet to be shared out; see `plan.budget`
+    least_bytes: int | None = None  # where it is at most: no way of sharing takes less, if known
 
 
 def quantized(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -125,6 +126,19 @@ def test_plans_rule_out_what_cannot_be_and_say_why(teacher):
     assert found["w4-best"].planned.size_bytes <= 150_000
     with pytest.raises(RecipeError, match="quantise: unknown field"):
         candidates(teacher, Wanted(100_000), sets=("quantise.bits=4",))
+
+
+def test_a_recipe_that_shares_bits_out_is_ruled_out_where_its_narrowest_is_too_large(
+    teacher, monkeypatch
+):
+    monkeypatch.setattr(sys.modules[__name__], "SOME", ["mixed-3.7"])
+    (one,) = candidates(teacher, Wanted(10**9), sets=SHORT)
+    assert one.planned.at_most
+    assert one.planned.least_bytes < one.planned.size_bytes
+    (kept,) = candidates(teacher, Wanted(one.planned.least_bytes), sets=SHORT)
+    assert not kept.why_not
+    (out,) = candidates(teacher, Wanted(one.planned.least_bytes - 1), sets=SHORT)
+    assert out.why_not.startswith("takes at least ")
 
 
 def test_the_closest_to_the_teacher_leads_or_the_smallest_where_only_quality_is_asked(teacher):
