@@ -66,6 +66,22 @@ def mean(total: Tensor, tokens: float) -> Tensor:
     return total
 
 
+def with_energies(hessian: Tensor, energies: Tensor) -> Tensor:
+    """How columns go together from some tokens, how large they are from all: [I, I], in place.
+
+    Rows and columns are scaled, so correlations stay, and what was positive semidefinite does, too.
+
+    Args:
+        hessian: [I, I] float32, of some tokens; written.
+        energies: [I] float32, the mean square of each column over all tokens: the new diagonal.
+    """
+    seen = hessian.diagonal()
+    scale = torch.where(seen > 0, energies / seen, 0.0).sqrt_()
+    hessian.mul_(scale).mul_(scale[:, None])
+    hessian.diagonal().copy_(energies)
+    return hessian
+
+
 def second_moment(inputs: Tensor) -> Tensor:
     """The Hessian [I, I] float32 of inputs [N, I] that are all at hand; see `mean`."""
     total = torch.zeros(inputs.shape[1], inputs.shape[1], device=inputs.device)

@@ -183,6 +183,11 @@ class Prune(BaseModel):
         return self
 
     @property
+    def by_energies(self) -> bool:
+        """Whether how inputs go together decides nothing, only how large they are."""
+        return self.method == "wanda" and not self.refine
+
+    @property
     def by_inputs(self) -> bool:
         """Whether linears are pruned by what they are given, not by their weights alone."""
         return self.method in _CALIBRATED
@@ -195,7 +200,7 @@ class Prune(BaseModel):
     def unused(self) -> set[str]:
         """The fields that its method does not use."""
         found = {name for name, users in PRUNE_USED_BY.items() if self.method not in users}
-        return found | (set(_OF_REFINE) if self.method == "wanda" and not self.refine else set())
+        return found | (set(_OF_REFINE) if self.by_energies else set())
 
 
 def _one_way(value: str | None, info: ValidationInfo) -> str | None:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from compress.anatomy import Block, Linear
 from compress.kernels.activations import Rounds
 from compress.kernels.grid import Rounded
-from compress.kernels.hessian import mean
+from compress.kernels.hessian import mean, with_energies
 from compress.kernels.int8 import product
 from compress.machine import give_back_memory
 from compress.results import LinearResult
 from compress.stages.context import Context
-from compress.stages.drift import Drift, Sinks, Teacher, accumulate_windows
+from compress.stages.drift import Drift, Sinks, Teacher, accumulate_windows, energies
 from compress.stages.stream import Stream, check
 from compress.stages.team import Team
 from compress.student import Student
@@ -61,6 +61,7 @@ def solve_blocks(  # noqa: PLR0913 - all that a walk can be told
     true_sequential: bool,
     sinks: Sinks,
     correction: float = 0.0,
+    correlated: int = 1,
     step: str,
     finish: Finish = as_solved,
 ) -> tuple[list[LinearResult], Callable[[], Tensor]]:
@@ -78,6 +79,8 @@ def solve_blocks(  # noqa: PLR0913 - all that a walk can be told
         sinks: which tokens of a window count for more.
         correction: share of the teacher's lead that linears are asked to make up for; see `drift`.
             Needs true_sequential, and a walk of the teacher beside the student's.
+        correlated: of every so many windows one tells the Hessian how columns go together; all
+            tell how large they are. For who solves by the diagonal, and only judges by the rest.
         step: what to call this in progress records.
         finish: called for every solved block before it is committed.
 
@@ -105,7 +108,7 @@ def solve_blocks(  # noqa: PLR0913 - all that a walk can be told
             with stream.walk.filled(block.index, stored) as module, beside as drift:
                 here = _Block(
                     stream.walk, block, module, stored, parts, groups, solve, sinks, context.room,
-                    told, team, windows, drift,
+                    told, team, windows, drift, correlated,
                 )  # fmt: skip
                 rounded, found = solve_block(here)
             check(block, parts, team)
@@ -136,6 +139,7 @@ class _Seen:
 
     hessian: Tensor  # [I, I], summed and then the mean
     peaks: Tensor  # [I], the largest magnitude of each column
+    energies: Tensor  # [I], sums of squares; where only some windows make the Hessian
     given: Sequence[Tensor] = ()  # the inputs [N, I] themselves, where the drift is looked at
     lacks: Mapping[str, Tensor] = field(default_factory=dict)  # by linear, see `drift`
 
@@ -157,6 +161,7 @@ class _Block:
     team: Team
     windows: int  # of all processes; `parts` are those of this one
     drift: Drift | None = None
+    correlated: int = 1  # see `solve_blocks`
 
     def solve_groups(self, seen: Callable[[Sequence[Linear], _Weights], _Seen]) -> Solution:
         """Solve group after group, each from the Hessian that is made for it then."""
@@ -192,11 +197,16 @@ class _Block:
     def total(self, group: Sequence[Linear]) -> _Seen:
         """A Hessian to be summed."""
         width, device = group[0].in_features, self.parts[0].device
-        return _Seen(torch.zeros(width, width, device=device), torch.zeros(width, device=device))
+        peaks, squares = torch.zeros(2, width, device=device)
+        return _Seen(torch.zeros(width, width, device=device), peaks, squares)
 
     def add(self, total: _Seen, x: Tensor) -> None:
         """Sum inputs [N, I] into a Hessian, those of attention sinks many times."""
-        accumulate_windows(total.hessian, x, self.parts[0].shape[1], self.sinks)
+        seq_len = self.parts[0].shape[1]
+        some = x.view(-1, seq_len, x.shape[1])[:: self.correlated].flatten(0, 1)
+        accumulate_windows(total.hessian, some, seq_len, self.sinks)
+        if self.correlated > 1:
+            total.energies.add_(energies(x, seq_len, self.sinks))
         total.peaks.copy_(torch.maximum(total.peaks, torch.maximum(x.amax(0), -x.amin(0))))
 
     def mean(self, total: _Seen) -> _Seen:
@@ -204,7 +214,11 @@ class _Block:
         self.team.add_up(total.hessian)
         self.team.largest(total.peaks)
         tokens = self.sinks.counted(self.windows, self.parts[0].shape[1])
-        return replace(total, hessian=mean(total.hessian, tokens))
+        hessian = mean(total.hessian, tokens)
+        if self.correlated > 1:
+            self.team.add_up(total.energies)
+            hessian = with_energies(hessian, total.energies / tokens)
+        return replace(total, hessian=hessian)
 
     def with_lacks(self, group: Sequence[Linear], weights: _Weights, seen: _Seen) -> _Seen:
         """What was seen, and what the linears lack of the teacher's."""

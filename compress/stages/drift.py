@@ -160,6 +160,13 @@ def accumulate_windows(total: Tensor, x: Tensor, seq_len: int, sinks: Sinks) -> 
     accumulate(total, first * sinks.weight**0.5)
 
 
+def energies(x: Tensor, seq_len: int, sinks: Sinks) -> Tensor:
+    """Sums of squares of inputs [N, I] of windows, [I] float32, those of sinks many times."""
+    windows = x.view(-1, seq_len, x.shape[1])
+    first = windows[:, : sinks.tokens].float().square().sum((0, 1))
+    return windows.float().square().sum((0, 1)) + first * sinks.weight
+
+
 def catch_up(
     behind: Sequence[Tensor],
     theirs: Sequence[Tensor],

@@ -20,6 +20,8 @@ from compress.stages.pruning import Part, Pruner
 from compress.stages.zeros import shared_out
 from compress.student import Student
 
+_CORRELATED = 4  # of so many windows one judges what a method has chosen by energies alone
+
 
 def run(student: Student, spec: Prune, context: Context) -> StageResult:
     """Prune every targeted linear of a student.
@@ -47,6 +49,7 @@ def run(student: Student, spec: Prune, context: Context) -> StageResult:
         true_sequential=spec.true_sequential,
         sinks=Sinks(spec.sink_tokens, spec.sink_weight),
         correction=spec.error_correction,
+        correlated=_CORRELATED if spec.by_energies else 1,
         step="prune",
         finish=finish,
     )

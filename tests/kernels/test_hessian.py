@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from compress.errors import SolveError
-from compress.kernels.hessian import accumulate, invert, mean, output_errors
+from compress.kernels.hessian import accumulate, invert, mean, output_errors, with_energies
 
 INPUTS = torch.randn(300, 640, generator=torch.Generator().manual_seed(2))
 
@@ -25,6 +25,22 @@ def test_the_hessian_is_that_of_float64_to_float32_precision(dtype):
 
 def test_the_hessian_does_not_depend_on_how_tokens_are_cut():
     assert torch.allclose(hessian([INPUTS]), hessian(INPUTS.split(70)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_hessian_of_some_tokens_with_the_energies_of_all_keeps_correlations_and_definiteness():
+    some, energies = hessian([INPUTS[:80, :60].repeat(1, 11)[:, :640]]), INPUTS.square().mean(0)
+    some[7] = some[:, 7] = 0.0  # a column that these tokens do not show
+    sizes = some.diagonal().sqrt()
+    before = some.clone()
+    found = with_energies(some, energies)
+    assert torch.equal(found.diagonal(), energies)
+    rest = torch.arange(640) != 7
+    there, here = (m[rest][:, rest] for m in (before, found))
+    correlations = there / sizes[rest] / sizes[rest][:, None]
+    roots = energies[rest].sqrt()
+    assert torch.allclose(here / roots / roots[:, None], correlations, atol=1e-5)
+    assert torch.linalg.eigvalsh(found.double()).min() > -1e-4
+    assert found[7].count_nonzero() == 1
 
 
 def test_bfloat16_products_leave_no_setting_behind():

@@ -84,6 +84,21 @@ def test_wanda_moves_no_weight(tiny_llama, tmp_path):
         assert torch.equal(weight[weight != 0], dense[weight != 0])
 
 
+@pytest.mark.parametrize("sequential", [True, False])
+def test_wanda_prunes_by_all_windows_though_only_some_judge_it(
+    tiny_llama, tmp_path, monkeypatch, sequential
+):
+    fields = {"method": "wanda", "true_sequential": sequential}
+    some, judged = run(tiny_llama, tmp_path / "some", **fields)
+    monkeypatch.setattr(prune, "_CORRELATED", 1)
+    every, exact = run(tiny_llama, tmp_path / "every", **fields)
+    for (_, one), (_, other) in zip(weights(some), weights(every), strict=True):
+        assert torch.equal(one, other)
+    found = {r.name: r.relative_error for r in judged.linears}
+    assert found == pytest.approx({r.name: r.relative_error for r in exact.linears}, rel=0.2)
+    assert found != {r.name: r.relative_error for r in exact.linears}
+
+
 def test_magnitude_runs_without_calibration(tiny_llama, tmp_path):
     student = begin(tiny_llama, tmp_path)
     context = Context(torch.empty(0, 1, dtype=torch.long), "cpu", torch.float32, tmp_path)
