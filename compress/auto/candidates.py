@@ -145,22 +145,24 @@ def _measured(located: Located, size: Size, found: Catalogue) -> Measurement | N
 
 
 def _sorted(able: Sequence[Candidate], wanted: Wanted) -> list[Candidate]:
-    """The most promising first.
+    """The most promising first; those that are only small enough if bits are saved come last.
 
     Where only quality is limited, the smallest that kept the limits in the catalogue leads, else
     the one closest to its teacher; then those that missed them, the nearest first; then what was
     not measured, the largest first, which keeps most.
     """
-    smallest = wanted.max_kl is not None and wanted.max_size_bytes is None
+    most = wanted.max_size_bytes
+    smallest = wanted.max_kl is not None and most is None
 
     def key(one: Candidate) -> tuple[float, ...]:
         size = one.planned.size_bytes if one.planned else 0
+        beyond = most is not None and size > most
         if one.kl is None:
-            return (2, -size)
+            return (beyond, 2, -size)
         over = excess(wanted, size_bytes=0, kl=one.kl, speed=one.speed)
         if over > 1:
-            return (1, over, one.kl)
-        return (0, size, one.kl) if smallest else (0, one.kl, size)
+            return (beyond, 1, over, one.kl)
+        return (beyond, 0, size, one.kl) if smallest else (beyond, 0, one.kl, size)
 
     return sorted(able, key=key)
 

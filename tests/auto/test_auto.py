@@ -141,6 +141,15 @@ def test_a_recipe_that_shares_bits_out_is_ruled_out_where_its_narrowest_is_too_l
     assert out.why_not.startswith("takes at least ")
 
 
+def test_what_surely_fits_is_tried_before_what_may(teacher, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SOME", ["mixed-3.7"])
+    (may,) = candidates(teacher, Wanted(10**9), sets=SHORT)
+    monkeypatch.setattr(sys.modules[__name__], "SOME", ["mixed-3.7", "w-80mb"])
+    limit = Wanted(may.planned.size_bytes - 1)
+    assert [one.name for one in candidates(teacher, limit, sets=SHORT)] == ["w-80mb", "mixed-3.7"]
+    assert not candidates(teacher, limit, sets=SHORT)[1].why_not
+
+
 def test_the_closest_to_the_teacher_leads_or_the_smallest_where_only_quality_is_asked(teacher):
     def order(limits):
         return [one.name for one in candidates(teacher, limits, sets=SHORT) if not one.why_not]
