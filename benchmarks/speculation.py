@@ -23,8 +23,7 @@ import measure
 import summary
 
 from compress.runtime.engine import Engine
-from compress.runtime.request import Request
-from compress.runtime.sampling import Sampling
+from compress.runtime.request import Request, Sampling
 
 MARKER = "<!-- speculation.py: newest first -->"
 REPETITIVE = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 12

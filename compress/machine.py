@@ -92,8 +92,8 @@ def find_device(asked: str) -> str:
     there = torch.cuda.is_available()
     if asked == "cuda" and not there:
         raise RequestError(
-            f"device cuda: torch {torch.__version__} finds no CUDA device. Use cpu, or install a "
-            "CUDA build of torch."
+            f"device: cuda was asked for, and torch {torch.__version__} finds no CUDA device. Use "
+            "cpu, or install a CUDA build of torch."
         )
     return ("cuda" if there else "cpu") if asked == "auto" else asked
 

@@ -20,15 +20,25 @@ if TYPE_CHECKING:
 
 
 class Coded(Protocol):
-    """Weights, some of which are codes: a student, or an artifact."""
+    """A model of which some matrices are codes."""
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Of the model."""
+        """The model's ``config.json``."""
 
     @property
     def anatomy(self) -> Anatomy:
-        """Of the model."""
+        """The picture of the dense model."""
+
+    def rounded(self, name: str) -> Rounded | None:
+        """A quantized matrix by its module name, None when it is stored dense."""
+
+    def kv(self, index: int) -> KVScales | None:
+        """How one block rounds the keys and values that it caches; None: it does not."""
+
+
+class Blocks(Coded, Protocol):
+    """One that is read block by block: a student, or an artifact."""
 
     def block(self, index: int) -> dict[str, Tensor]:
         """Dense tensors of one block."""
@@ -36,20 +46,14 @@ class Coded(Protocol):
     def outside(self) -> dict[str, Tensor]:
         """Dense tensors of no block."""
 
-    def rounded(self, name: str) -> Rounded | None:
-        """The codes of a module."""
-
     def inputs(self, index: int) -> Mapping[str, Rounds]:
         """The linears of one block whose inputs are rounded."""
-
-    def kv(self, index: int) -> KVScales | None:
-        """How one block rounds keys and values."""
 
 
 class Held:
     """Weights as a format holds them; can be walked."""
 
-    def __init__(self, weights: Coded, format: str) -> None:
+    def __init__(self, weights: Blocks, format: str) -> None:
         """See `weights` through `format`, a key of `FORMATS`."""
         self._weights, self._format = weights, format
 

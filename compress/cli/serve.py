@@ -106,8 +106,7 @@ def generate(
     """
     with console.starting():
         from compress.runtime.engine import Engine
-        from compress.runtime.request import Request
-        from compress.runtime.sampling import Sampling
+        from compress.runtime.request import Request, Sampling
 
     sampling = Sampling(
         temperature, top_k, top_p, min_p, repetition_penalty, seed, presence_penalty,

@@ -6,8 +6,8 @@ import time
 from collections.abc import Set
 from dataclasses import dataclass
 
-from compress.runtime.choosing import Chooser, Chosen
 from compress.runtime.request import FinishReason, Piece, Request, Timings
+from compress.runtime.sampling import Chooser
 from compress.runtime.scheduler import Job
 from compress.runtime.stream import TextStream
 
@@ -47,29 +47,27 @@ class Answer:
             self.ttft_seconds, self.decode_seconds,
         )  # fmt: skip
 
-    def take(self, chosen: Chosen, stop_ids: Set[int]) -> Piece:
+    def take(self, chosen: Piece, stop_ids: Set[int]) -> Piece:
         """Go on with chosen tokens, up to the one that ends the answer, if one does.
 
         The tokens of the piece are those that were taken; `job` does not hold them yet.
         """
-        taken: list[int] = []
-        text = ""
+        taken, text = 0, ""
         reason: FinishReason | None = None
         for token in chosen.tokens:
-            taken.append(token)
+            taken += 1
             if token in stop_ids and not self.request.ignore_eos:
                 break  # the last one, and no text
             text += self.text.push(token)
-            reason = self._ended(len(taken))
+            reason = self._ended(taken)
             if reason is not None:
                 break
-        if len(taken) == len(chosen.tokens):
-            reason = chosen.finish or reason
-        told = chosen.logprobs[: len(taken)]
-        if reason is None:
-            return Piece(text, tuple(taken), told)
-        text += self.text.flush()
-        return Piece(text, tuple(taken), told, reason, error=chosen.error)
+        if taken == len(chosen.tokens):
+            reason = chosen.finish_reason or reason
+        if reason is not None:
+            text += self.text.flush()
+        told, error = chosen.logprobs[:taken], chosen.error if reason else None
+        return Piece(text, chosen.tokens[:taken], told, reason, error=error)
 
     def _ended(self, taken: int) -> FinishReason | None:
         if self.text.stopped:

@@ -13,59 +13,35 @@ _CHUNK = 128  # tokens whose scores are held at once
 
 
 def paged_attention(
-    queries: Tensor,
-    layer: int,
-    pages: Pages,
-    batch: Batch,
-    window: int | None,
-    cap: float | None = None,
+    queries: Tensor, layer: int, pages: Pages, batch: Batch, window: int | None, cap: float | None
 ) -> Tensor:
-    """Causal attention of each token to those of its request up to itself, read from pages.
+    """Causal attention of queries [N, H, D] to keys and values in pages, theirs too: [N, H·D].
 
-    Args:
-        queries: [N, H, D].
-        layer: whose keys and values are read.
-        pages: where they are, those of the queries' own tokens too.
-        batch: which rows belong to which request, and where its tokens lie.
-        window: each query sees this many keys, itself included; None for all.
-        cap: scores are bent towards no more than this; None: they are not.
-
-    Returns:
-        [N, H·D], of codes whose steps all tokens share: still to be scaled, see `Pages.steps`.
+    Each sees `window` keys of its request, itself included, or all. Scores are bent towards no more
+    than `cap`. Values that are codes whose steps all tokens share are still to be scaled, see
+    `Pages.steps`.
     """
     if queries.is_cuda and len(queries) <= FEW_ROWS:
         from compress.runtime.triton import attention
 
         if attention.refusal(pages) is None:
             return attention.paged_attention(queries, layer, pages, batch, window, cap)
-    starts, lengths = batch.starts.tolist(), batch.lengths.tolist()
-    mixed = []
-    for request, tokens in enumerate(lengths):
+    starts, mixed = batch.starts.tolist(), []
+    for request, tokens in enumerate(batch.lengths.tolist()):
         rows = queries[starts[request] : starts[request + 1]].transpose(0, 1)
-        keys, values = (
-            half.read(layer, batch.tables[request], tokens) for half in (pages.keys, pages.values)
-        )
+        table = batch.tables[request]
+        keys, values = (half.read(layer, table, tokens) for half in (pages.keys, pages.values))
         mixed.append(attend(rows, keys, values, window, cap))
     return torch.cat(mixed)
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, window: int | None, cap: float | None = None
+    queries: Tensor, keys: Tensor, values: Tensor, window: int | None, cap: float | None
 ) -> Tensor:
-    """Causal attention with grouped queries; the queries are the last T of S positions.
+    """Queries [H, T, D] of the last T of S positions meet keys and values [KV, S, D]: [T, H·D].
 
-    Args:
-        queries: [H, T, D].
-        keys: [KV, S, D]; query head h reads key head h // (H / KV).
-        values: [KV, S, D].
-        window: each query sees this many keys, itself included; None for all.
-        cap: scores are bent towards no more than this; None: they are not.
-
-    Scores are float32, by products of few rows: torch's own fused attention takes three times as
-    long on a CPU, in bfloat16 and in float32.
-
-    Returns:
-        [T, H·D].
+    Query head h reads key head h // (H / KV). Scores are float32, by products of few rows: torch's
+    own fused attention takes three times as long on a CPU, in bfloat16 and in float32.
     """
     heads, tokens, width = queries.shape
     seen = keys.shape[1] - tokens
@@ -79,16 +55,11 @@ def attend(
         scores = scores.unflatten(1, part.shape[1:3])
         if cap is not None:
             scores = cap * torch.tanh(scores / cap)
-        scores += _hidden(part.shape[2], first, stop, window, scores.device)
+        hidden = ~visible(part.shape[2], stop, window, scores.device)[:, first:]
+        scores += torch.zeros_like(hidden, dtype=torch.float32).masked_fill_(hidden, -torch.inf)
         shares = scores.softmax(-1).to(values.dtype).flatten(1, 2)
         mixed.append((shares @ values[:, first:stop]).unflatten(1, part.shape[1:3]))
     return torch.cat(mixed, dim=2).flatten(0, 1).transpose(0, 1).reshape(tokens, heads * width)
-
-
-def _hidden(tokens: int, first: int, stop: int, window: int | None, device: torch.device) -> Tensor:
-    """What is added to scores of keys from `first`, for the tokens before `stop`: 0 or -∞."""
-    seen = visible(tokens, stop, window, device)[:, first:]
-    return torch.zeros(seen.shape, device=device).masked_fill_(~seen, -torch.inf)
 
 
 def visible(

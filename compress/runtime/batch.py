@@ -41,30 +41,27 @@ class Batch:
 
 def gather(spans: Sequence[Span]) -> Batch:
     """Put what a step computes side by side."""
-    ids = [token for span in spans for token in span.ids]
-    counts = torch.tensor([0, *(len(span.ids) for span in spans)], dtype=torch.int32)
-    starts = counts.cumsum(0, dtype=torch.int32)
-    owners = [number for number, span in enumerate(spans) for _ in span.ids]
-    ends = [span.start + len(span.ids) for span in spans]
+    ids: list[int] = []
+    positions: list[int] = []
+    wanted: list[int] = []
+    owners, slots, starts, lengths = [], [], [0], []
+    for number, span in enumerate(spans):
+        places = range(span.start, span.start + len(span.ids))
+        ids += span.ids
+        positions += places
+        owners += [number] * len(places)
+        slots += [span.pages[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS for at in places]
+        wanted += range(len(ids) - span.wanted, len(ids))
+        starts.append(len(ids))
+        lengths.append(places.stop)
     widest = max(len(span.pages) for span in spans)
     tables = [[*span.pages, *[0] * (widest - len(span.pages))] for span in spans]
-    ranges = [range(span.start, end) for span, end in zip(spans, ends, strict=True)]
-    slots = [
-        span.pages[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS
-        for span, positions in zip(spans, ranges, strict=True)
-        for at in positions
-    ]
-    wanted = [
-        row
-        for span, stop in zip(spans, starts[1:].tolist(), strict=True)
-        for row in range(stop - span.wanted, stop)
-    ]
     return Batch(
         ids=torch.tensor(ids),
-        positions=torch.tensor([at for positions in ranges for at in positions]),
+        positions=torch.tensor(positions),
         owners=torch.tensor(owners, dtype=torch.int32),
-        starts=starts,
-        lengths=torch.tensor(ends, dtype=torch.int32),
+        starts=torch.tensor(starts, dtype=torch.int32),
+        lengths=torch.tensor(lengths, dtype=torch.int32),
         tables=torch.tensor(tables, dtype=torch.int32),
         slots=torch.tensor(slots),
         wanted=torch.tensor(wanted, dtype=torch.int64),

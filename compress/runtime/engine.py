@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import count
@@ -18,22 +18,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from compress.artifact.layout import Artifact, open_artifact
 from compress.errors import RequestError
-from compress.machine import computing_with, give_back_memory
+from compress.machine import computing_with, find_device, give_back_memory
 from compress.runtime.answer import Answer
 from compress.runtime.batch import gather
-from compress.runtime.choosing import Chooser, Chosen, choose_all
-from compress.runtime.draft import open_draft
+from compress.runtime.draft import Draft, open_draft
 from compress.runtime.grammar import Grammars
 from compress.runtime.ledger import PAGE_TOKENS, Ledger
 from compress.runtime.limits import Limits, limits
-from compress.runtime.model import Model, read_bytes, resident_bytes
-from compress.runtime.request import FinishReason, Piece, Request
-from compress.runtime.sampling import Sampling
-from compress.runtime.scheduler import Job, Scheduler, Work
+from compress.runtime.model import Model
+from compress.runtime.request import Piece, Request, Sampling
+from compress.runtime.sampling import Chooser, choose_all
+from compress.runtime.scheduler import Job, Scheduler
 from compress.runtime.speculative import Speculation
 from compress.runtime.status import Description, Status
 from compress.runtime.stream import TextStream
@@ -48,26 +46,26 @@ class Engine:
     """One artifact, answering many requests together. For one thread at a time."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, artifact: Artifact, limits: Limits
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        artifact: Artifact,
+        limits: Limits,
+        speculation: Speculation,
     ) -> None:
-        """Use `Engine.open`."""
         self.model, self.tokenizer = model, tokenizer
-        self.stop_ids: frozenset[int] = frozenset()
-        self.max_tokens = limits.context_tokens
+        self.stop_ids, self.max_tokens = _stop_ids(artifact), limits.context_tokens
         self._format, self._kind = str(artifact.format), artifact.anatomy.model_type
         self._pages = model.pages(limits.kv_tokens, limits.scales)
         self._ledger = Ledger(-(-limits.kv_tokens // PAGE_TOKENS))
         self._scheduler = Scheduler(
-            self._ledger,
-            step_tokens=limits.step_tokens,
-            max_running=limits.max_running,
-            beside_tokens=limits.beside_tokens,
+            self._ledger, limits.step_tokens, limits.max_running, limits.beside_tokens
         )
-        self._speculation = Speculation(None)
+        self._speculation = speculation
         self._answers: dict[int, Answer] = {}
         self._tickets = count(1)
-        self._inboxes: dict[int, deque[Piece]] = {}  # of tickets that `generate` has drawn
-        self._ready: list[tuple[int, Piece]] = []  # of others, while `generate` made the steps
+        self._inboxes: dict[int, deque[Piece]] = {}  # of tickets that `answer` has drawn
+        self._ready: list[tuple[int, Piece]] = []  # of others, while `answer` made the steps
 
     @classmethod
     def open(  # noqa: PLR0913 (what a user may turn, by its usual names)
@@ -86,10 +84,10 @@ class Engine:
         speculate: bool = True,
         draft: Path | str | None = None,
     ) -> Engine:
-        """Open an artifact of any format, or a dense model folder.
+        """Open an artifact of any format, or a dense model folder; nothing is written there.
 
         Args:
-            folder: where it lies; nothing is written there.
+            folder: where it lies.
             threads: compute threads; None leaves torch's own setting.
             dtype: bfloat16, with packed products; or float32, every weight expanded, for exactness.
             device: where weights, keys and values are: cpu or cuda.
@@ -121,92 +119,64 @@ class Engine:
             torch.set_num_threads(threads)
         if draft is not None and not speculate:
             raise RequestError("draft: given, but speculate is off. Leave one of them out.")
-        folder = Path(folder)
-        stored = open_artifact(folder)
+        stored = open_artifact(Path(folder))
         model = Model(stored, DTYPES[dtype], device)
         give_back_memory()
         told = limits(
             model, context_tokens=context_tokens, kv_tokens=kv_tokens, kv_cache=kv_cache,
             step_tokens=step_tokens, beside_tokens=beside_tokens, max_running=max_running,
         )  # fmt: skip
-        engine = cls(model, Tokenizer.open(folder), stored, told)
-        engine.stop_ids = _stop_ids(stored, read_json(folder / "generation_config.json"))
+        tokenizer = Tokenizer.open(stored.folder)
+        source: Draft | Literal["lookup"] | None = "lookup" if speculate else None
         if draft is not None:
             room = {"kv_tokens": told.kv_tokens, "step_tokens": step_tokens}
-            engine._speculation = Speculation(
-                open_draft(Path(draft), model, engine.tokenizer, **room)
-            )
-        elif speculate:
-            engine._speculation = Speculation("lookup")
-        return engine
+            source = open_draft(Path(draft), model, tokenizer, **room)
+        return cls(model, tokenizer, stored, told, Speculation(source))
 
-    def generate(  # noqa: PLR0913 (what a user may turn, by its usual names)
+    def generate(
         self,
         prompt: Prompt,
         *,
         max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
         stop: Sequence[str] = (),
+        **sampling: Any,
     ) -> Iterator[Piece]:
-        """Answer one prompt. The request is checked now; the engine steps as pieces are taken.
+        """Answer one prompt: texts of the pieces join to the answer.
 
-        Others that were submitted go on meanwhile; their pieces come with the next `step`.
+        The request is checked now; the engine steps as pieces are taken. Others that were submitted
+        go on meanwhile; their pieces come with the next `step`.
 
         Args:
             prompt: a text (one user message where there is a chat template, else continued as it
                 stands), a list of messages (role and content), or token ids, used as they are.
             max_new_tokens: at most so many; a full context ends earlier, also as "length".
-            temperature: divides the logits; 0 is greedy.
-            top_k: draw from the k likeliest tokens only.
-            top_p: draw from the fewest tokens that hold this probability.
-            min_p: draw from tokens this probable relative to the likeliest.
-            repetition_penalty: above 1 makes tokens already seen less likely.
-            seed: fixes the draws; None draws anew each time.
             stop: texts that end the answer and are left out of it.
-
-        Returns:
-            Pieces whose texts join to the answer.
+            **sampling: temperature, top_k, seed and all else that `Sampling` has, by name.
 
         Raises:
             RequestError: the prompt is empty, too long or not for this model, or a setting is out
                 of range.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         if isinstance(stop, str):
             raise RequestError(f"stop: {stop!r} must be a list of texts.")
         ids = tuple(self.encode(prompt))
-        return self.answer(Request(ids, sampling, max_new_tokens, tuple(stop)))
+        return self.answer(Request(ids, Sampling(**sampling), max_new_tokens, tuple(stop)))
 
     def answer(self, request: Request) -> Iterator[Piece]:
-        """Answer one request: the engine steps as pieces are taken; see `generate`.
-
-        Raises:
-            RequestError: as `submit` does, with the first piece.
-        """
+        """Answer one request: the engine steps as pieces are taken; refused with the first one."""
         ticket = self.submit(request)
         inbox = self._inboxes[ticket] = deque()
-        reason: FinishReason | None = None
         try:
-            while reason is None:
+            while ticket in self._answers or inbox:
                 while not inbox:
-                    self._ready.extend(self._advance())
-                piece = inbox.popleft()
-                reason = piece.finish_reason
-                yield piece
+                    self._ready += self._advance()
+                yield inbox.popleft()
         finally:  # whoever takes no more pieces wants no more work
             del self._inboxes[ticket]
             self.cancel(ticket)
 
     def submit(self, request: Request) -> int:
-        """Let a request wait for its turn.
-
-        Returns:
-            A ticket: pieces of the answer carry it.
+        """Let a request wait for its turn; pieces of its answer carry the ticket that is returned.
 
         Raises:
             RequestError: its prompt is too long or not for this model, or so is its sampling; its
@@ -218,23 +188,15 @@ class Engine:
         room = self.max_tokens + 1  # the last new token is never read
         job = Job(ticket, prompt, min(len(prompt) + request.max_new_tokens, room), request.salt)
         text = TextStream(self.tokenizer.decode, prompt, request.stop)
-        chooser = Chooser(
-            request.sampling,
-            prompt,
-            ends=frozenset() if request.ignore_eos else self.stop_ids,
-            matcher=None if request.grammar is None else self._grammars.matcher(request.grammar),
-            logprobs=request.logprobs,
-        )
+        ends = frozenset() if request.ignore_eos else self.stop_ids
+        matcher = None if request.grammar is None else self._grammars.matcher(request.grammar)
+        chooser = Chooser(request.sampling, prompt, ends, matcher, request.logprobs)
         self._answers[ticket] = Answer(request, job, text, chooser, time.perf_counter())
-        self._scheduler.add(job)
+        self._scheduler.waiting.append(job)
         return ticket
 
     def step(self) -> list[tuple[int, Piece]]:
-        """Compute one step for all requests that run.
-
-        Returns:
-            A piece for each request that got a token, with its ticket; [] when nothing is to do.
-        """
+        """Compute one step; a piece for each request that got a token, with its ticket."""
         ready, self._ready = self._ready, []
         return ready + self._advance()
 
@@ -251,7 +213,7 @@ class Engine:
 
     def status(self) -> Status:
         """What the engine is doing."""
-        scheduler, ledger, counts = self._scheduler, self._ledger, self._speculation.counts
+        scheduler, ledger, speculation = self._scheduler, self._ledger, self._speculation
         return Status(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -261,37 +223,36 @@ class Engine:
             prefix_hit_tokens=scheduler.hit_tokens,
             preemptions=scheduler.preemptions,
             computed_tokens=scheduler.computed_tokens,
-            drafts=counts.drafts,
-            draft_tokens=counts.proposed,
-            kept_tokens=counts.kept,
-            kept_at=tuple(counts.kept_at),
+            drafts=speculation.drafts,
+            draft_tokens=speculation.proposed,
+            kept_tokens=speculation.kept,
+            kept_at=tuple(speculation.kept_at),
         )
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, as `generate` reads it.
-
-        Raises:
-            RequestError: it is empty, too long, or holds what this model does not know.
-        """
+        """Token ids of a prompt, as `generate` reads it; RequestError where it does not."""
         ids = self.tokenizer.ids(prompt)
         self._check(ids)
         return ids
 
     def describe(self) -> Description:
         """What runs here, and which path each linear takes."""
+        model, pool_tokens = self.model, self._ledger.pages * PAGE_TOKENS
+        resident_bytes = sum(one.weight.nbytes for one in model.linears.values())
+        looked_up = 0 if model.embedding is model.head else model.embedding.weight.nbytes
         return Description(
             model_type=self._kind,
             format=self._format,
-            dtype=str(self.model.dtype).removeprefix("torch."),
-            device=self.model.device,
-            threads=self.model.threads,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=model.device,
+            threads=model.threads,
             max_tokens=self.max_tokens,
-            pool_tokens=self._ledger.pages * PAGE_TOKENS,
-            resident_bytes=resident_bytes(self.model),
-            read_bytes=read_bytes(self.model),
-            kv_bytes=self._pages.nbytes / (self._ledger.pages * PAGE_TOKENS),
-            weights=self.model.weights,
-            paths={name: one.path for name, one in self.model.linears()},
+            pool_tokens=pool_tokens,
+            resident_bytes=resident_bytes,
+            read_bytes=resident_bytes - looked_up,  # a row of it is next to nothing
+            kv_bytes=self._pages.nbytes / pool_tokens,
+            weights=model.weights,
+            paths={name: one.path for name, one in model.linears.items()},
             notes=() if self.tokenizer.has_chat else (NO_CHAT,),
         )
 
@@ -313,49 +274,37 @@ class Engine:
     def _advance(self) -> list[tuple[int, Piece]]:
         """One step; the pieces that nobody has an inbox for."""
         with computing_with(1):  # but for the model, what is computed is too little to share
-            return self._stepped()
-
-    def _stepped(self) -> list[tuple[int, Piece]]:
-        started = time.perf_counter()
-        running = self._scheduler.running
-        self._speculation.propose([(job, self._answers[job.ticket].chooser) for job in running])
-        work = self._scheduler.schedule()
-        if not work:
-            return []
-        self._pages.copy(self._ledger.copies)
-        logits = self.model.next_logits(gather([one.span for one in work]), self._pages)
-        chosen = self._choose(work, logits)
-        seconds = time.perf_counter() - started
-        pieces = []
-        for one, found in zip(work, chosen, strict=True):
-            self._answers[one.job.ticket].spent(started, seconds)
-            if piece := self._taken(one, found):
-                pieces.append((one.job.ticket, piece))
+            pieces = self._stepped()
         for ticket, piece in pieces:
             if ticket in self._inboxes:
                 self._inboxes[ticket].append(piece)
         return [one for one in pieces if one[0] not in self._inboxes]
 
-    def _choose(self, work: Sequence[Work], logits: Tensor) -> list[Chosen]:
-        """What each request gets, from the logits [M, V] of the rows it wants."""
-        speculation, asked = self._speculation, [one for one in work if one.span.wanted]
-        turns = [
-            (self._answers[one.job.ticket].chooser, speculation.proposal(one)) for one in asked
-        ]
-        found = iter(choose_all(logits, turns) if asked else ())
-        chosen = [next(found) if one.span.wanted else Chosen(()) for one in work]
-        speculation.learn(work, [one.tokens for one in chosen])
-        return chosen
-
-    def _taken(self, work: Work, chosen: Chosen) -> Piece | None:
-        """What chosen tokens add to an answer; None where there are none."""
-        answer = self._answers[work.job.ticket]
-        piece = answer.take(chosen, self.stop_ids)
-        self._scheduler.advance(work, piece.tokens)
-        if piece.finish_reason is None:
-            return piece if piece.tokens else None
-        self._forget(work.job.ticket)
-        return replace(piece, timings=answer.timings())
+    def _stepped(self) -> list[tuple[int, Piece]]:
+        started, running = time.perf_counter(), self._scheduler.running
+        self._speculation.propose([(job, self._answers[job.ticket].chooser) for job in running])
+        plan = self._scheduler.schedule()
+        if not plan:
+            return []
+        self._pages.copy(self._ledger.copies)
+        logits = self.model.next_logits(gather([span for _, span in plan]), self._pages)
+        asked = [job for job, span in plan if span.wanted]
+        turns = [(self._answers[job.ticket].chooser, job.proposal) for job in asked]
+        found = iter(choose_all(logits, turns))
+        chosen = [next(found) if span.wanted else Piece("") for _, span in plan]
+        self._speculation.learn(plan, [one.tokens for one in chosen])
+        seconds, pieces = time.perf_counter() - started, []
+        for (job, span), one in zip(plan, chosen, strict=True):
+            answer = self._answers[job.ticket]
+            answer.spent(started, seconds)
+            piece = answer.take(one, self.stop_ids)
+            self._scheduler.advance(job, span, piece.tokens)
+            if piece.finish_reason is not None:
+                self._forget(job.ticket)
+                piece = replace(piece, timings=answer.timings())
+            if piece.tokens or piece.finish_reason:
+                pieces.append((job.ticket, piece))
+        return pieces
 
     def _forget(self, ticket: int) -> None:
         self._scheduler.remove(self._answers.pop(ticket).job)
@@ -363,26 +312,14 @@ class Engine:
 
     @cached_property
     def _grammars(self) -> Grammars:
-        ends = sorted(self.stop_ids)
-        return Grammars(self.tokenizer.to_json(), self.model.vocab_size, ends)
+        return Grammars(self.tokenizer.to_json(), self.model.vocab_size, sorted(self.stop_ids))
 
 
 def check_device(device: str) -> None:
-    """Check that weights can be there.
-
-    Raises:
-        RequestError: there is no such device, or triton is missing.
-    """
+    """Raise RequestError where weights cannot be there: no such device, or no triton."""
     if device not in DEVICES:
         raise RequestError(f"device: {device!r} is not computed on. Use {' or '.join(DEVICES)}.")
-    if device != "cuda":
-        return
-    if not torch.cuda.is_available():
-        raise RequestError(
-            f"device: cuda was asked for, and torch {torch.__version__} finds no CUDA device. Use "
-            "cpu, or install a CUDA build of torch."
-        )
-    if importlib.util.find_spec("triton") is None:
+    if device == "cuda" and find_device(device) and not importlib.util.find_spec("triton"):
         raise RequestError(
             "device: cuda multiplies by kernels of triton, which is not installed. Run pip install "
             "'compress-llm[cuda]', or use cpu."
@@ -392,18 +329,17 @@ def check_device(device: str) -> None:
 def collect(pieces: Iterable[Piece]) -> Piece:
     """The whole answer as one piece."""
     every = list(pieces)
-    return Piece(
-        "".join(piece.text for piece in every),
-        tuple(token for piece in every for token in piece.tokens),
-        tuple(one for piece in every for one in piece.logprobs),
-        every[-1].finish_reason,
-        every[-1].timings,
-        every[-1].error,
+    return replace(
+        every[-1],
+        text="".join(piece.text for piece in every),
+        tokens=tuple(token for piece in every for token in piece.tokens),
+        logprobs=tuple(one for piece in every for one in piece.logprobs),
     )
 
 
-def _stop_ids(stored: Artifact, generation: Mapping[str, Any]) -> frozenset[int]:
+def _stop_ids(artifact: Artifact) -> frozenset[int]:
     """Tokens that end an answer: what generation_config.json says, else config.json."""
-    found = generation.get("eos_token_id", stored.config.get("eos_token_id"))
+    told = artifact.config | read_json(artifact.folder / "generation_config.json")
+    found = told.get("eos_token_id")
     ids = found if isinstance(found, list) else [found]
     return frozenset(int(one) for one in ids if one is not None)

@@ -2,10 +2,10 @@
 
     free   holds nothing
     used   in the tables of one request or more
-    idle   full, known by its digest, used by nobody: found again, or taken, the longest idle first
+    idle   full and known, used by nobody: found again, or taken, the longest idle first
 
-A full page is known by the sha256 of its tokens and of the digest before it, so a digest stands for
-all tokens up to its end, and for the salt that a chain of them begins with.
+A full page is known by its tokens and by what is before it: the sha256 of a salt, and of all tokens
+up to there, page by page.
 """
 
 from __future__ import annotations
@@ -21,23 +21,16 @@ PAGE_TOKENS = 32
 
 @dataclass(eq=False)
 class Table:
-    """The pages of one request in the order of its tokens; full ones are known by a digest."""
+    """The pages of one request in the order of its tokens; the first ones are full and known."""
 
-    root: bytes = b""
+    digest: bytes = b""  # of what the known ones hold
     pages: list[int] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)  # of the first pages
+    known: int = 0
 
-    @property
-    def last(self) -> bytes:
-        """What the next digest is chained to."""
-        return self.digests[-1] if self.digests else self.root
-
-
-@dataclass(frozen=True)
-class _Known:
-    digest: bytes
-    before: bytes
-    tokens: tuple[int, ...]
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Count one more page as known, which holds `tokens`."""
+        self.digest = hashlib.sha256(self.digest + array("q", tokens).tobytes()).digest()
+        self.known += 1
 
 
 class Ledger:
@@ -48,15 +41,13 @@ class Ledger:
     """
 
     def __init__(self, pages: int) -> None:
-        """All of `pages` pages are free."""
         self.pages = pages
         self.copies: list[tuple[int, int]] = []  # from page to page, before the next step, in order
         self._users = [0] * pages
         self._free = list(reversed(range(pages)))
         self._idle: OrderedDict[int, None] = OrderedDict()
-        self._by_digest: dict[bytes, int] = {}
-        self._known: dict[int, _Known] = {}
-        self._behind: dict[bytes, set[int]] = {}  # digest → known pages that go on from there
+        self._behind: dict[bytes, dict[tuple[int, ...], int]] = {}  # digest → tokens → known page
+        self._known: dict[int, tuple[bytes, tuple[int, ...]]] = {}  # page → its place in `_behind`
         self._unwritten: set[int] = set()  # known, and filled by the step that is being planned
 
     @property
@@ -70,22 +61,21 @@ class Ledger:
         self._unwritten.clear()
 
     def open(self, tokens: Sequence[int], salt: str) -> tuple[Table, int] | None:
-        """Pages for all tokens of a request, those that hold what is known of its beginning first.
+        """Pages for all tokens of a request, and how many of these they hold: all but one at most.
 
         Full pages are shared. Of a page that begins alike and goes on differently, a copy is taken:
-        nobody writes into a page that others use. A token at least is left to compute.
-
-        Returns:
-            The table, and how many tokens it holds; None, and nothing done, when pages are short.
+        nobody writes into a page that others use. None, and nothing done, when pages are short.
         """
-        table = Table(hashlib.sha256(salt.encode()).digest())
-        while (end := (len(table.pages) + 1) * PAGE_TOKENS) < len(tokens):
-            digest = _digest(table.last, tokens[end - PAGE_TOKENS : end])
-            if digest not in self._by_digest:
+        table, held = Table(hashlib.sha256(salt.encode()).digest()), 0
+        while held + PAGE_TOKENS < len(tokens):
+            part = tuple(tokens[held : held + PAGE_TOKENS])
+            page = self._behind.get(table.digest, {}).get(part)
+            if page is None:
                 break
-            table.pages.append(self._by_digest[digest])
-            table.digests.append(digest)
-        held, idle = len(table.pages) * PAGE_TOKENS, sum(page in self._idle for page in table.pages)
+            table.pages.append(page)
+            table.follow(part)
+            held += PAGE_TOKENS
+        idle = sum(page in self._idle for page in table.pages)
         if -(-len(tokens) // PAGE_TOKENS) - len(table.pages) > self.available - idle:
             return None
         for page in table.pages:
@@ -105,62 +95,53 @@ class Ledger:
 
     def note(self, table: Table, tokens: Sequence[int], count: int) -> None:
         """Make known which full pages hold the first `count` tokens, once the next step is done."""
-        while (end := (len(table.digests) + 1) * PAGE_TOKENS) <= count:
-            page, part = table.pages[len(table.digests)], tokens[end - PAGE_TOKENS : end]
-            before, digest = table.last, _digest(table.last, part)
-            table.digests.append(digest)
-            if digest not in self._by_digest:  # else someone computed the same beside it
-                self._by_digest[digest] = page
-                self._known[page] = _Known(digest, before, tuple(part))
-                self._behind.setdefault(before, set()).add(page)
+        while (end := (table.known + 1) * PAGE_TOKENS) <= count:
+            page, part = table.pages[table.known], tuple(tokens[end - PAGE_TOKENS : end])
+            behind = self._behind.setdefault(table.digest, {})
+            if part not in behind:  # else someone computed the same beside it
+                behind[part] = page
+                self._known[page] = table.digest, part
                 self._unwritten.add(page)
+            table.follow(part)
 
     def release(self, table: Table) -> None:
         """Use the pages of a table no more; their end is taken before their beginning."""
         for page in reversed(table.pages):
             self._users[page] -= 1
-            if self._users[page] == 0:
-                if page in self._known:
-                    self._idle[page] = None
-                else:
-                    self._free.append(page)
-        table.pages, table.digests = [], []
+            if self._users[page] == 0 and page in self._known:
+                self._idle[page] = None
+            elif self._users[page] == 0:
+                self._free.append(page)
+        table.pages = []
 
     def _take(self) -> int:
         if self._free:
             page = self._free.pop()
         else:
             page, _ = self._idle.popitem(last=False)
-            self._forget(page)
+            digest, part = self._known.pop(page)
+            del self._behind[digest][part]
+            if not self._behind[digest]:
+                del self._behind[digest]
         self._users[page] = 1
         return page
 
-    def _forget(self, page: int) -> None:
-        known = self._known.pop(page)
-        del self._by_digest[known.digest]
-        behind = self._behind[known.before]
-        behind.remove(page)
-        if not behind:
-            del self._behind[known.before]
-
     def _copied(self, table: Table, tokens: Sequence[int]) -> int:
         """Append a copy of the page that begins most like `tokens`; how many are alike."""
-        candidates = self._behind.get(table.last, set()) - self._unwritten
-        alike = {page: _alike(self._known[page].tokens, tokens) for page in sorted(candidates)}
-        best = max(alike, key=alike.__getitem__, default=None)
-        if best is None or alike[best] == 0:
-            return 0
-        page = self._take()  # may be `best` itself, if that was the longest idle
-        self.copies.append((best, page))
-        table.pages.append(page)
-        return alike[best]
+        candidates = (
+            (alike(part, tokens), page)
+            for part, page in self._behind.get(table.digest, {}).items()
+            if page not in self._unwritten
+        )
+        count, best = max(candidates, default=(0, 0))
+        if count:
+            page = self._take()  # may be `best` itself, if that was the longest idle
+            self.copies.append((best, page))
+            table.pages.append(page)
+        return count
 
 
-def _digest(before: bytes, tokens: Sequence[int]) -> bytes:
-    return hashlib.sha256(before + array("q", tokens).tobytes()).digest()
-
-
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+def alike(one: Sequence[int], other: Sequence[int]) -> int:
     """Tokens that two sequences begin with alike."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

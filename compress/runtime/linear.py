@@ -32,7 +32,6 @@ from compress.runtime.packed import Packed, pack, reason, unit
 Path = Literal["packed", "expanded", "dense", "int8", "rounding"]
 Matrix = Tensor | Rounded
 FEW_ROWS = 48  # up to which packed products beat expanding and multiplying (576 → 1536, AVX-512)
-_EVERY = slice(None)
 
 
 @dataclass(frozen=True)
@@ -46,31 +45,22 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [N, I] to [N, O]."""
-        if self.rounds is not None:
-            weight = self.weight if isinstance(self.weight, Tensor) else x  # of int8 not needed
-            y = self._by_integers().multiply(x, weight)
-            return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
-        if isinstance(self.weight, Packed):
-            y = _by_codes(x, self.weight)
-            return y if self.bias is None else y.add_(self.bias)
-        return functional.linear(x, self.rows(), self.bias)
+        weight, rounds = self.weight, self.rounds
+        if rounds is None and isinstance(weight, Tensor):
+            return functional.linear(x, weight, self.bias)
+        if rounds is None:
+            y = _by_codes(x, cast(Packed, weight))
+        else:
+            if isinstance(weight, Packed):  # of int8: as integer products want it
+                scale = weight.scales[:, 0].flatten()[: weight.outputs].float()
+                rounds = Int8Matrix(signed_codes(weight).T, scale, cast(Inputs, rounds))
+            y = rounds.multiply(x, weight if isinstance(weight, Tensor) else x)  # int8 needs none
+        return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
 
-    def _by_integers(self) -> Rounds:
-        """What rounds and multiplies: packed int8 as integer products want it."""
-        if not isinstance(self.weight, Packed):
-            return cast(Rounds, self.rounds)
-        scale = self.weight.scales[:, 0].flatten()[: self.weight.outputs].float()
-        return Int8Matrix(signed_codes(self.weight).T, scale, cast(Inputs, self.rounds))
-
-    def rows(self, which: Tensor | slice = _EVERY) -> Tensor:
+    def rows(self, which: Tensor | slice) -> Tensor:
         """Rows of the weight, [n, I]: what an embedding looks up, without expanding the others."""
         weight = self.weight
         return weight[which] if isinstance(weight, Tensor) else weight.rows(which)
-
-    @property
-    def nbytes(self) -> int:
-        """Resident bytes."""
-        return self.weight.nbytes
 
 
 def _by_codes(x: Tensor, weight: Packed) -> Tensor:
@@ -105,11 +95,11 @@ def linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype, device: str 
     if chosen == "expanded":
         return Linear(chosen, _held(matrix.dequantize(), dtype, device), bias)
     rounds = cast("Int8Matrix | Inputs", product(matrix)).on(device)
-    if isinstance(rounds, Int8Matrix):
-        if device == "cpu" and dtype == torch.bfloat16 and reason(matrix) is None:
-            return Linear(chosen, pack(matrix), bias, rounds=matrix.inputs)
-        return Linear(chosen, rounds, bias, rounds=rounds)
-    return Linear(chosen, matrix.dequantize().to(device, dtype), bias, rounds=rounds)
+    if isinstance(rounds, Inputs):
+        return Linear(chosen, matrix.dequantize().to(device, dtype), bias, rounds)
+    if device == "cpu" and dtype == torch.bfloat16 and reason(matrix) is None:
+        return Linear(chosen, pack(matrix), bias, matrix.inputs)
+    return Linear(chosen, rounds, bias, rounds)
 
 
 def _held(weight: Tensor, dtype: torch.dtype, device: str) -> Tensor | Packed:

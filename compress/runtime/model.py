@@ -9,7 +9,7 @@ tokens of all requests of a step: only attention tells them apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -23,7 +23,6 @@ from compress.runtime import rope
 from compress.runtime.attention import paged_attention
 from compress.runtime.batch import Batch
 from compress.runtime.ledger import PAGE_TOKENS
-from compress.runtime.linear import Linear
 from compress.runtime.native.decoder import STEP_ROWS, Decoder, refusal
 from compress.runtime.pages import Pages
 from compress.runtime.settings import read_settings
@@ -67,12 +66,10 @@ class Model:
         self.kv_scales = tuple(scales for scales in told if scales is not None)
         self.positions = read.positions()
         self.norm = read.norm(anatomy.final_norm)
-        head = anatomy.embedding if anatomy.tied else anatomy.head.name
-        self.head = read.fan([head])
-        self.embedding = self.head if anatomy.tied else read.fan([anatomy.embedding])
-        self._decoder: tuple[Pages, Decoder | None] | None = (
-            None  # for the pages that were last read
-        )
+        self.head = read.linear(anatomy.embedding if anatomy.tied else anatomy.head.name)
+        self.embedding = self.head if anatomy.tied else read.linear(anatomy.embedding)
+        self.linears = read.linears  # by name
+        self._decoder: tuple[Pages, Decoder | None] | None = None  # for the pages last read
 
     def pages(self, tokens: int, scales: Sequence[KVScales] | None = None) -> Pages:
         """Room for the keys and values of so many tokens, cached as the artifact says, or so."""
@@ -85,19 +82,18 @@ class Model:
     def forward(self, batch: Batch, pages: Pages) -> Tensor:
         """Read the tokens of a batch; return the final hidden states [M, hidden] of wanted rows."""
         batch = batch.on(self.device)
-        x = self._embedded(batch)
+        x = self.embedding.rows(batch.ids)
+        if self.positions is not None:
+            x = x + self.positions[batch.positions]
+        elif self.settings.embedding_scale != 1.0:
+            x = x * torch.tensor(self.settings.embedding_scale, dtype=x.dtype)
         turns = {
             kind: rope.angles(frequency, batch.positions, self.dtype)
             for kind, frequency in self._frequencies.items()
         }
         for index, block in enumerate(self.blocks):
-            mixed = self._attention(index, block.attention_norm(x), turns, batch, pages)
-            mixed = mixed if block.attention_sum is None else block.attention_sum(mixed)
-            if self.settings.parallel:
-                x = x + mixed + self._mlp(block, x)
-            else:
-                x = x + mixed
-                x = x + self._mlp(block, x)
+            mixed = x + self._attention(index, x, turns, batch, pages)
+            x = mixed + self._mlp(block, x if self.settings.parallel else mixed)
         return self.norm(x[batch.wanted])
 
     @torch.inference_mode()
@@ -120,13 +116,10 @@ class Model:
                 return self.logits(self.forward(batch, pages))
         # torch's threads would wait, spinning, where those of the step are to compute
         with computing_with(1):
-            return self._walked(decoder, batch)
-
-    def _walked(self, decoder: Decoder, batch: Batch) -> Tensor:
-        x = self.embedding.linears[0].rows(batch.ids).float()
-        frequency = next(iter(self._frequencies.values()))
-        angle = torch.outer(batch.positions.float(), frequency)
-        return decoder.logits(x, (angle.cos(), angle.sin()), batch)
+            x = self.embedding.rows(batch.ids).float()
+            frequency = next(iter(self._frequencies.values()))
+            angle = torch.outer(batch.positions.float(), frequency)
+            return decoder.logits(x, (angle.cos(), angle.sin()), batch)
 
     def _decoder_of(self, pages: Pages) -> Decoder | None:
         if self._decoder is None or self._decoder[0] is not pages:
@@ -134,22 +127,12 @@ class Model:
             self._decoder = pages, Decoder(self, pages) if compiled else None
         return self._decoder[1]
 
-    def linears(self) -> Iterator[tuple[str, Linear]]:
-        """Every linear under its name."""
-        fans = [fan for b in self.blocks for fan in (b.qkv, b.o, b.gate_up, b.down)]
-        for fan in (*fans, self.head, *([] if self.embedding is self.head else [self.embedding])):
-            yield from zip(fan.names, fan.linears, strict=True)
-
-    def _embedded(self, batch: Batch) -> Tensor:
-        x = self.embedding.linears[0].rows(batch.ids)
-        if self.positions is not None:
-            return x + self.positions[batch.positions]
-        scale = self.settings.embedding_scale
-        return x if scale == 1.0 else x * torch.tensor(scale, dtype=x.dtype)
-
     def _attention(self, index: int, x: Tensor, turns: Turns, batch: Batch, pages: Pages) -> Tensor:
+        """What the attention of a block adds to x."""
         block, s = self.blocks[index], self.settings
-        heads = block.qkv(x).unflatten(-1, (-1, s.head_dim))  # [N, H + 2 KV, D]
+        x = block.attention_norm(x)
+        heads = torch.cat([one(x) for one in block.qkv], dim=-1)
+        heads = heads.unflatten(-1, (-1, s.head_dim))  # [N, H + 2 KV, D]
         if s.ways.by_head:
             heads = heads.unflatten(1, (-1, 3)).transpose(1, 2).flatten(1, 2)
         turned, values = heads[:, : -s.kv_heads], heads[:, -s.kv_heads :]
@@ -161,22 +144,20 @@ class Model:
         if s.query_scale != 1.0:
             queries = queries * s.query_scale
         pages.write(index, batch.slots, keys, values)
-        steps, window = pages.steps(index), s.windows[index]
-        if steps is None:
-            return block.o(paged_attention(queries, index, pages, batch, window, s.score_cap))
-        queries = _scaled(queries, steps[0])
-        mixed = paged_attention(queries, index, pages, batch, window, s.score_cap)
-        return block.o(_scaled(mixed.view_as(queries), steps[1]).flatten(1))
+        steps = pages.steps(index)
+        if steps is not None:
+            queries = _scaled(queries, steps[0])
+        mixed = paged_attention(queries, index, pages, batch, s.windows[index], s.score_cap)
+        if steps is not None:
+            mixed = _scaled(mixed.view_as(queries), steps[1]).flatten(1)
+        mixed = block.o(mixed)
+        return mixed if block.attention_sum is None else block.attention_sum(mixed)
 
     def _mlp(self, block: BlockWeights, x: Tensor) -> Tensor:
         """What the MLP of a block adds to x."""
-        act, made = ACTIVATIONS[self.settings.activation], block.gate_up(block.mlp_norm(x))
-        if len(block.gate_up.names) == 1:
-            made = act(made)
-        else:
-            gate, up = made.chunk(2, dim=-1)
-            made = act(gate).mul_(up)
-        made = block.down(made)
+        x, act = block.mlp_norm(x), ACTIVATIONS[self.settings.activation]
+        *gate, up = (one(x) for one in block.gate_up)
+        made = block.down(act(gate[0]).mul_(up) if gate else act(up))
         return made if block.mlp_sum is None else block.mlp_sum(made)
 
 
@@ -185,14 +166,3 @@ def _scaled(heads: Tensor, steps: Tensor) -> Tensor:
     grouped = heads.unflatten(1, (len(steps), -1))  # [N, 1 or KV, H / KV, D]
     scaled: Tensor = grouped * steps
     return scaled.to(heads.dtype).flatten(1, 2)
-
-
-def resident_bytes(model: Model) -> int:
-    """Bytes that the weights of all linears and the embedding hold in memory."""
-    return sum({id(one): one.nbytes for _, one in model.linears()}.values())
-
-
-def read_bytes(model: Model) -> int:
-    """Bytes of weights that a step of one token reads; of an embedding it looks up one row."""
-    looked_up = 0 if model.embedding is model.head else model.embedding.linears[0].nbytes
-    return resident_bytes(model) - looked_up

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,35 +23,45 @@ from compress.runtime.packed import LANES
 _MIDDLE = 128  # what is added to an int8 code to make it a byte without a sign
 
 
-@dataclass(frozen=True)
 class Half:
     """The keys of all layers, or the values, in words of four bytes.
 
     They lie as `compress.runtime.packed` lays out a matrix, sixteen rows side by side: keys of a
     head with tokens as rows, values with channels as rows. So attention's two products are products
     with what is cached, where it lies. Bytes are codes with 128 added.
+
+        codes  [layers, pages, KV, blocks, words, 16, each]
+        steps  [layers, pages, KV, PAGE_TOKENS, 1] bfloat16, where tokens have their own, else None
     """
 
-    codes: Tensor  # [layers, pages, KV, blocks, words, 16, each]
-    steps: (
-        Tensor | None
-    )  # [layers, pages, KV, PAGE_TOKENS, 1] bfloat16, where tokens have their own
-    width: int  # D
-    by_channel: bool  # whether the sixteen rows are channels
-    dtype: torch.dtype  # of the arithmetic
-    numbers: Numbers | None  # what codes are; None: keys or values themselves
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        numbers: Numbers | None,
+        scales: Sequence[Tensor | None],
+        device: str,
+        *,
+        by_channel: bool,
+    ) -> None:
+        layers, pages, heads, self.width = shape
+        self.dtype, self.numbers, self.scales = dtype, numbers, scales
+        self.by_channel = by_channel  # whether the sixteen rows are channels
+        stored = DTYPES[numbers] if numbers else dtype
+        stored = torch.uint8 if numbers == "int8" else stored
+        rows, columns = (self.width, PAGE_TOKENS) if by_channel else (PAGE_TOKENS, self.width)
+        each = 4 // stored.itemsize
+        words = (-(-rows // LANES), -(-columns // each), LANES, each)
+        self.codes = _zeros((layers, pages, heads, *words), stored, device)
+        own, told = (layers, pages, heads, PAGE_TOKENS, 1), not scales or scales[0] is not None
+        self.steps = None if told else _zeros(own, torch.bfloat16, device)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it holds, filled or not."""
-        return self.codes.nbytes + (0 if self.steps is None else self.steps.nbytes)
-
-    def write(self, layer: int, slots: Tensor, states: Tensor, scale: Tensor | None) -> None:
-        """Put states [N, KV, D] into slots [N]; `scale` as in `KVScales`."""
+    def write(self, layer: int, slots: Tensor, states: Tensor) -> None:
+        """Put states [N, KV, D] into slots [N]."""
         page, token = slots // PAGE_TOKENS, slots % PAGE_TOKENS
         if self.numbers is not None:
             heads = states.transpose(0, 1)  # scales are told by head
-            step = steps(heads, scale, self.numbers)
+            step = steps(heads, self.scales[layer], self.numbers)
             states = encode(heads, step, self.numbers).transpose(0, 1)
             if self.steps is not None:
                 self.steps[layer, page, :, token] = step.transpose(0, 1).bfloat16()
@@ -80,12 +89,6 @@ class Half:
         own = self.steps[layer].index_select(0, used).transpose(0, 1).flatten(1, 2)
         return found.mul_(own[:, :tokens].to(self.dtype))
 
-    def copy(self, source: int, target: int) -> None:
-        """Copy a page of every layer."""
-        self.codes[:, target] = self.codes[:, source]
-        if self.steps is not None:
-            self.steps[:, target] = self.steps[:, source]
-
 
 class Pages:
     """Room for the keys and values of a fixed number of tokens, which requests share."""
@@ -98,71 +101,46 @@ class Pages:
         scales: Sequence[KVScales] = (),
         device: str = "cpu",
     ) -> None:
-        """Set pages aside; on a CPU, memory that is never written is never taken.
+        """Set pages aside: (layers, pages, KV, D) numbers of a dtype, on a device.
 
-        Args:
-            shape: (layers, pages, KV, D).
-            dtype: of keys and values.
-            scales: of each layer, all of one kind; none where nothing is rounded.
-            device: where they are.
+        On a CPU, memory that is never written is never taken. There are scales of one kind for
+        each layer, or none where nothing is rounded.
         """
-        self._scales = tuple(one.on(device) for one in scales)
-        self.keys = _empty(shape, dtype, self._scales, device, by_channel=False)
-        self.values = _empty(shape, dtype, self._scales, device, by_channel=True)
+        scales, numbers = [x.on(device) for x in scales], scales[0].numbers if scales else None
+        self.keys = Half(shape, dtype, numbers, [x.keys for x in scales], device, by_channel=False)
+        self.values = Half(
+            shape, dtype, numbers, [x.values for x in scales], device, by_channel=True
+        )
+        parts = (self.keys.codes, self.values.codes, self.keys.steps, self.values.steps)
+        self._parts = [part for part in parts if part is not None]
 
     @property
     def nbytes(self) -> int:
         """Bytes set aside."""
-        return self.keys.nbytes + self.values.nbytes
+        return sum(part.nbytes for part in self._parts)
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put keys and values [N, KV, D] of a layer into slots [N]."""
-        scales = self._scales[layer] if self._scales else None
-        self.keys.write(layer, slots, keys, scales.keys if scales else None)
-        self.values.write(layer, slots, values, scales.values if scales else None)
+        self.keys.write(layer, slots, keys)
+        self.values.write(layer, slots, values)
 
     def steps(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """What is held is to be multiplied by; None where that is done, or nothing is rounded.
+        """What keys and values are to be multiplied by, [1 or KV, 1, 1 or D] float32 each.
 
-        Returns:
-            For keys and for values, [1 or KV, 1, 1 or D] float32.
+        None where that is done, or nothing is rounded.
         """
-        scales = self._scales[layer] if self._scales else None
-        if scales is None or scales.keys is None or scales.values is None:
+        numbers = self.keys.numbers
+        if numbers is None or self.keys.steps is not None:
             return None
-        nothing = torch.empty(0)  # its scale is told
-        return (
-            steps(nothing, scales.keys, scales.numbers),
-            steps(nothing, scales.values, scales.numbers),
-        )
+        told = (half.scales[layer] for half in (self.keys, self.values))
+        keys, values = (steps(torch.empty(0), scale, numbers) for scale in told)
+        return keys, values
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy pages, from one to another, in order: a source may be the target of a later pair."""
         for source, target in pairs:
-            self.keys.copy(source, target)
-            self.values.copy(source, target)
-
-
-def _empty(
-    shape: tuple[int, int, int, int],
-    dtype: torch.dtype,
-    scales: Sequence[KVScales],
-    device: str,
-    *,
-    by_channel: bool,
-) -> Half:
-    layers, pages, heads, width = shape
-    numbers = scales[0].numbers if scales else None
-    stored = (torch.uint8 if numbers == "int8" else DTYPES[numbers]) if numbers else dtype
-    each = 4 // stored.itemsize
-    rows, columns = (width, PAGE_TOKENS) if by_channel else (PAGE_TOKENS, width)
-    words = (-(-rows // LANES), -(-columns // each), LANES, each)
-    own = bool(scales) and scales[0].granularity == "token"
-    return Half(
-        _zeros((layers, pages, heads, *words), stored, device),
-        _zeros((layers, pages, heads, PAGE_TOKENS, 1), torch.bfloat16, device) if own else None,
-        width, by_channel, dtype, numbers,
-    )  # fmt: skip
+            for part in self._parts:
+                part[:, target] = part[:, source]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:

@@ -2,14 +2,76 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from compress.errors import RequestError
-from compress.runtime.sampling import Sampling
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 MOST_LOGPROBS = 20
+SMALLEST_TEMPERATURE = 1e-5  # below it the draw is the argmax in all but name
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose the next token; the default is greedy.
+
+    OpenAI's and vLLM's definitions: presence and frequency count what was generated, repetition
+    what was generated and what was in the prompt.
+    """
+
+    temperature: float = 0.0  # 0: greedy
+    top_k: int | None = None  # only the k likeliest tokens
+    top_p: float | None = None  # only the fewest tokens that hold this probability
+    min_p: float | None = None  # only tokens this probable relative to the likeliest
+    repetition_penalty: float = 1.0  # 1: none
+    seed: int | None = None  # None: another one each time
+    presence_penalty: float = 0.0  # taken from the logit of every token that was generated
+    frequency_penalty: float = 0.0  # and this, as often as it was
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token → added to its logit
+
+    def __post_init__(self) -> None:
+        """Raise RequestError for all values that are out of their ranges."""
+        rules = (
+            ("temperature", self.temperature >= 0 and math.isfinite(self.temperature), "0 or more"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "1 or more"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]"),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "in [-2, 2]"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "in [-2, 2]"),
+        )
+        wrong = [
+            f"{name}: {getattr(self, name)} must be {rule}." for name, ok, rule in rules if not ok
+        ]
+        wrong += [
+            f"logit_bias: {bias} of token {token} must be in [-100, 100]."
+            for token, bias in self.logit_bias.items()
+            if not -100 <= bias <= 100
+        ]
+        if wrong:
+            raise RequestError("sampling: " + " ".join(wrong))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, no chance involved."""
+        return self.temperature < SMALLEST_TEMPERATURE
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether tokens already seen change the logits."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
+    def check(self, vocab_size: int) -> None:
+        """Raise RequestError where a biased token is not in the vocabulary of a model."""
+        strange = [token for token in self.logit_bias if not 0 <= token < vocab_size]
+        if strange:
+            raise RequestError(
+                f"sampling: logit_bias: token {strange[0]} is not in the vocabulary, which is 0 to "
+                f"{vocab_size - 1}. Leave it out."
+            )
 
 
 @dataclass(frozen=True)
@@ -26,11 +88,7 @@ class Request:
     salt: str = ""  # requests share what they have in common only with those of the same salt
 
     def __post_init__(self) -> None:
-        """Check what can be checked without a model.
-
-        Raises:
-            RequestError: names the first value that is out of its range.
-        """
+        """Raise RequestError for the first value that is out of its range."""
         if not self.prompt:
             raise RequestError("prompt: empty. Give at least one token.")
         if self.max_new_tokens < 1:
@@ -80,8 +138,7 @@ class Timings:
 class Piece:
     """What a step added to an answer; the last says why and how fast it ended.
 
-    Each new token is in the piece of its step. The text may lag behind its tokens: what may yet
-    become a stop string or a whole character is held back.
+    The text may lag behind: what may yet become a stop text or a whole character is held back.
     """
 
     text: str

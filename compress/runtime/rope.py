@@ -23,15 +23,13 @@ def frequencies(config: Mapping[str, Any], head_dim: int, kind: str) -> Tensor:
     Raises:
         ModelError: a rotation of another kind, or one whose numbers are missing.
     """
-    rope = _told(config, kind)
+    rope, neox = _told(config, kind), config.get("model_type") == "gpt_neox"
     found = rope.get("rope_type") or rope.get("type") or "default"
-    neox = config.get("model_type") == "gpt_neox"
     named = (rope.get("partial_rotary_factor"), config.get("partial_rotary_factor"))
     share = next((one for one in named if one is not None), 0.25 if neox else 1.0)
     if found not in SUPPORTED or not (share == 1.0 or neox):
-        shown = (
-            f"rope type {found!r}" if found not in SUPPORTED else f"partial_rotary_factor {share}"
-        )
+        known = found in SUPPORTED
+        shown = f"partial_rotary_factor {share}" if known else f"rope type {found!r}"
         raise ModelError(
             f"config.json: {shown} is not run here. Supported: {', '.join(SUPPORTED)}, over the "
             "whole head. Export the artifact and serve it with another engine."
@@ -39,9 +37,17 @@ def frequencies(config: Mapping[str, Any], head_dim: int, kind: str) -> Tensor:
     width = int(head_dim * share)
     base = 10_000.0 if rope["rope_theta"] is None else float(rope["rope_theta"])
     plain = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+    if found == "default":
+        return plain
+    factor = _number(rope, "factor")
     if found == "linear":
-        return plain / _number(rope, "factor")
-    return plain if found == "default" else _llama3(plain, rope, config)
+        return plain / factor
+    # Slow rotations slowed by `factor`, fast ones kept, a ramp between (Llama 3.1).
+    low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
+    trained = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
+    turns = float(trained) * plain / (2 * math.pi)  # within the length it was trained on
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return plain * (kept + (1 - kept) / factor)
 
 
 def _told(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -56,19 +62,6 @@ def _told(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
         theta = 1_000_000.0 if theta is None else theta
     share = config.get("rotary_pct")
     return {"rope_theta": theta, "partial_rotary_factor": share, **(scaling or told)}
-
-
-def _llama3(plain: Tensor, rope: Mapping[str, Any], config: Mapping[str, Any]) -> Tensor:
-    """Slow rotations slowed by `factor`, fast ones kept, a ramp between (Llama 3.1)."""
-    factor, low, high = (
-        _number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor")
-    )
-    trained = float(
-        rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
-    )
-    turns = trained * plain / (2 * math.pi)  # full turns within the length it was trained on
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return plain * (kept + (1 - kept) / factor)
 
 
 def _number(rope: Mapping[str, Any], key: str) -> float:

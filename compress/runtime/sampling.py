@@ -1,7 +1,7 @@
-"""From logits to a distribution and from a distribution to a token: pure functions on one row.
+"""Logits of the wanted rows in, tokens of every request out.
 
-    logits ─ logit_bias ─ repetition ─ frequency, presence ─ temperature ─ top_k ─ top_p ─ min_p ─▶
-    probabilities ─ one uniform number ─▶ token
+    logits ─ grammar ─ logit_bias ─ repetition ─ frequency, presence ─ temperature ─ top_k ─ top_p ─
+    min_p ─▶ probabilities ─ one uniform number ─▶ token
 
 Rows are taken one by one: on a CPU a batch of rows of a whole vocabulary costs more, not less.
 """
@@ -11,173 +11,176 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from compress.errors import RequestError, RunError
+from compress.errors import RunError
+from compress.runtime.grammar import Matcher
+from compress.runtime.request import FinishReason, Logprob, Piece, Sampling
+from compress.runtime.scheduler import NOTHING, Proposal
 
-SMALLEST_TEMPERATURE = 1e-5  # below it the draw is the argmax in all but name
+
+def choose_all(logits: Tensor, turns: Sequence[tuple[Chooser, Proposal]]) -> list[Piece]:
+    """Choose for every request of a step: who chooses, and what was proposed to it.
+
+    Logits [M, V] float32 have k + 1 rows for each turn, one turn after the other. They leave the
+    device where they are only if some turn needs more of them than the likeliest token.
+    """
+    best: list[int] = []
+    if any(chooser.plain for chooser, _ in turns):
+        # by numpy in a tenth of the time that torch takes on a CPU
+        best = (logits.numpy().argmax(-1) if logits.is_cpu else logits.argmax(-1)).tolist()
+    if not all(chooser.only_likeliest for chooser, _ in turns):
+        logits = logits.cpu()
+    rows = logits.split([len(proposal.tokens) + 1 for _, proposal in turns])
+    likeliest = iter(best)
+    return [
+        chooser.choose(own, proposal, tuple(islice(likeliest, len(own))))
+        for (chooser, proposal), own in zip(turns, rows, strict=True)
+    ]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How to choose the next token; the default is greedy.
+class Chooser:
+    """Chooses the tokens of one request: its own chance, what it has seen, its grammar.
 
-    OpenAI's and vLLM's definitions: presence and frequency count what was generated, repetition
-    what was generated and what was in the prompt.
+    Every token takes one number from the request's own source, so that a seed gives the same text
+    whatever else is in the batch and however often the request was preempted.
     """
 
-    temperature: float = 0.0  # 0: greedy
-    top_k: int | None = None  # only the k likeliest tokens
-    top_p: float | None = None  # only the fewest tokens that hold this probability
-    min_p: float | None = None  # only tokens this probable relative to the likeliest
-    repetition_penalty: float = 1.0  # 1: none
-    seed: int | None = None  # None: another one each time
-    presence_penalty: float = 0.0  # taken from the logit of every token that was generated
-    frequency_penalty: float = 0.0  # and this, as often as it was
-    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token → added to its logit
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        ends: frozenset[int] = frozenset(),
+        matcher: Matcher | None = None,
+        logprobs: int | None = None,
+    ) -> None:
+        """Begin a request: `ends` are tokens that end its answer, `matcher` is what that follows.
 
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            RequestError: names every value that is out of its range.
+        `logprobs` alternatives are told with each token; None: no log-probabilities at all.
         """
-        rules = (
-            ("temperature", self.temperature >= 0 and math.isfinite(self.temperature), "0 or more"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "1 or more"),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]"),
-            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
-            ("presence_penalty", -2 <= self.presence_penalty <= 2, "in [-2, 2]"),
-            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "in [-2, 2]"),
-        )
-        wrong = [
-            f"{name}: {getattr(self, name)} must be {rule}."
-            for name, holds, rule in rules
-            if not holds
-        ]
-        wrong += [
-            f"logit_bias: {bias} of token {token} must be in [-100, 100]."
-            for token, bias in self.logit_bias.items()
-            if not -100 <= bias <= 100
-        ]
-        if wrong:
-            raise RequestError("sampling: " + " ".join(wrong))
+        self.sampling = sampling
+        self._chance = random.Random(sampling.seed)  # the same numbers on every machine
+        self._seen = Seen(prompt) if sampling.penalizes else None
+        self._ends, self._matcher, self._logprobs = ends, matcher, logprobs
+        changed = sampling.penalizes or sampling.logit_bias or matcher is not None
+        # It takes the likeliest token of the logits as they are, and asks nothing else of them.
+        self.plain = sampling.greedy and not changed
+        self.only_likeliest = self.plain and logprobs is None
 
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is taken, no chance involved."""
-        return self.temperature < SMALLEST_TEMPERATURE
+    def forced(self) -> tuple[int, ...]:
+        """Tokens that come next whatever the logits say, as far as a grammar tells."""
+        return () if self._matcher is None else self._matcher.forced()
 
-    @property
-    def penalizes(self) -> bool:
-        """Whether tokens already seen change the logits."""
-        return (
-            self.repetition_penalty != 1
-            or self.presence_penalty != 0
-            or self.frequency_penalty != 0
-        )
+    def choose(
+        self, logits: Tensor, proposal: Proposal = NOTHING, likeliest: Sequence[int] = ()
+    ) -> Piece:
+        """Choose the next token and, as long as it is the proposed one, the one after it.
 
-    def source(self) -> random.Random:
-        """The source of chance that `seed` asks for: the same numbers on every machine."""
-        return random.Random(self.seed)
-
-    def check(self, vocab_size: int) -> None:
-        """Check what only a model can tell.
-
-        Raises:
-            RequestError: a biased token is not in its vocabulary.
+        Logits [k + 1, V] float32 are those behind the last token and behind each of k proposed
+        ones, `likeliest` the argmax of each row. The piece has no text yet.
         """
-        strange = [token for token in self.logit_bias if not 0 <= token < vocab_size]
-        if strange:
-            raise RequestError(
-                f"sampling: logit_bias: token {strange[0]} is not in the vocabulary, which is 0 to "
-                f"{vocab_size - 1}. Leave it out."
-            )
+        tokens: list[int] = []
+        told: list[Logprob] = []
+        finish: FinishReason | None = None
+        why: str | None = None
+        try:
+            for row, proposed in enumerate([*proposal.tokens, None]):
+                if self.plain and likeliest:
+                    token = likeliest[row]
+                else:
+                    token = self._next(logits[row], proposal, row)
+                tokens.append(token)
+                if self._logprobs is not None:
+                    told.append(logprob(logits[row], token, self._logprobs))
+                if self._ended(token):
+                    finish = "stop"
+                if finish or token != proposed:
+                    break
+        except RunError as error:  # of this request alone; the others go on
+            finish, why = "error", str(error)
+        return Piece("", tuple(tokens), tuple(told), finish, error=why)
+
+    def _next(self, logits: Tensor, proposal: Proposal, row: int) -> int:
+        if self._matcher is not None:
+            logits = self._matcher.allowed(logits)
+        if self.sampling.greedy:
+            return int(adjusted(logits, self.sampling, self._seen).argmax(-1))
+        target = distribution(logits, self.sampling, self._seen)
+        if proposal.probabilities is None or row == len(proposal.tokens):
+            return draw(target, self._chance.random())
+        return accept(target, proposal.probabilities[row], proposal.tokens[row], self._chance)
+
+    def _ended(self, token: int) -> bool:
+        """Take note of a token; whether the answer ends with it."""
+        if self._seen is not None:
+            self._seen.times[token] += 1
+        if self._matcher is None or token in self._ends:
+            return token in self._ends
+        self._matcher.follow(token)
+        return self._matcher.complete
+
+
+def logprob(logits: Tensor, token: int, count: int) -> Logprob:
+    """How probable the model held a token, and its `count` likeliest ones, likeliest first.
+
+    OpenAI's and vLLM's convention: of the softmax of logits [V] as the model gave them, before
+    temperature, penalties, bias, filters and grammar. They describe the model, not the draw.
+    """
+    total = logits.logsumexp(-1)
+    values, tokens = logits.topk(min(count, len(logits)))
+    top = zip(tokens.tolist(), (values - total).tolist(), strict=True)
+    return Logprob(token, float(logits[token] - total), tuple(top))
 
 
 class Seen:
     """The tokens of one request as penalties count them."""
 
     def __init__(self, prompt: Sequence[int], generated: Sequence[int] = ()) -> None:
-        """Begin with a prompt and what was generated from it."""
         self.prompt = torch.tensor(sorted(set(prompt)), dtype=torch.int64)
-        self._times = Counter(generated)
-
-    def add(self, token: int) -> None:
-        """Count one more generated token."""
-        self._times[token] += 1
-
-    @property
-    def generated(self) -> tuple[Tensor, Tensor]:
-        """Generated tokens [n] int64, each once, and how often each was, [n] float32."""
-        tokens = torch.tensor(list(self._times), dtype=torch.int64)
-        return tokens, torch.tensor(list(self._times.values()), dtype=torch.float32)
+        self.times = Counter(generated)
 
 
 def distribution(logits: Tensor, sampling: Sampling, seen: Seen | None = None) -> Tensor:
-    """How probable each token is as the next one; drawing and speculation both ask here.
+    """How probable each token is as the next one, [V] float32; speculation asks here too.
 
-    Args:
-        logits: [V] float; read, never written.
-        sampling: how; greedy is one on the likeliest token.
-        seen: the request's tokens so far; needed by penalties only.
-
-    Returns:
-        Probabilities [V] float32.
+    Logits [V] are float32, on the CPU, and never written. Only penalties need `seen`. Greedy is one
+    on the likeliest token.
     """
     logits = adjusted(logits, sampling, seen)
     if sampling.greedy:
         return torch.zeros_like(logits).index_fill_(-1, logits.argmax(-1), 1.0)
-    logits = (logits - logits.amax()) / sampling.temperature  # at most 0: cannot overflow
-    if sampling.top_k is None:
-        return _filtered(logits, sampling).softmax(-1)
-    values, indices = logits.topk(min(sampling.top_k, len(logits)))
-    few = _filtered(values, sampling).softmax(-1)
-    return torch.zeros_like(logits).scatter(-1, indices, few)
-
-
-def _filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+    kept = (logits - logits.amax()) / sampling.temperature  # at most 0: cannot overflow
+    if sampling.top_k is not None:
+        kept, tokens = kept.topk(min(sampling.top_k, len(kept)))
     if sampling.top_p is not None:
-        logits = keep_top_p(logits, sampling.top_p)
+        kept = keep_top_p(kept, sampling.top_p)
     if sampling.min_p is not None:
-        logits = keep_min_p(logits, sampling.min_p)
-    return logits
+        kept = keep_min_p(kept, sampling.min_p)
+    shares = kept.softmax(-1)
+    return (
+        shares if sampling.top_k is None else torch.zeros_like(logits).scatter(-1, tokens, shares)
+    )
 
 
 def adjusted(logits: Tensor, sampling: Sampling, seen: Seen | None = None) -> Tensor:
     """Logits [V] with what changes even the likeliest token: bias, then penalties."""
     if sampling.logit_bias:
-        tokens = torch.tensor(list(sampling.logit_bias)).to(logits.device)
-        biases = torch.tensor(list(sampling.logit_bias.values())).to(logits)
-        logits = logits.index_add(-1, tokens, biases)
+        biases = torch.tensor(list(sampling.logit_bias.values()), dtype=logits.dtype)
+        logits = logits.index_add(-1, torch.tensor(list(sampling.logit_bias)), biases)
     if seen is None or not sampling.penalizes:
         return logits
-    generated, times = (one.to(logits.device) for one in seen.generated)
+    generated = torch.tensor(list(seen.times), dtype=torch.int64)
     if sampling.repetition_penalty != 1:
-        both = torch.cat([seen.prompt.to(logits.device), generated])
+        both = torch.cat([seen.prompt, generated])
         logits = penalize_repetition(logits, both, sampling.repetition_penalty)
+    times = torch.tensor(list(seen.times.values()), dtype=logits.dtype)
     taken = sampling.frequency_penalty * times + sampling.presence_penalty
-    return logits.index_add(-1, generated, -taken.to(logits.dtype))
-
-
-def draw(probabilities: Tensor, chance: float) -> int:
-    """The token at which probabilities [V], summed up, pass `chance` in [0, 1) of their sum.
-
-    Raises:
-        RunError: they are not numbers, because the logits were not.
-    """
-    sums = probabilities.cumsum(-1, dtype=torch.float64)
-    total = float(sums[-1])
-    if not total > 0:
-        raise RunError("sampling: the logits are not numbers. Open the model in float32.")
-    # The first sum above it, so never a token of probability 0.
-    return int(torch.searchsorted(sums, min(chance * total, math.nextafter(total, 0)), right=True))
+    return logits.index_add(-1, generated, -taken)
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -193,17 +196,10 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """
     if p == 1:
         return logits
-    rising = _rising(logits)
+    rising = torch.from_numpy(np.sort(logits.numpy()))  # in an eightieth of torch's time
     held = rising.softmax(-1).cumsum(-1, dtype=torch.float64)  # by a token and all less likely ones
     dropped = (held <= 1 - p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
     return logits.masked_fill(logits < rising.gather(-1, dropped), -torch.inf)
-
-
-def _rising(logits: Tensor) -> Tensor:
-    """Logits sorted; on a CPU by numpy, whose vectors take an eightieth of torch's time."""
-    if logits.is_cpu:
-        return torch.from_numpy(np.sort(logits.numpy()))
-    return logits.sort(dim=-1).values
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
@@ -211,3 +207,25 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     if p == 0:
         return logits
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -torch.inf)
+
+
+def draw(probabilities: Tensor, chance: float) -> int:
+    """The token at which probabilities [V], summed up, pass `chance` in [0, 1) of their sum.
+
+    Raises RunError where they are not numbers, because the logits were not.
+    """
+    sums = probabilities.cumsum(-1, dtype=torch.float64)
+    total = float(sums[-1])
+    if not total > 0:
+        raise RunError("sampling: the logits are not numbers. Open the model in float32.")
+    # The first sum above it, so never a token of probability 0.
+    return int(torch.searchsorted(sums, min(chance * total, math.nextafter(total, 0)), right=True))
+
+
+def accept(target: Tensor, draft: Tensor, token: int, chance: random.Random) -> int:
+    """Keep `token`, drawn from `draft` [V], or draw another, so that it follows `target` [V]."""
+    if chance.random() * float(draft[token]) < float(target[token]):
+        return token
+    rest = (target - draft).clamp(min=0)
+    # Nothing is left when both are equal up to rounding.
+    return draw(rest if float(rest.sum()) > 0 else target, chance.random())

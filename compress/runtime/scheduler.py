@@ -9,11 +9,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from compress.runtime.ledger import PAGE_TOKENS, Ledger, Table
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _CROWD = 4  # requests, and at least half as many as are answered: reading them goes first
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Tokens that may come next."""
+
+    tokens: tuple[int, ...] = ()
+    probabilities: Tensor | None = None  # [k, V] they were drawn from; None: proposed for certain
+    forced: bool = False  # by a grammar, which leaves no choice
+
+
+NOTHING = Proposal()
 
 
 @dataclass(eq=False)
@@ -27,7 +43,7 @@ class Job:
     computed: int = 0  # tokens whose keys and values lie in pages
     table: Table = field(default_factory=Table)  # without pages while it waits
     cached: int | None = None  # tokens of the prompt found in pages when it first ran
-    drafts: list[int] = field(default_factory=list)  # proposed behind its last token, for one step
+    proposal: Proposal = NOTHING  # what may follow its last token; behind a plan, what is verified
 
 
 @dataclass(frozen=True)
@@ -40,79 +56,48 @@ class Span:
     wanted: int = 1  # of so many rows, the last ones, logits are wanted
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a step does for a job."""
-
-    job: Job
-    span: Span
-    drafts: tuple[int, ...] = ()  # the last of the span's tokens; logits of all are wanted
-
-
+@dataclass(eq=False)
 class Scheduler:
     """Jobs that wait, in order, and jobs that run, the oldest first."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        *,
-        step_tokens: int,
-        max_running: int,
-        beside_tokens: int | None = None,
-    ) -> None:
-        """Plan steps.
-
-        Args:
-            ledger: of the pages.
-            step_tokens: computed in a step at most.
-            max_running: jobs at most that run at once.
-            beside_tokens: of prompts, in a step that gives others tokens of their answers, so that
-                these come soon; unless a crowd waits to be read. None: as many as fit.
-        """
-        self.ledger = ledger
-        self.waiting: deque[Job] = deque()
-        self.running: list[Job] = []
-        self.preemptions = 0
-        self.queried_tokens = self.hit_tokens = 0  # of prompts, in the prefix cache
-        self.computed_tokens = 0  # of prompts, answers and proposals
-        self._step_tokens, self._max_running = step_tokens, max_running
-        self._beside_tokens = beside_tokens or step_tokens
-
-    def add(self, job: Job) -> None:
-        """Let a job wait for its turn."""
-        self.waiting.append(job)
+    ledger: Ledger  # of the pages
+    step_tokens: int  # computed in a step at most
+    max_running: int  # jobs at most that run at once
+    beside_tokens: int  # of prompts, in a step that gives others tokens of their answers
+    waiting: deque[Job] = field(default_factory=deque)
+    running: list[Job] = field(default_factory=list)
+    preemptions: int = 0
+    queried_tokens: int = 0  # of prompts, looked for in pages
+    hit_tokens: int = 0  # of them, found there
+    computed_tokens: int = 0  # of prompts, answers and proposals
 
     def remove(self, job: Job) -> None:
         """Forget a job, wherever it is, and free its pages."""
-        if job.table.pages:
-            self.running.remove(job)
-            self.ledger.release(job.table)
-        else:
-            self.waiting.remove(job)
+        (self.running if job.table.pages else self.waiting).remove(job)
+        self.ledger.release(job.table)
 
-    def schedule(self) -> list[Work]:
+    def schedule(self) -> list[tuple[Job, Span]]:
         """Plan a step: running jobs first, then those that wait, as budget and pages allow."""
         self.ledger.begin()
-        work: list[Work] = []
+        plan: list[tuple[Job, Span]] = []
         budget = self._budget()
         for index, job in enumerate(tuple(self.running)):
             if not job.table.pages or not self._make_room(job):
                 break  # it was put back, and all behind it
             behind = len(self.running) - index - 1  # each of them is to get a token at least
-            work.append(self._work(job, budget - behind))
-            budget -= len(work[-1].span.ids)
-        while self.waiting and budget > 0 and len(self.running) < self._max_running:
-            if not self._admit(self.waiting[0]):
+            plan.append((job, self._span(job, budget - behind)))
+            budget -= len(plan[-1][1].ids)
+        while self.waiting and budget > 0 and len(self.running) < self.max_running:
+            job = self.waiting[0]
+            if not self._admit(job):
                 break
-            self.running.append(self.waiting.popleft())
-            work.append(self._work(self.running[-1], budget))
-            budget -= len(work[-1].span.ids)
-        return work
+            plan.append((job, self._span(job, budget)))
+            budget -= len(plan[-1][1].ids)
+        return plan
 
-    def advance(self, work: Work, tokens: Sequence[int]) -> None:
+    def advance(self, job: Job, span: Span, tokens: Sequence[int]) -> None:
         """A step is done and gave a job these tokens: proposed ones that hold, then a new one."""
-        job = work.job
-        job.computed += len(work.span.ids) - len(work.drafts) + max(0, len(tokens) - 1)
+        job.computed += len(span.ids) - len(job.proposal.tokens) + max(0, len(tokens) - 1)
         job.tokens += tokens
 
     def _budget(self) -> int:
@@ -120,28 +105,24 @@ class Scheduler:
         answering = [job for job in self.running if len(job.tokens) - job.computed == 1]
         read = len(self.running) - len(answering) + len(self.waiting)
         if not answering or read >= max(_CROWD, len(answering) / 2):
-            return self._step_tokens
-        wanted = self._beside_tokens + sum(1 + len(job.drafts) for job in answering)
-        return min(self._step_tokens, max(wanted, len(self.running)))
+            return self.step_tokens
+        wanted = self.beside_tokens + sum(1 + len(job.proposal.tokens) for job in answering)
+        return min(self.step_tokens, max(wanted, len(self.running)))
 
     def _make_room(self, job: Job) -> bool:
         """Pages for all tokens of a running job; the newest are put back for it, at last itself."""
         while not self.ledger.grow(job.table, len(job.tokens)):
             newest = self.running.pop()
-            self._put_back(newest)
+            self.ledger.release(newest.table)
+            newest.computed = 0  # and computed again
+            self.waiting.appendleft(newest)
+            self.preemptions += 1
             if newest is job:
                 return False
         return True
 
-    def _put_back(self, job: Job) -> None:
-        """To the head of the queue; what it has computed is computed again."""
-        self.ledger.release(job.table)
-        job.computed = 0
-        self.waiting.appendleft(job)
-        self.preemptions += 1
-
     def _admit(self, job: Job) -> bool:
-        """Give a waiting job pages for all of its tokens, those found in the cache among them."""
+        """Let the oldest that waits run, if all of its tokens find pages, some in the cache."""
         opened = self.ledger.open(job.tokens, job.salt)
         if opened is None:
             return False
@@ -150,23 +131,24 @@ class Scheduler:
             job.cached = job.computed
             self.queried_tokens += len(job.tokens)
             self.hit_tokens += job.computed
+        self.running.append(self.waiting.popleft())
         return True
 
-    def _work(self, job: Job, budget: int) -> Work:
+    def _span(self, job: Job, budget: int) -> Span:
         """As much of a job as the budget allows. Its pages have room, but for proposed tokens."""
         ids = job.tokens[job.computed : job.computed + budget]
         end = job.computed + len(ids)
-        wanted = int(end == len(job.tokens))
-        drafts = self._drafts(job, budget - len(ids)) if wanted else ()
-        job.drafts = []
-        self.computed_tokens += len(ids) + len(drafts)
+        whole = end == len(job.tokens)
+        if job.proposal.tokens:
+            job.proposal = self._fitting(job, budget - len(ids)) if whole else NOTHING
+        proposed = job.proposal.tokens
+        self.computed_tokens += len(ids) + len(proposed)
         self.ledger.note(job.table, job.tokens, end)
-        pages = tuple(job.table.pages)
-        return Work(job, Span([*ids, *drafts], job.computed, pages, wanted + len(drafts)), drafts)
+        return Span([*ids, *proposed], job.computed, job.table.pages, whole + len(proposed))
 
-    def _drafts(self, job: Job, budget: int) -> tuple[int, ...]:
-        """Proposed tokens, as budget, limit and pages allow: nobody is put back for them."""
-        count = max(0, min(len(job.drafts), budget, job.limit - len(job.tokens) - 1))
+    def _fitting(self, job: Job, budget: int) -> Proposal:
+        """Of a proposal what budget, limit and pages allow: nobody is put back for it."""
+        count = max(0, min(len(job.proposal.tokens), budget, job.limit - len(job.tokens) - 1))
         if not self.ledger.grow(job.table, len(job.tokens) + count):
             count = min(count, len(job.table.pages) * PAGE_TOKENS - len(job.tokens))
-        return tuple(job.drafts[:count])
+        return replace(job.proposal, tokens=job.proposal.tokens[:count])

@@ -10,21 +10,18 @@ min(1, p(d) / q(d)), else one is drawn from max(p - q, 0) (Leviathan et al. 2023
 
 from __future__ import annotations
 
-import random
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import takewhile
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from torch import Tensor
+import numpy as np
 
-from compress.runtime.sampling import draw
-from compress.runtime.scheduler import Job, Work
-
-if TYPE_CHECKING:
-    from compress.runtime.choosing import Chooser
-    from compress.runtime.draft import Draft
+from compress.runtime.draft import Draft
+from compress.runtime.ledger import alike
+from compress.runtime.sampling import Chooser
+from compress.runtime.scheduler import NOTHING, Job, Proposal, Span
 
 WIDTHS = (3, 7)  # with the last token that makes 4 or 8 rows, which products like best
 _CROWD = 8  # requests that write: rows of proposals bring no more than they cost, and unevenness
@@ -36,33 +33,6 @@ _CAUTION = 0.9  # share of the expected gain that is counted on: luck is known r
 _FADING = 0.92  # weight of what is known of a request's luck, against the next verification
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """Tokens that may come next."""
-
-    tokens: tuple[int, ...] = ()
-    probabilities: Tensor | None = None  # [k, V] they were drawn from; None: proposed for certain
-
-
-NOTHING = Proposal()
-
-
-def accept(target: Tensor, draft: Tensor, token: int, chance: random.Random) -> int:
-    """Keep `token`, which was drawn from `draft`, or draw another, so that it follows `target`.
-
-    Args:
-        target: probabilities [V] of the model.
-        draft: probabilities [V] of the draft.
-        token: what the draft drew.
-        chance: of the request.
-    """
-    if chance.random() * float(draft[token]) < float(target[token]):
-        return token
-    rest = (target - draft).clamp(min=0)
-    # Nothing is left when both are equal up to rounding.
-    return draw(rest if float(rest.sum()) > 0 else target, chance.random())
-
-
 class Lookup:
     """Proposes what followed the last time that a text ended as it does now."""
 
@@ -71,27 +41,17 @@ class Lookup:
         self._read = 0
 
     def propose(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
-        """`count` tokens that may follow `tokens`, or none.
-
-        Args:
-            tokens: all of one request; only its end differs from call to call.
-            count: how many.
-        """
+        """`count` tokens that may follow all those of one request, or none."""
         for end in range(self._read, len(tokens)):
             for size in range(_SHORTEST, min(_LONGEST, end) + 1):
                 self._after[tuple(tokens[end - size : end])] = end
         self._read = len(tokens)
         for size in range(_LONGEST, _SHORTEST - 1, -1):
             start = self._after.get(tuple(tokens[-size:]))
-            if start is not None:
-                return _copied(tokens, start, count)
+            if start is not None:  # at the end the copy goes on with itself
+                period = len(tokens) - start
+                return tuple(tokens[start + i % period] for i in range(count))
         return ()
-
-
-def _copied(tokens: Sequence[int], start: int, count: int) -> tuple[int, ...]:
-    """`count` tokens from `start` on; at the end the copy goes on with itself."""
-    period = len(tokens) - start
-    return tuple(tokens[start + i % period] for i in range(count))
 
 
 @dataclass
@@ -118,8 +78,7 @@ class Luck:
     def retry(self, share: float) -> bool:
         """Whether it is time to propose again although it does not seem to pay.
 
-        Args:
-            share: of a step, one over its requests: together they try no oftener than one alone.
+        `share` is one over the requests of a step: together they try no oftener than one alone.
         """
         self.waited += share
         if self.waited < self.patience:
@@ -133,58 +92,30 @@ class Cost:
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
-        self._times: dict[int, int] = {}
+        self._times: dict[int, int] = defaultdict(int)
 
     def note(self, size: int, seconds: float) -> None:
         """Remember one measurement. The first of a size warms up; an outlier counts as twice."""
-        times = self._times[size] = self._times.get(size, -1) + 1
-        if times == 1:
-            self._seconds[size] = seconds
-        elif times > 1:
-            old = self._seconds[size]
-            self._seconds[size] += max(1 / times, _MEMORY) * (min(seconds, 2 * old) - old)
+        times = self._times[size]
+        if times > 0:
+            old = self._seconds.get(size, seconds)
+            self._seconds[size] = old + max(1 / times, _MEMORY) * (min(seconds, 2 * old) - old)
+        self._times[size] += 1
 
     def of(self, size: int) -> float:
         """Seconds of a size, between its neighbours'; above all, the largest's: it is tried."""
         if size in self._seconds:
             return self._seconds[size]
-        below = max((one for one in self._seconds if one < size), default=0)
-        above = min((one for one in self._seconds if one > size), default=None)
-        low = self._seconds.get(below, 0.0)
-        if above is None:
-            return low
-        return low + (self._seconds[above] - low) * (size - below) / (above - below)
-
-
-@dataclass
-class Counts:
-    """What became of proposals, for the metrics."""
-
-    drafts: int = 0
-    proposed: int = 0
-    kept: int = 0
-    kept_at: list[int] = field(default_factory=lambda: [0] * WIDTHS[-1])  # by position
-
-    def add(self, proposed: int, kept: int) -> None:
-        """Count one verification."""
-        self.drafts, self.proposed = self.drafts + 1, self.proposed + proposed
-        self.kept += kept
-        for position in range(kept):
-            self.kept_at[position] += 1
+        sizes, seconds = zip((0, 0.0), *sorted(self._seconds.items()), strict=True)
+        return float(np.interp(size, sizes, seconds))
 
 
 def width(rate: float, tokens: float, rows: int, step: Cost, extra: Cost) -> int:
-    """How many tokens to propose to one request so that a step makes the most tokens a second.
+    """How many tokens, 0 or of `WIDTHS`, to propose to one request for the most tokens a second.
 
-    Args:
-        rate: probability that each proposed token is kept.
-        tokens: that the step is expected to make without.
-        rows: of the step without.
-        step: seconds of a step by rows.
-        extra: seconds of making a proposal by tokens.
-
-    Returns:
-        0 or one of `WIDTHS`.
+    Each is kept with probability `rate` where those before it were; without them the step is
+    expected to make `tokens` of `rows`. Seconds: of a `step` by rows, of a proposal (`extra`) by
+    tokens.
     """
     now = step.of(rows)
     if now == 0:
@@ -204,52 +135,52 @@ def gain(rate: float, count: int) -> float:
 class Speculation:
     """Proposes to the requests that write, as wide as pays, and learns what comes of it."""
 
-    def __init__(self, source: Draft | Literal["lookup"] | None = "lookup") -> None:
+    def __init__(self, source: Draft | Literal["lookup"] | None) -> None:
         """Propose what a draft writes, or what a request's own text said before, or nothing."""
-        self.counts = Counts()
+        self.drafts = self.proposed = self.kept = 0  # proposals, their tokens, and those kept
+        self.kept_at = [0] * WIDTHS[-1]  # by position
         self._source = source
         self._step, self._extra = Cost(), Cost()
-        self._lookups: dict[int, Lookup] = {}
-        self._luck: dict[int, Luck] = {}
-        self._proposals: dict[int, Proposal] = {}
-        self._forced: set[int] = set()  # whose proposals a grammar leaves no choice about
+        self._lookups: dict[int, Lookup] = defaultdict(Lookup)
+        self._luck: dict[int, Luck] = defaultdict(Luck)
         self._share, self._tokens, self._rows = 1.0, 0.0, 0  # of the next step, as it is planned
         self._began = 0.0
 
     def propose(self, running: Sequence[tuple[Job, Chooser]]) -> None:
-        """Fill `Job.drafts` of jobs whose tokens are all computed but the last."""
+        """Tell jobs whose tokens are all computed but the last what may come next."""
         writing = [one for one in running if one[0].computed == len(one[0].tokens) - 1]
-        self._proposals, self._forced = {}, set()
         self._tokens, self._rows = float(len(writing)), len(writing)
         self._share = 1 / max(1, len(writing))
-        if self._source is not None:
-            free = [one for one in writing if not self._force(*one)]
-            if len(writing) >= _CROWD:
-                pass
-            elif self._source == "lookup":
-                self._look_up([job for job, _ in free])
+        for job, chooser in writing:
+            forced = chooser.forced()[: WIDTHS[-1]] if self._source is not None else ()
+            job.proposal = Proposal(forced, forced=True) if forced else NOTHING
+            self._tokens, self._rows = self._tokens + len(forced), self._rows + len(forced)
+        if self._source is not None and len(writing) < _CROWD:
+            free = [one for one in writing if not one[0].proposal.forced]
+            if self._source == "lookup":
+                for job, _ in free:
+                    found = self._lookups[job.ticket].propose(job.tokens, WIDTHS[-1])
+                    if found and (count := self._width(job)):
+                        job.proposal = Proposal(found[:count])
             else:
                 self._let_draft(self._source, free)
-        for job, _ in writing:
-            job.drafts = list(self._proposals.get(job.ticket, NOTHING).tokens)
         self._began = time.perf_counter()
 
-    def proposal(self, work: Work) -> Proposal:
-        """What a step verifies of what was proposed to a request."""
-        return Proposal(work.drafts, self._proposals.get(work.job.ticket, NOTHING).probabilities)
-
-    def learn(self, work: Sequence[Work], tokens: Sequence[Sequence[int]]) -> None:
+    def learn(self, plan: Sequence[tuple[Job, Span]], tokens: Sequence[Sequence[int]]) -> None:
         """A step is over: what it computed, and the tokens that each request got."""
         seconds = time.perf_counter() - self._began
-        if all(one.span.wanted == len(one.span.ids) for one in work):  # no prompt was read
-            self._step.note(sum(len(one.span.ids) for one in work), seconds)
-        for one, chosen in zip(work, tokens, strict=True):
-            if one.drafts:
-                pairs = zip(one.drafts, chosen, strict=False)
-                kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-                self.counts.add(len(one.drafts), kept)
-                if one.job.ticket not in self._forced:
-                    self._luck[one.job.ticket].learn(len(one.drafts), kept)
+        if all(span.wanted == len(span.ids) for _, span in plan):  # no prompt was read
+            self._step.note(sum(len(span.ids) for _, span in plan), seconds)
+        for (job, _), chosen in zip(plan, tokens, strict=True):
+            if proposed := job.proposal.tokens:
+                kept = alike(proposed, chosen)
+                self.drafts += 1
+                self.proposed += len(proposed)
+                self.kept += kept
+                for position in range(kept):
+                    self.kept_at[position] += 1
+                if not job.proposal.forced:
+                    self._luck[job.ticket].learn(len(proposed), kept)
 
     def forget(self, ticket: int) -> None:
         """A request is over."""
@@ -258,39 +189,21 @@ class Speculation:
         if self._source is not None and self._source != "lookup":
             self._source.forget(ticket)
 
-    def _force(self, job: Job, chooser: Chooser) -> bool:
-        """Propose what a grammar leaves no choice about; whether there is such."""
-        forced = chooser.forced()[: WIDTHS[-1]]
-        if forced:
-            self._proposals[job.ticket] = Proposal(forced)
-            self._forced.add(job.ticket)
-            self._tokens, self._rows = self._tokens + len(forced), self._rows + len(forced)
-        return bool(forced)
-
-    def _look_up(self, writing: Sequence[Job]) -> None:
-        for job in writing:
-            found = self._lookups.setdefault(job.ticket, Lookup()).propose(job.tokens, WIDTHS[-1])
-            if found and (count := self._width(job)):
-                self._proposals[job.ticket] = Proposal(found[:count])
-
     def _let_draft(self, draft: Draft, writing: Sequence[tuple[Job, Chooser]]) -> None:
-        asked = [
-            (job, chooser.sampling, count)
-            for job, chooser in writing
-            if (count := self._width(job))
-        ]
+        counts = [(job, chooser.sampling, self._width(job)) for job, chooser in writing]
+        asked = [one for one in counts if one[-1]]
         if not asked:
             return
-        began, behind = time.perf_counter(), draft.behind([job for job, _, _ in asked])
+        began = time.perf_counter()
         for (job, _, _), proposal in zip(asked, draft.propose(asked), strict=True):
-            self._proposals[job.ticket] = proposal
-        if not behind:
+            job.proposal = proposal
+        if not draft.behind:
             seconds = (time.perf_counter() - began) / len(asked)
             self._extra.note(max(count for _, _, count in asked), seconds)
 
     def _width(self, job: Job) -> int:
         """How many tokens to propose to a job, beside what this step does already."""
-        luck = self._luck.setdefault(job.ticket, Luck())
+        luck = self._luck[job.ticket]
         count = width(luck.rate, self._tokens, self._rows, self._step, self._extra)
         if count == 0 and luck.retry(self._share):
             count = WIDTHS[0]

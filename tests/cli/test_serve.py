@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from compress.artifact import manifest
-from compress.runtime.sampling import Sampling
+from compress.runtime.request import Sampling
 
 
 def test_generate_streams_text_and_ends_the_line(run, tiny_llama):

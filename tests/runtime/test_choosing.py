@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
-from compress.runtime.choosing import Chooser, choose_all
-from compress.runtime.sampling import Sampling, Seen, distribution, draw
-from compress.runtime.speculative import NOTHING, Proposal
+from compress.runtime.request import Sampling
+from compress.runtime.sampling import Chooser, Seen, choose_all, distribution, draw
+from compress.runtime.scheduler import NOTHING, Proposal
 
 VOCAB = 12
 SAMPLINGS = [
@@ -50,7 +52,7 @@ def test_proposed_for_certain_or_not_the_text_is_the_same(sampling):
 def test_one_token_is_what_its_distribution_and_chance_say():
     for sampling in SAMPLINGS:
         logits = after([7])
-        chance = sampling.source().random()
+        chance = random.Random(sampling.seed).random()
         expected = draw(distribution(logits, sampling, Seen([1])), chance)
         assert Chooser(sampling, [1]).choose(logits[None]).tokens == (expected,)
 
@@ -74,16 +76,16 @@ def test_an_end_stops_even_where_what_follows_was_proposed():
     for row, token in enumerate((3, 9, 4, 5)):
         logits[row, token] = 1.0
     chosen = Chooser(Sampling(), [1], ends=frozenset({9})).choose(logits, Proposal((3, 9, 4)))
-    assert (chosen.tokens, chosen.finish) == ((3, 9), "stop")
+    assert (chosen.tokens, chosen.finish_reason) == ((3, 9), "stop")
     chosen = Chooser(Sampling(), [1]).choose(logits, Proposal((3, 9, 4)))
-    assert (chosen.tokens, chosen.finish) == ((3, 9, 4, 5), None)
+    assert (chosen.tokens, chosen.finish_reason) == ((3, 9, 4, 5), None)
 
 
 def test_a_request_whose_logits_are_no_numbers_fails_alone():
     logits = torch.stack([torch.full((VOCAB,), torch.nan), after([1])])
     first, second = (Chooser(Sampling(1.0, seed=0), [1]) for _ in range(2))
     broken, fine = choose_all(logits, [(first, NOTHING), (second, NOTHING)])
-    assert (broken.tokens, broken.finish) == ((), "error")
+    assert (broken.tokens, broken.finish_reason) == ((), "error")
     assert "not numbers" in broken.error
     assert len(fine.tokens) == 1
-    assert fine.finish is None
+    assert fine.finish_reason is None

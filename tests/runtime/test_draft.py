@@ -9,9 +9,9 @@ from compress.artifact.layout import open_artifact
 from compress.runtime.batch import alone
 from compress.runtime.draft import Draft
 from compress.runtime.model import Model
-from compress.runtime.sampling import Sampling, distribution
-from compress.runtime.scheduler import Job
-from compress.runtime.speculative import NOTHING
+from compress.runtime.request import Sampling
+from compress.runtime.sampling import distribution
+from compress.runtime.scheduler import NOTHING, Job
 
 VOCAB, DRAWN = 320, Sampling(0.5, top_k=20)
 
@@ -102,9 +102,9 @@ def test_a_text_longer_than_it_can_read_gets_nothing(model):
 
 def test_it_knows_when_it_is_behind(model):
     draft, one = drafted(model), job(1, range(10))
-    assert draft.behind([one])
-    draft.propose([(one, DRAWN, 3)])
-    one.tokens.append(3)
-    assert not draft.behind([one])
-    one.tokens += [1, 2, 3]
-    assert draft.behind([one])
+    behind = []
+    for more in ([], [3], [1, 2, 3], [4, 5]):
+        one.tokens += more
+        draft.propose([(one, DRAWN, 3)])
+        behind.append(draft.behind)
+    assert behind == [True, False, True, False]

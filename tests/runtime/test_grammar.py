@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from compress.errors import RequestError, RunError
-from compress.runtime.choosing import Chooser
 from compress.runtime.grammar import ANY_OBJECT, Grammars
-from compress.runtime.sampling import Sampling
-from compress.runtime.speculative import Proposal
+from compress.runtime.request import Sampling
+from compress.runtime.sampling import Chooser
+from compress.runtime.scheduler import Proposal
 from compress.runtime.tokenizer import Tokenizer
 
 pytest.importorskip("llguidance")
@@ -101,7 +101,7 @@ def test_an_answer_of_noise_follows_its_schema(grammars, tokenizer, seed, temper
             proposal = Proposal((30, 31, 32)[:width])
             at = len(tokens)
             chosen = chooser.choose(noise[at : at + width + 1], proposal)
-            tokens, finish = [*tokens, *chosen.tokens], chosen.finish
+            tokens, finish = [*tokens, *chosen.tokens], chosen.finish_reason
         assert finish == "stop"
         answers.append(tokens)
     assert answers[0] == answers[1]

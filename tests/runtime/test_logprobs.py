@@ -3,10 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress.runtime.choosing import Chooser
-from compress.runtime.logprobs import logprob
-from compress.runtime.sampling import Sampling
-from compress.runtime.speculative import Proposal
+from compress.runtime.request import Sampling
+from compress.runtime.sampling import Chooser, logprob
+from compress.runtime.scheduler import Proposal
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0])
 

@@ -239,8 +239,8 @@ def test_each_linear_takes_the_path_of_what_it_is_stored_as(tiny_llama, memory):
     mixed = memory(tiny_llama, bits=4, group_size=32)
     del mixed.codes["model.layers.0.self_attn.v_proj"]
     model = Model(mixed, BF16)
-    assert [one.path for one in model.blocks[0].qkv.linears] == ["packed", "packed", "dense"]
-    paths = {name: one.path for name, one in model.linears()}
+    assert [one.path for one in model.blocks[0].qkv] == ["packed", "packed", "dense"]
+    paths = {name: one.path for name, one in model.linears.items()}
     assert paths["model.layers.0.self_attn.v_proj"] == "dense"
     assert paths["model.layers.1.self_attn.v_proj"] == "packed"
 

@@ -113,7 +113,7 @@ def test_inputs_are_rounded_as_torch_rounds_them(wide, inputs):
     stored, ids = wide("llama", {"bits": 8, "group_size": -1}), prompt(40)
     stored.codes = {name: replace(one, inputs=inputs) for name, one in stored.codes.items()}
     exact, model = models(stored)
-    assert dict(model.linears())["model.layers.0.mlp.down_proj"].path == "int8"
+    assert model.linears["model.layers.0.mlp.down_proj"].path == "int8"
     expected = spoken(exact, ids, [40])
     assert near(spoken(model, ids, [40]), expected, 0.04)
     rest = replace(inputs, threshold=0.0)  # which outliers there are depends on the batch

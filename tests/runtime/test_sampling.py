@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from compress.errors import RequestError, RunError
+from compress.runtime.request import Sampling
 from compress.runtime.sampling import (
-    Sampling,
     Seen,
     adjusted,
     distribution,
@@ -69,7 +70,7 @@ def softmax(x):
 
 
 def draws(logits, sampling, count=64):
-    source = sampling.source()
+    source = random.Random(sampling.seed)
     return [draw(distribution(logits, sampling), source.random()) for _ in range(count)]
 
 
@@ -180,7 +181,7 @@ def test_a_model_that_makes_no_numbers_is_told():
 
 def test_penalties_count_prompt_and_answer_as_openai_and_vllm_do():
     seen = Seen([0], [1])
-    seen.add(1)
+    seen.times[1] += 1
     presence = adjusted(LOGITS, Sampling(presence_penalty=0.5), seen)
     assert presence.tolist() == [1.0, 2.5, 2.0, -1.0]
     frequency = adjusted(LOGITS, Sampling(frequency_penalty=0.5), seen)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from compress.runtime.ledger import PAGE_TOKENS, Ledger
-from compress.runtime.scheduler import Job, Scheduler
+from compress.runtime.scheduler import NOTHING, Job, Proposal, Scheduler
 
 RUNS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 5, 31, 32, 33])), min_size=1)
 
@@ -31,11 +31,11 @@ def alone(prompt, limit):
 class Machine:
     """Pages that hold tokens in place of keys and values, and what an engine does with them."""
 
-    def __init__(self, pages, step_tokens, max_running, **options):
+    def __init__(self, pages, step_tokens, max_running, beside_tokens=None):
         self.ledger = Ledger(pages)
         self.held = [[None] * PAGE_TOKENS for _ in range(pages)]
-        sizes = {"step_tokens": step_tokens, "max_running": max_running}
-        self.scheduler = Scheduler(self.ledger, **sizes, **options)
+        beside = step_tokens if beside_tokens is None else beside_tokens
+        self.scheduler = Scheduler(self.ledger, step_tokens, max_running, beside)
         self.step_tokens, self.jobs, self.expected, self.done = step_tokens, {}, {}, {}
 
     def submit(self, prompt, new, salt=""):
@@ -43,36 +43,38 @@ class Machine:
         prompt = prompt[:most]
         job = Job(len(self.expected), list(prompt), min(len(prompt) + new, most + 1), salt)
         self.jobs[job.ticket], self.expected[job.ticket] = job, alone(prompt, job.limit)
-        self.scheduler.add(job)
+        self.scheduler.waiting.append(job)
 
     def step(self):
-        work = self.scheduler.schedule()
-        assert sum(len(one.span.ids) for one in work) <= self.step_tokens
-        assert {one.job for one in work} == set(self.scheduler.running)
+        plan = self.scheduler.schedule()
+        assert sum(len(span.ids) for _, span in plan) <= self.step_tokens
+        assert {job for job, _ in plan} == set(self.scheduler.running)
         for source, target in self.ledger.copies:
             self.held[target] = list(self.held[source])
-        for one in work:
-            assert one.span.ids
-            for at, token in enumerate(one.span.ids, one.span.start):
-                self.held[one.span.pages[at // PAGE_TOKENS]][at % PAGE_TOKENS] = token
-        for one in work:
-            self.take(one)
-        return work
+        for _, span in plan:
+            assert span.ids
+            for at, token in enumerate(span.ids, span.start):
+                self.held[span.pages[at // PAGE_TOKENS]][at % PAGE_TOKENS] = token
+        for job, span in plan:
+            self.take(job, span)
+        return plan
 
-    def take(self, work):
-        span, job = work.span, work.job
-        end = span.start + len(span.ids)
+    def take(self, job, span):
+        end, drafts = span.start + len(span.ids), job.proposal.tokens
         read = [token for page in span.pages for token in self.held[page]][:end]
-        assert read == (job.tokens + list(work.drafts))[:end]
+        assert read == (job.tokens + list(drafts))[:end]
         tokens = []
         if span.wanted:
-            assert span.wanted == 1 + len(work.drafts)
+            assert span.wanted == 1 + len(drafts)
             tokens = [said(job.tokens)]
-            for draft in work.drafts:
+            for draft in drafts:
                 if draft != tokens[-1]:
                     break
                 tokens.append(said(job.tokens + tokens))
-        self.scheduler.advance(work, tokens)
+        else:
+            assert not drafts
+        self.scheduler.advance(job, span, tokens)
+        job.proposal = NOTHING  # nobody proposes for every step here
         assert len(job.tokens) <= job.limit
         if len(job.tokens) == job.limit:
             self.scheduler.remove(self.jobs.pop(job.ticket))
@@ -84,11 +86,16 @@ class Machine:
         assert ledger._users == [users[page] for page in pages]
         assert sorted([*ledger._free, *ledger._idle, *users]) == list(pages)
         assert set(ledger._idle) <= set(ledger._known)
-        assert {k.digest: page for page, k in ledger._known.items()} == ledger._by_digest
-        assert {p for behind in ledger._behind.values() for p in behind} == set(ledger._known)
+        behind = {
+            page: (digest, part)
+            for digest, parts in ledger._behind.items()
+            for part, page in parts.items()
+        }
+        assert behind == ledger._known
+        assert all(ledger._behind.values())
         assert all(job.computed == 0 for job in self.scheduler.waiting)
         for job in self.jobs.values():
-            own = job.table.pages[len(job.table.digests) :]
+            own = job.table.pages[job.table.known :]
             assert all(users[page] == 1 and page not in ledger._known for page in own)
 
     def finish(self):
@@ -131,7 +138,8 @@ class Anything(RuleBasedStateMachine):
         tickets = list(self.machine.jobs)
         job = self.machine.jobs[tickets[which % len(tickets)]]
         tokens = alone(job.tokens, len(job.tokens) + right)
-        job.drafts = [*tokens[len(job.tokens) :], *[(said(tokens) + 1) % 3] * wrong]
+        guess = [*tokens[len(job.tokens) :], *[(said(tokens) + 1) % 3] * wrong]
+        job.proposal = Proposal(tuple(guess))
 
     @invariant()
     def counts(self):
@@ -157,7 +165,7 @@ def test_a_long_prompt_leaves_each_of_those_that_write_a_token_a_step():
     machine.submit([1] * 200, 5)
     machine.submit([2], 30)
     for _ in range(10):
-        counts = [len(one.span.ids) for one in machine.step()]
+        counts = [len(span.ids) for _, span in machine.step()]
         assert counts[0] == 1
         assert sum(counts) == 16 or counts[1:] == [1]
     machine.finish()
@@ -167,7 +175,7 @@ def test_prompts_are_read_in_smaller_parts_beside_answers():
     machine = Machine(pages=20, step_tokens=64, max_running=8, beside_tokens=9)
     machine.submit([0] * 100, 3)
     machine.submit([1] * 100, 3)
-    counts = [[len(one.span.ids) for one in machine.step()] for _ in range(12)]
+    counts = [[len(span.ids) for _, span in machine.step()] for _ in range(12)]
     assert counts[:4] == [[64], [36, 28], [1, 9], [1, 9]]
     assert counts[4:] == [[54], [1], [1], *[[]] * 5]
     machine.finish()
@@ -177,7 +185,7 @@ def test_a_crowd_that_waits_is_read_first():
     machine = Machine(pages=60, step_tokens=64, max_running=8, beside_tokens=9)
     for token in range(6):
         machine.submit([token] * 50, 3)
-    counts = [[len(one.span.ids) for one in machine.step()] for _ in range(3)]
+    counts = [[len(span.ids) for _, span in machine.step()] for _ in range(3)]
     assert counts == [[50, 14], [1, 36, 27], [1, 1, 23, 39]]
     machine.finish()
 
@@ -195,7 +203,7 @@ def test_requests_that_come_together_read_what_they_share_once():
     machine = Machine(pages=40, step_tokens=200, max_running=8)
     for token in range(3):
         machine.submit([0] * 100 + [token], 3)
-    assert [len(one.span.ids) for one in machine.step()] == [101, 5, 5]
+    assert [len(span.ids) for _, span in machine.step()] == [101, 5, 5]
     assert machine.scheduler.hit_tokens == 2 * 96
     assert machine.scheduler.queried_tokens == 303
     machine.finish()

@@ -14,8 +14,7 @@ import pytest
 from compress.artifact.write import companions, write
 from compress.errors import RequestError
 from compress.runtime.engine import Engine
-from compress.runtime.request import Request
-from compress.runtime.sampling import Sampling
+from compress.runtime.request import Request, Sampling
 from compress.runtime.settings import WAYS
 
 PROMPTS = [

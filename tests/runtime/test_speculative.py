@@ -9,18 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
-from compress.runtime.choosing import Chooser
-from compress.runtime.sampling import Sampling, distribution, draw
-from compress.runtime.scheduler import Job, Span, Work
+from compress.runtime.request import Sampling
+from compress.runtime.sampling import Chooser, accept, distribution, draw
+from compress.runtime.scheduler import Job, Proposal, Span
 from compress.runtime.speculative import (
     WIDTHS,
     Cost,
-    Counts,
     Lookup,
     Luck,
-    Proposal,
     Speculation,
-    accept,
     width,
 )
 
@@ -191,11 +188,13 @@ def test_failures_make_patient():
 
 
 def test_counts_tell_positions():
-    counts = Counts()
-    counts.add(3, 2)
-    counts.add(7, 0)
-    assert (counts.drafts, counts.proposed, counts.kept) == (2, 10, 2)
-    assert counts.kept_at == [1, 1, 0, 0, 0, 0, 0]
+    speculation = Speculation("lookup")
+    jobs = [Job(ticket, [1], 99) for ticket in range(3)]
+    jobs[0].proposal, jobs[1].proposal = Proposal((5, 6, 7)), Proposal((5,) * 7)
+    plan = [(job, Span([1, *job.proposal.tokens], 0, ())) for job in jobs]
+    speculation.learn(plan, [[5, 6, 8], [6], [5]])
+    assert (speculation.drafts, speculation.proposed, speculation.kept) == (2, 10, 2)
+    assert speculation.kept_at == [1, 1, 0, 0, 0, 0, 0]
 
 
 class Clock:
@@ -208,10 +207,7 @@ class Guesses:
     """A draft that takes its time."""
 
     def __init__(self, clock, seconds):
-        self.clock, self.seconds = clock, seconds
-
-    def behind(self, jobs):
-        return False
+        self.clock, self.seconds, self.behind = clock, seconds, False
 
     def propose(self, asks):
         self.clock.now += self.seconds * max(count for _, _, count in asks)
@@ -226,18 +222,18 @@ def simulated(monkeypatch, *, right, step, draft=0.0, jobs=1, steps=4000):
     made = 0
     for _ in range(steps):
         speculation.propose(running)
-        work, chosen = [], []
+        plan, chosen = [], []
         for job, _ in running:
-            drafts = tuple(job.drafts)
+            drafts = job.proposal.tokens
             kept = next((i for i in range(len(drafts)) if chance.random() > right), len(drafts))
             span = Span([*job.tokens[-1:], *drafts], job.computed, (), 1 + len(drafts))
-            work.append(Work(job, span, drafts))
+            plan.append((job, span))
             chosen.append([0] * kept + [1])
             job.tokens, job.computed = [1] * (job.computed + kept + 2), job.computed + kept + 1
             made += kept + 1
         noise = 1 + 0.1 * chance.random()
-        clock.now += noise * step(sum(len(one.span.ids) for one in work))
-        speculation.learn(work, chosen)
+        clock.now += noise * step(sum(len(span.ids) for _, span in plan))
+        speculation.learn(plan, chosen)
         for job, _ in running:  # the simulation needs no text
             job.tokens, job.computed = [1], 0
     return made / clock.now / (jobs / 1.05 / step(jobs))

@@ -10,8 +10,7 @@ import torch
 from compress.artifact.write import companions, write
 from compress.errors import RequestError
 from compress.runtime.engine import Engine, collect
-from compress.runtime.request import Request
-from compress.runtime.sampling import Sampling
+from compress.runtime.request import Request, Sampling
 
 FAMILIES = {
     "llama": {},

@@ -30,7 +30,7 @@ _ROWS = STEP_ROWS + products.SPARE
 def refusal(model: Model, pages: Pages) -> str | None:
     """Why a model's steps are not compiled; None when they are."""
     other = next(
-        ((name, one) for name, one in model.linears() if not isinstance(one.weight, Packed)), None
+        ((name, x) for name, x in model.linears.items() if not isinstance(x.weight, Packed)), None
     )
     settings, numbers = model.settings, pages.keys.numbers
     if model.dtype is not torch.bfloat16:
@@ -55,7 +55,7 @@ class Decoder:
         blocks = [self._block(model, pages, index) for index in range(len(model.blocks))]
         states = np.zeros(1 + model.threads, layout.STATE)
         self._state = states[:1]  # the others are copies of the threads
-        self._state["head"] = self._matrix(model.head.linears[0])
+        self._state["head"] = self._matrix(model.head)
         matrices = np.array(self._records, dtype=layout.MATRIX)
         self._fill(model, pages, matrices, np.array(blocks, dtype=layout.BLOCK))
         records = states, matrices, np.array(blocks, dtype=layout.BLOCK)
@@ -133,8 +133,8 @@ class Decoder:
             self._floats(cast(Norm, one).gain) for one in (block.attention_norm, block.mlp_norm)
         ]
         qk_norm = 0 if block.qk_norm is None else self._floats(block.qk_norm.gain)
-        fans = (block.qkv, block.o, block.gate_up, block.down)
-        numbers = [self._matrix(one) for fan in fans for one in fan.linears]
+        linears = (*block.qkv, block.o, *block.gate_up, block.down)
+        numbers = [self._matrix(one) for one in linears]
         steps = pages.steps(index)
         shared = [torch.ones(1, 1, 1) for _ in range(2)] if steps is None else steps
         scales = [self._floats(one.expand(s.kv_heads, 1, s.head_dim)) for one in shared]

@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from compress.errors import RequestError
-from compress.runtime.request import Piece, Request
-from compress.runtime.sampling import Sampling
+from compress.runtime.request import Piece, Request, Sampling
 from compress.runtime.server.answers import ChatWriter, Choice, CompletionWriter, usage
 from compress.runtime.server.loop import Answer, Engine
 from compress.runtime.server.protocol import (

@@ -9,8 +9,7 @@ import openai
 import pytest
 
 from compress.runtime.engine import Engine, collect
-from compress.runtime.request import Request
-from compress.runtime.sampling import Sampling
+from compress.runtime.request import Request, Sampling
 
 PROMPTS = ["Hello", "The quick brown fox", "a", "Once upon a time there was"]
 
