@@ -70,7 +70,10 @@ class Draft:
 
     @torch.inference_mode()
     def propose(self, asks: Sequence[tuple[Job, Sampling, int]]) -> list[Proposal]:
-        """Go on from each job's tokens, drawn how, by how many; by none without room to read it."""
+        """Go on from the tokens of each job: drawn how, and how many.
+
+        Nothing where there is no room, or a prompt is still being read.
+        """
         self._ledger.begin()
         seats = [self._seat(job, count) for job, _, count in asks]
         asked = list(zip(asks, seats, strict=True))

@@ -84,31 +84,29 @@ class Engine:
         speculate: bool = True,
         draft: Path | str | None = None,
     ) -> Engine:
-        """Open an artifact of any format, or a dense model folder; nothing is written there.
+        """Open an artifact of any format, or a dense model folder.
 
         Args:
-            folder: where it lies.
+            folder: where it lies; nothing is written there.
             threads: compute threads; None leaves torch's own setting.
             dtype: bfloat16, with packed products; or float32, every weight expanded, for exactness.
             device: where weights, keys and values are: cpu or cuda.
-            context_tokens: of one request, prompt and answer; None for all that the model knows and
-                the pool holds.
-            kv_tokens: whose keys and values there is room for, of all requests together; None for
-                a full context or 32,768, within a quarter of the memory.
-            kv_cache: auto caches keys and values as the artifact says; int8 with a scale for each
-                head of each token, in artifacts that say nothing.
+            context_tokens: of one request, prompt and answer; None: all that model and pool allow.
+            kv_tokens: of all requests, whose keys and values there is room for; None: a full
+                context or 32,768, within a quarter of the memory.
+            kv_cache: auto: keys and values as the artifact says; int8: with a scale for each head
+                of each token, where it says nothing.
             step_tokens: computed in one step, of all requests together.
-            beside_tokens: of prompts, in steps that give others tokens of their answers: the fewer,
-                the more evenly those come, and the longer a new request waits.
+            beside_tokens: of prompts, in steps that give others tokens of their answers: fewer
+                make those come more evenly, and a new request wait longer.
             max_running: requests that run at once; others wait.
-            speculate: verify proposed tokens as long as that pays; the text stays as it would be,
-                but for near-ties in bfloat16.
+            speculate: verify proposed tokens where that pays; but for near-ties in bfloat16 the
+                text stays what it would be.
             draft: an artifact that proposes them; None looks them up in a request's own text.
 
         Raises:
             ArtifactError, ModelError: the folder is broken or holds a model that is not run here.
-            RequestError: a setting that is unknown or out of its range, a device that is not
-                there, or a draft with other tokens.
+            RequestError: a setting out of its range, no such device, or a draft with other tokens.
         """
         if dtype not in DTYPES:
             raise RequestError(f"dtype: {dtype!r} is not run here. Use {' or '.join(DTYPES)}.")
@@ -190,7 +188,7 @@ class Engine:
         text = TextStream(self.tokenizer.decode, prompt, request.stop)
         ends = frozenset() if request.ignore_eos else self.stop_ids
         matcher = None if request.grammar is None else self._grammars.matcher(request.grammar)
-        chooser = Chooser(request.sampling, prompt, ends, matcher, request.logprobs)
+        chooser = Chooser(request, ends, matcher)
         self._answers[ticket] = Answer(request, job, text, chooser, time.perf_counter())
         self._scheduler.waiting.append(job)
         return ticket

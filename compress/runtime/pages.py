@@ -26,9 +26,9 @@ _MIDDLE = 128  # what is added to an int8 code to make it a byte without a sign
 class Half:
     """The keys of all layers, or the values, in words of four bytes.
 
-    They lie as `compress.runtime.packed` lays out a matrix, sixteen rows side by side: keys of a
-    head with tokens as rows, values with channels as rows. So attention's two products are products
-    with what is cached, where it lies. Bytes are codes with 128 added.
+    They lie as `compress.runtime.packed` lays out a matrix: keys of a head with tokens as rows,
+    values with channels. So attention multiplies what is cached where it lies. Bytes are codes with
+    128 added.
 
         codes  [layers, pages, KV, blocks, words, 16, each]
         steps  [layers, pages, KV, PAGE_TOKENS, 1] bfloat16, where tokens have their own, else None
@@ -53,8 +53,9 @@ class Half:
         each = 4 // stored.itemsize
         words = (-(-rows // LANES), -(-columns // each), LANES, each)
         self.codes = _zeros((layers, pages, heads, *words), stored, device)
-        own, told = (layers, pages, heads, PAGE_TOKENS, 1), not scales or scales[0] is not None
-        self.steps = None if told else _zeros(own, torch.bfloat16, device)
+        self.steps: Tensor | None = None
+        if scales and scales[0] is None:
+            self.steps = _zeros((layers, pages, heads, PAGE_TOKENS, 1), torch.bfloat16, device)
 
     def write(self, layer: int, slots: Tensor, states: Tensor) -> None:
         """Put states [N, KV, D] into slots [N]."""

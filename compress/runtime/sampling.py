@@ -20,7 +20,7 @@ from torch import Tensor
 
 from compress.errors import RunError
 from compress.runtime.grammar import Matcher
-from compress.runtime.request import FinishReason, Logprob, Piece, Sampling
+from compress.runtime.request import FinishReason, Logprob, Piece, Request, Sampling
 from compress.runtime.scheduler import NOTHING, Proposal
 
 
@@ -52,25 +52,17 @@ class Chooser:
     """
 
     def __init__(
-        self,
-        sampling: Sampling,
-        prompt: Sequence[int],
-        ends: frozenset[int] = frozenset(),
-        matcher: Matcher | None = None,
-        logprobs: int | None = None,
+        self, request: Request, ends: frozenset[int] = frozenset(), matcher: Matcher | None = None
     ) -> None:
-        """Begin a request: `ends` are tokens that end its answer, `matcher` is what that follows.
-
-        `logprobs` alternatives are told with each token; None: no log-probabilities at all.
-        """
-        self.sampling = sampling
+        """Begin a request: `ends` are tokens that end its answer, which follows `matcher`."""
+        self.sampling = sampling = request.sampling
         self._chance = random.Random(sampling.seed)  # the same numbers on every machine
-        self._seen = Seen(prompt) if sampling.penalizes else None
-        self._ends, self._matcher, self._logprobs = ends, matcher, logprobs
+        self._seen = Seen(request.prompt) if sampling.penalizes else None
+        self._ends, self._matcher, self._logprobs = ends, matcher, request.logprobs
         changed = sampling.penalizes or sampling.logit_bias or matcher is not None
         # It takes the likeliest token of the logits as they are, and asks nothing else of them.
         self.plain = sampling.greedy and not changed
-        self.only_likeliest = self.plain and logprobs is None
+        self.only_likeliest = self.plain and request.logprobs is None
 
     def forced(self) -> tuple[int, ...]:
         """Tokens that come next whatever the logits say, as far as a grammar tells."""
@@ -162,9 +154,9 @@ def distribution(logits: Tensor, sampling: Sampling, seen: Seen | None = None) -
     if sampling.min_p is not None:
         kept = keep_min_p(kept, sampling.min_p)
     shares = kept.softmax(-1)
-    return (
-        shares if sampling.top_k is None else torch.zeros_like(logits).scatter(-1, tokens, shares)
-    )
+    if sampling.top_k is None:
+        return shares
+    return torch.zeros_like(logits).scatter(-1, tokens, shares)
 
 
 def adjusted(logits: Tensor, sampling: Sampling, seen: Seen | None = None) -> Tensor:

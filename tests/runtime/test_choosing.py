@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from compress.runtime.request import Sampling
+from compress.runtime.request import Request, Sampling
 from compress.runtime.sampling import Chooser, Seen, choose_all, distribution, draw
 from compress.runtime.scheduler import NOTHING, Proposal
 
@@ -19,6 +19,10 @@ SAMPLINGS = [
 ]
 
 
+def chooser(sampling=SAMPLINGS[0], **how):
+    return Chooser(Request((1, 2), sampling), **how)
+
+
 def after(tokens):
     """What a small model says after these tokens: noise that only they decide."""
     seed = hash(tuple(tokens)) % 2**31
@@ -27,11 +31,11 @@ def after(tokens):
 
 def answer(sampling, proposals, count=24):
     """Let a chooser write `count` tokens; `proposals` says what is proposed after some tokens."""
-    chooser, tokens = Chooser(sampling, [1, 2]), [1, 2]
+    writer, tokens = chooser(sampling), [1, 2]
     while len(tokens) < count + 2:
         proposal = proposals(tokens)
         rows = [after([*tokens, *proposal.tokens[:i]]) for i in range(len(proposal.tokens) + 1)]
-        tokens += choose_all(torch.stack(rows), [(chooser, proposal)])[0].tokens
+        tokens += choose_all(torch.stack(rows), [(writer, proposal)])[0].tokens
     return tokens[2 : count + 2]
 
 
@@ -54,20 +58,18 @@ def test_one_token_is_what_its_distribution_and_chance_say():
         logits = after([7])
         chance = random.Random(sampling.seed).random()
         expected = draw(distribution(logits, sampling, Seen([1])), chance)
-        assert Chooser(sampling, [1]).choose(logits[None]).tokens == (expected,)
+        assert Chooser(Request((1,), sampling)).choose(logits[None]).tokens == (expected,)
 
 
 def test_a_batch_chooses_what_each_would_alone():
-    turns = [(Chooser(s, [1, 2]), Proposal((3, 4)[: i % 3])) for i, s in enumerate(SAMPLINGS)]
-    alone = [
-        (Chooser(s, [1, 2]), proposal) for s, (_, proposal) in zip(SAMPLINGS, turns, strict=True)
-    ]
+    turns = [(chooser(s), Proposal((3, 4)[: i % 3])) for i, s in enumerate(SAMPLINGS)]
+    alone = [(chooser(s), proposal) for s, (_, proposal) in zip(SAMPLINGS, turns, strict=True)]
     logits = torch.randn(sum(len(p.tokens) + 1 for _, p in turns), VOCAB)
     together = choose_all(logits, turns)
     start = 0
-    for (chooser, proposal), found in zip(alone, together, strict=True):
+    for (writer, proposal), found in zip(alone, together, strict=True):
         rows = logits[start : start + len(proposal.tokens) + 1]
-        assert chooser.choose(rows, proposal) == found
+        assert writer.choose(rows, proposal) == found
         start += len(rows)
 
 
@@ -75,15 +77,15 @@ def test_an_end_stops_even_where_what_follows_was_proposed():
     logits = torch.zeros(4, VOCAB)
     for row, token in enumerate((3, 9, 4, 5)):
         logits[row, token] = 1.0
-    chosen = Chooser(Sampling(), [1], ends=frozenset({9})).choose(logits, Proposal((3, 9, 4)))
+    chosen = chooser(ends=frozenset({9})).choose(logits, Proposal((3, 9, 4)))
     assert (chosen.tokens, chosen.finish_reason) == ((3, 9), "stop")
-    chosen = Chooser(Sampling(), [1]).choose(logits, Proposal((3, 9, 4)))
+    chosen = chooser().choose(logits, Proposal((3, 9, 4)))
     assert (chosen.tokens, chosen.finish_reason) == ((3, 9, 4, 5), None)
 
 
 def test_a_request_whose_logits_are_no_numbers_fails_alone():
     logits = torch.stack([torch.full((VOCAB,), torch.nan), after([1])])
-    first, second = (Chooser(Sampling(1.0, seed=0), [1]) for _ in range(2))
+    first, second = (Chooser(Request((1,), Sampling(1.0, seed=0))) for _ in range(2))
     broken, fine = choose_all(logits, [(first, NOTHING), (second, NOTHING)])
     assert (broken.tokens, broken.finish_reason) == ((), "error")
     assert "not numbers" in broken.error

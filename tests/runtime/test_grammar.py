@@ -8,7 +8,7 @@ import torch
 
 from compress.errors import RequestError, RunError
 from compress.runtime.grammar import ANY_OBJECT, Grammars
-from compress.runtime.request import Sampling
+from compress.runtime.request import Request, Sampling
 from compress.runtime.sampling import Chooser
 from compress.runtime.scheduler import Proposal
 from compress.runtime.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ def test_an_answer_of_noise_follows_its_schema(grammars, tokenizer, seed, temper
     answers = []
     for width in (0, 3):
         chooser = Chooser(
-            Sampling(temperature, seed=seed), [1], ends=frozenset({END}),
+            Request((1,), Sampling(temperature, seed=seed)), ends=frozenset({END}),
             matcher=grammars.matcher(PERSON),
         )  # fmt: skip
         tokens, finish = [], None
@@ -118,7 +118,7 @@ def test_proposals_that_the_schema_forbids_are_refused(grammars, tokenizer):
     for row, token in enumerate(right):
         logits[row, token] = 1.0
     for proposed, tokens in ((wrong, 1), (right, 4)):
-        chooser = Chooser(Sampling(), [1], matcher=grammars.matcher(PERSON))
+        chooser = Chooser(Request((1,), Sampling()), matcher=grammars.matcher(PERSON))
         assert len(chooser.choose(logits, Proposal(proposed)).tokens) == tokens
 
 

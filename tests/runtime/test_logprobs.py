@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress.runtime.request import Sampling
+from compress.runtime.request import Request, Sampling
 from compress.runtime.sampling import Chooser, logprob
 from compress.runtime.scheduler import Proposal
 
@@ -23,7 +23,7 @@ def test_logprobs_are_those_of_the_model_whatever_was_drawn():
 
 def test_each_token_of_a_step_has_its_own_and_penalties_do_not_show():
     sampling = Sampling(presence_penalty=2.0, logit_bias={2: 5})
-    chooser = Chooser(sampling, [0], logprobs=1)
+    chooser = Chooser(Request((0,), sampling, logprobs=1))
     chosen = chooser.choose(torch.stack([LOGITS, LOGITS.flip(0)]), Proposal((2,)))
     assert chosen.tokens == (2, 2)
     expected = [LOGITS.log_softmax(-1)[2], LOGITS.flip(0).log_softmax(-1)[2]]

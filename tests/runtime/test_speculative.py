@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
-from compress.runtime.request import Sampling
+from compress.runtime.request import Request, Sampling
 from compress.runtime.sampling import Chooser, accept, distribution, draw
 from compress.runtime.scheduler import Job, Proposal, Span
 from compress.runtime.speculative import (
@@ -52,7 +52,7 @@ def test_a_draft_that_agrees_is_always_kept_and_a_forbidden_token_never():
 
 def walk(logits, sampling, propose, seed):
     """Two tokens of a model whose second distribution depends on its first token."""
-    chooser = Chooser(sampling, [0])
+    chooser = Chooser(Request((0,), sampling))
     chooser._chance = random.Random(seed)
     tokens: list[int] = []
     while len(tokens) < 2:
@@ -218,7 +218,9 @@ def simulated(monkeypatch, *, right, step, draft=0.0, jobs=1, steps=4000):
     """Tokens a second with speculation over those without, of a machine made up."""
     clock, chance = Clock(monkeypatch), random.Random(0)
     speculation = Speculation(Guesses(clock, draft))
-    running = [(Job(ticket, [1], 10**9), Chooser(Sampling(), [1])) for ticket in range(jobs)]
+    running = [
+        (Job(ticket, [1], 10**9), Chooser(Request((1,), Sampling()))) for ticket in range(jobs)
+    ]
     made = 0
     for _ in range(steps):
         speculation.propose(running)
