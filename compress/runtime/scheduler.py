@@ -63,7 +63,7 @@ class Scheduler:
     ledger: Ledger  # of the pages
     step_tokens: int  # computed in a step at most
     max_running: int  # jobs at most that run at once
-    beside_tokens: int  # of prompts, in a step that gives others tokens of their answers
+    beside_tokens: int  # of prompts, beside tokens of answers, unless a crowd waits to be read
     waiting: deque[Job] = field(default_factory=deque)
     running: list[Job] = field(default_factory=list)
     preemptions: int = 0
