@@ -128,15 +128,14 @@ def test_serve_answers_over_http_and_ends_when_told(tiny_llama, tmp_path):
         assert "Traceback" not in process.stderr.read()
 
 
-def test_an_artifact_that_cannot_be_served_is_a_wrong_request(tmp_path):
-    command = [sys.executable, "-m", "compress", "serve", tmp_path, "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "config.json" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_artifact_that_cannot_be_served_is_a_wrong_request(run, tmp_path):
+    code, _, err = run("serve", tmp_path, "--port", "0")
+    assert code == 2
+    assert "config.json" in err
+    assert "Traceback" not in err
 
 
-def test_an_artifact_that_its_manifest_does_not_know_is_not_served(tiny_llama, tmp_path):
+def test_an_artifact_that_its_manifest_does_not_know_is_not_served(run, tiny_llama, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_llama, folder)
     manifest.write_manifest(folder, {})
@@ -144,10 +143,9 @@ def test_an_artifact_that_its_manifest_does_not_know_is_not_served(tiny_llama, t
     manifest.refuse_changed(folder)
     with (folder / "config.json").open("a") as config:
         config.write(" ")
-    command = [sys.executable, "-m", "compress", "serve", folder, "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "file config.json: changed" in done.stderr
+    code, _, err = run("serve", folder, "--port", "0")
+    assert code == 2
+    assert "file config.json: changed" in err
 
 
 @pytest.mark.parametrize(
