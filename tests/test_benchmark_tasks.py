@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from scipy.stats import binomtest
 
 from compress.evaluate.harness import Bench
 from compress.surgery import load
@@ -135,6 +134,8 @@ def test_answers_that_were_cut_off_are_asked_again_and_others_are_refused(bench,
 
 @pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (5, 5), (30, 12), (7, 61)])
 def test_mcnemar_is_the_exact_test_of_a_fair_coin(bench, lost, gained):
+    from scipy.stats import binomtest  # a second of imports
+
     found = bench("paired").mcnemar(lost, gained)
     wanted = binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
     assert found == pytest.approx(wanted)
@@ -142,6 +143,8 @@ def test_mcnemar_is_the_exact_test_of_a_fair_coin(bench, lost, gained):
 
 @pytest.mark.parametrize(("count", "items"), [(0, 50), (3, 200), (199, 200), (0, 0)])
 def test_an_interval_is_wilsons(bench, count, items):
+    from scipy.stats import binomtest
+
     found = bench("paired").wilson(count, items)
     told = binomtest(count, items).proportion_ci(method="wilson") if items else (0.0, 1.0)
     assert found == pytest.approx(tuple(told), abs=1e-6)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chisquare
 
 from compress.errors import RequestError, RunError
 from compress.runtime.request import Sampling
@@ -159,6 +158,8 @@ def test_filters_equal_those_of_transformers():
     [Sampling(2.0, seed=0), Sampling(0.7, top_k=3, seed=1), Sampling(1.0, top_p=0.95, seed=2)],
 )
 def test_draws_follow_the_probabilities(sampling):
+    from scipy.stats import chisquare  # a second of imports
+
     expected = distribution(LOGITS, sampling)
     found = torch.bincount(torch.tensor(draws(LOGITS, sampling, 20_000)), minlength=4)
     assert not found[expected == 0].any()

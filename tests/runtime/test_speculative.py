@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chi2_contingency, chisquare
 
 from compress.runtime.request import Request, Sampling
 from compress.runtime.sampling import Chooser, accept, distribution, draw
@@ -31,6 +30,8 @@ def one(seed, vocab=6, sharp=2.0):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_what_a_draft_drew_is_kept_or_replaced_so_that_it_follows_the_model(seed):
+    from scipy.stats import chisquare  # a second of imports
+
     target, draft, chance = one(seed), one(seed + 100), random.Random(seed)
     found, kept = torch.zeros(6), 0
     for _ in range(DRAWS):
@@ -65,6 +66,8 @@ def walk(logits, sampling, propose, seed):
 
 @pytest.mark.parametrize("kind", ["certain", "drawn"])
 def test_pairs_of_tokens_are_distributed_as_without_proposals(kind):
+    from scipy.stats import chi2_contingency  # a second of imports
+
     logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(1)) * 1.5
     guess = torch.randn(4, 4, generator=torch.Generator().manual_seed(2)) * 1.5
     sampling, chance = Sampling(0.9, top_p=0.95), random.Random(3)
