@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING
 
 from compress.report import (
@@ -95,6 +96,7 @@ def _figures(results: Results) -> dict[str, tuple[str, str]]:
     return figures
 
 
+@cache
 def environment() -> Environment:
     """Templates of the pages; what they are given is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined

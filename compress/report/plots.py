@@ -158,7 +158,7 @@ def _bits_cell(axes: Axes, place: tuple[int, int], linear: LinearResult) -> None
     fill, ink = BITS.get(linear.bits or 0, ("dense", "ink"))
     cell = Rectangle(place, 1, 1, facecolor=PAINT[fill], edgecolor=PAINT["paper"], linewidth=1.5)
     cell.set(clip_on=False, gid=_cell_id(linear))
-    axes.add_patch(cell)
+    axes.add_artist(cell)  # the frame is set: a patch would ask for it again
     x, y = place
     axes.text(
         x + 0.5, y + 0.5, str(linear.bits or "×"), color=PAINT[ink], ha="center",
@@ -178,7 +178,7 @@ def _cell(axes: Axes, place: tuple[int, int], linear: LinearResult, scale: Scale
     fill = colours(norm(linear.relative_error)) if _on_scale(linear) else PAINT["dense"]
     cell = Rectangle(place, 1, 1, facecolor=fill, edgecolor=PAINT["paper"], linewidth=1.5)
     cell.set(clip_on=False, gid=_cell_id(linear))
-    axes.add_patch(cell)
+    axes.add_artist(cell)  # the frame is set: a patch would ask for it again
     if linear.outcome != "solved":
         x, y = place
         axes.text(x + 0.5, y + 0.5, "×", color=PAINT["ink"], ha="center", va="center", fontsize=13)
