@@ -15,6 +15,7 @@ from compress.kernels.kv import KVScales, fit
 from compress.runtime.batch import alone, gather
 from compress.runtime.ledger import PAGE_TOKENS
 from compress.runtime.model import Model
+from compress.runtime.native import caching
 from compress.runtime.native.decoder import Decoder, refusal
 from compress.runtime.scheduler import Span
 
@@ -211,6 +212,15 @@ def test_a_late_thread_keeps_what_its_step_points_to(monkeypatch):
     late.join()
     gc.collect()
     assert seen() is None
+
+
+def test_kernels_are_kept_where_numba_is_told_to_or_in_our_cache(tmp_path, monkeypatch):
+    folder = caching._folder.__wrapped__
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "told"))
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "ours"))
+    assert folder().parent == tmp_path / "told"
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    assert folder().parent == tmp_path / "ours" / "kernels"
 
 
 def test_a_process_ends_while_its_decoder_lives(tiny_llama):

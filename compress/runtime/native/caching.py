@@ -35,11 +35,15 @@ def cached() -> Iterator[None]:
 
 @cache
 def _folder() -> Path:
-    """The folder of these sources; where it cannot be written, one that ends with the process."""
+    """The folder of these sources, where numba is told to keep things or else in our cache.
+
+    Where it cannot be written, it is one that ends with the process.
+    """
     here = Path(__file__).parent
     sources = [*sorted(here.glob("*.py")), *(here.parent / name for name in _ALSO)]
     said = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-    folder = library.cache_folder() / "kernels" / said[:16]
+    kept = os.environ.get("NUMBA_CACHE_DIR") or library.cache_folder() / "kernels"
+    folder = Path(kept) / said[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
