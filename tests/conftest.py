@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 
+from compress import library
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub is a mistake
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A test may have a cache of its own; compiling takes twenty seconds, in each of its processes too.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(library.cache_folder() / "kernels"))
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 WIDTH, HIDDEN, BLOCKS, HEADS, VOCAB, POSITIONS = 64, 128, 2, 4, 320, 256
