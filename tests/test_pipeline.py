@@ -35,7 +35,7 @@ samples: {prompts: [Hello], max_new_tokens: 4}
 
 
 @pytest.fixture
-def recipe(tmp_path, monkeypatch, tiny_llama):
+def recipe(tmp_path, monkeypatch, tiny_llama, transformers_at_hand):
     """Write a small recipe and load it with changes: `recipe("quantize.bits=8")`."""
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text(TEXT)
