@@ -89,7 +89,7 @@ class Job:
         parts = (part for text in texts for part in text.parts)
         return tuple(dict.fromkeys(part for part in parts if part.set in WRITERS))
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Of the calibration."""
         calibration = self.recipe.calibration

@@ -60,14 +60,15 @@ def within(job: Job, budget_bytes: int | None) -> Bounded:
     if budget_bytes is None:
         return Bounded(choices[0])
     room = int(budget_bytes / _MARGIN)
-    for limits in choices:
-        steps = predict(job, limits)
-        sizes = {
-            "samples": steps.get("samples", 0), "time": max(steps["time"], steps["verify"])
-        }  # fmt: skip
-        large = tuple(name for name, size in sizes.items() if size > room)
-        if max(predict(job, limits, large).values()) <= room:
-            return Bounded(limits, large)
+    steps = predict(job, choices[0])  # of which limits change "compress" alone
+    sizes = {"samples": steps.get("samples", 0), "time": max(steps["time"], steps["verify"])}
+    large = tuple(name for name, size in sizes.items() if size > room)
+    others = predict(job, choices[0], large)
+    others.pop("compress", None)
+    if max(others.values()) <= room:
+        for limits in choices:
+            if solving.compress(job, limits) <= room:
+                return Bounded(limits, large)
     tightest = predict(job, choices[-1], ("samples", "time"))
     raise RequestError(_cannot(job, budget_bytes, tightest, room), section="memory")
 
