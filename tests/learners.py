@@ -1,5 +1,6 @@
 """Students that learn from tiny teachers, and what they learn from."""
 
+import pytest
 import torch
 from students import IDS
 
@@ -9,7 +10,7 @@ from compress.kernels.distillation import Head, Objective, States, distillation
 from compress.recipe.distill import Distill
 from compress.recipe.prune import Prune
 from compress.results import Limits
-from compress.stages import distill, prune
+from compress.stages import distill, prune, training
 from compress.stages.context import Context
 from compress.student import Student
 from compress.surgery.walk import head_of, hidden_states
@@ -71,6 +72,29 @@ def pruned_student(folder, scratch, **fields):
     spec = Prune(**{"method": "magnitude", "sparsity": 0.5, **fields})
     prune.run(student, spec, context_of(student.teacher, scratch, journal))
     return student
+
+
+def cut_ends_in_the_same_bits(tiny_model, folder, monkeypatch, **fields):
+    """A student taught at once and one cut before step 6 end alike; what the stage told."""
+    whole = narrow_student(tiny_model, folder / "whole")
+    expected = teach(whole, folder / "whole", **fields)
+    real = training.Training._step
+
+    def step(self, number):
+        if number == 6:
+            raise Crash
+        return real(self, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Training, "_step", step)
+        with pytest.raises(Crash):
+            teach(narrow_student(tiny_model, folder / "cut"), folder / "cut", **fields)
+    torch.manual_seed(7)  # another process draws other numbers
+    later = narrow_student(tiny_model, folder / "cut")
+    assert teach(later, folder / "cut", **fields) == expected
+    for name, tensor in (whole.outside() | whole.block(0)).items():
+        assert torch.equal((later.outside() | later.block(0))[name], tensor)
+    return expected
 
 
 def again(folder, scratch):

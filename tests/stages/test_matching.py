@@ -2,14 +2,23 @@
 
 import pytest
 import torch
-from learners import FIELDS, TEXT, Crash, context_of, kl, narrow_student, pruned_student, teach
+from learners import (
+    FIELDS,
+    TEXT,
+    context_of,
+    cut_ends_in_the_same_bits,
+    kl,
+    narrow_student,
+    pruned_student,
+    teach,
+)
 from students import IDS, cut
 
 from compress.kernels.states import apart
 from compress.recipe.distill import Distill
 from compress.recipe.loss import Hidden
 from compress.results import Limits
-from compress.stages import distill, training
+from compress.stages import distill
 from compress.surgery.beside import Beside
 from compress.surgery.walk import hidden_states
 from compress.teacher.folder import open_folder
@@ -92,24 +101,7 @@ def test_a_narrow_student_is_carried_over_and_keeps_its_own_width(tiny_model, tm
 def test_a_run_that_is_cut_ends_in_the_same_bits_projections_included(
     tiny_model, tmp_path, monkeypatch
 ):
-    whole = narrow_student(tiny_model, tmp_path / "whole")
-    expected = teach(whole, tmp_path / "whole", loss=HIDDEN, learning_rate=1e-3)
-    real = training.Training._step
-
-    def step(self, number):
-        if number == 6:
-            raise Crash
-        return real(self, number)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(training.Training, "_step", step)
-        begun = narrow_student(tiny_model, tmp_path / "cut")
-        with pytest.raises(Crash):
-            teach(begun, tmp_path / "cut", loss=HIDDEN, learning_rate=1e-3)
-    later = narrow_student(tiny_model, tmp_path / "cut")
-    assert teach(later, tmp_path / "cut", loss=HIDDEN, learning_rate=1e-3) == expected
-    for name, tensor in (whole.outside() | whole.block(0)).items():
-        assert torch.equal((later.outside() | later.block(0))[name], tensor)
+    cut_ends_in_the_same_bits(tiny_model, tmp_path, monkeypatch, loss=HIDDEN, learning_rate=1e-3)
 
 
 def test_blocks_computed_again_are_matched_all_the_same(tiny_llama, tmp_path):
