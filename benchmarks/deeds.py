@@ -82,14 +82,15 @@ def parting(alone: Heard, heard: Heard) -> float | None:
     """Where two answers part: how much likelier, in nats, alone the one's token was.
 
     Returns:
-        None: they are the same. Infinity: the other's token was none of the likeliest alone.
+        None: they are the same. Infinity: one of the two tokens was none of the likeliest alone.
     """
     if (alone.text, alone.tokens) == (heard.text, heard.tokens):
         return None
     pairs = zip(alone.tokens, heard.tokens, alone.likeliest, strict=False)
     for one, other, likeliest in pairs:
         if one != other:
-            return abs(likeliest[one] - likeliest.get(other, -math.inf))
+            told = likeliest.get(one), likeliest.get(other)  # what a seed drew may be neither
+            return math.inf if None in told else abs(likeliest[one] - likeliest[other])
     return math.inf
 
 

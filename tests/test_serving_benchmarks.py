@@ -192,6 +192,8 @@ def test_answers_part_by_how_much_less_likely_the_other_token_was(bench, heard):
     assert soak.parting(alone, other("cb", "c", "b")) == pytest.approx(2.0)
     assert soak.parting(alone, other("ax", "a", "x")) == math.inf
     assert soak.parting(alone, other("a", "a")) == math.inf
+    drawn = heard([1.0], [1], "z", tokens=("z",), likeliest=likeliest[:1])
+    assert soak.parting(drawn, other("a", "a")) == math.inf, "a seed drew what was not likely"
 
     seen = soak.Seen()
     greedy, seeded = (soak.Known({"temperature": at}, alone) for at in (0, 0.8))
