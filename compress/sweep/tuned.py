@@ -315,7 +315,8 @@ def _ray(crew: Crew, threads: int) -> Iterator[None]:
             where = crew.address or "this machine"
             raise RequestError(
                 f"--address {where}: Ray cannot be reached ({_last_line(error)}). Start it with "
-                "`ray start --head`, or leave out --address.",
+                "`ray start --head`; where it asks for its token, put RAY_AUTH_MODE=token in front "
+                "of this command; or leave out --address.",
                 section="sweep",
             ) from error
         try:
