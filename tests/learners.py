@@ -1,5 +1,7 @@
 """Students that learn from tiny teachers, and what they learn from."""
 
+import contextlib
+
 import pytest
 import torch
 from students import IDS
@@ -74,21 +76,28 @@ def pruned_student(folder, scratch, **fields):
     return student
 
 
-def cut_ends_in_the_same_bits(tiny_model, folder, monkeypatch, **fields):
-    """A student taught at once and one cut before step 6 end alike; what the stage told."""
-    whole = narrow_student(tiny_model, folder / "whole")
-    expected = teach(whole, folder / "whole", **fields)
+@contextlib.contextmanager
+def cut_before(at, monkeypatch):
+    """Training that is begun inside crashes before a step."""
     real = training.Training._step
 
     def step(self, number):
-        if number == 6:
+        if number == at:
             raise Crash
         return real(self, number)
 
     with monkeypatch.context() as patched:
         patched.setattr(training.Training, "_step", step)
         with pytest.raises(Crash):
-            teach(narrow_student(tiny_model, folder / "cut"), folder / "cut", **fields)
+            yield
+
+
+def cut_ends_in_the_same_bits(tiny_model, folder, monkeypatch, **fields):
+    """A student taught at once and one cut before step 6 end alike; what the stage told."""
+    whole = narrow_student(tiny_model, folder / "whole")
+    expected = teach(whole, folder / "whole", **fields)
+    with cut_before(6, monkeypatch):
+        teach(narrow_student(tiny_model, folder / "cut"), folder / "cut", **fields)
     torch.manual_seed(7)  # another process draws other numbers
     later = narrow_student(tiny_model, folder / "cut")
     assert teach(later, folder / "cut", **fields) == expected

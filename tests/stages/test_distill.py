@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from learners import GENERATOR, Crash, again, kl, pruned_student, teach
+from learners import GENERATOR, again, cut_before, kl, pruned_student, teach
 from students import cut, run, states
 
 from compress.calibrate import tokens
@@ -236,17 +236,8 @@ def test_a_run_that_is_cut_at_any_step_ends_in_the_same_bits(
     fields = {"train": train, "learning_rate": rate[train]}
     expected = teach(whole, tmp_path / "whole", **fields)
     started(train, tiny_llama, tmp_path / "cut")
-    real = training.Training._step
-
-    def step(self, number):
-        if number == at:
-            raise Crash
-        return real(self, number)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(training.Training, "_step", step)
-        with pytest.raises(Crash):
-            teach(again(tiny_llama, tmp_path / "cut"), tmp_path / "cut", **fields)
+    with cut_before(at, monkeypatch):
+        teach(again(tiny_llama, tmp_path / "cut"), tmp_path / "cut", **fields)
     torch.manual_seed(7)  # the process that goes on has drawn other numbers
     student = again(tiny_llama, tmp_path / "cut")
     assert teach(student, tmp_path / "cut", **fields) == expected
