@@ -50,16 +50,16 @@ sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 @njit(nogil=True, cache=True)
 def begin(control, threads):
-    """Tell all threads that a step is laid out; returns its number and, as bits, who sleeps."""
+    """Tell all threads that a step is laid out; returns as bits who sleeps."""
     address = control.ctypes.data
-    step = take(address + 8 * GO) + 1
+    take(address + 8 * GO)
     asleep = 0
     for thread in range(1, threads):
         asleep |= look(address + 8 * (ASLEEP + LINE * thread)) << thread
-    return step, asleep
+    return asleep
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, fastmath=True, cache=True)
 def serve(thread, state, matrices, blocks, control, patience):
     """Walk every step that is begun, until none was for `patience` looks.
 
@@ -86,13 +86,13 @@ def serve(thread, state, matrices, blocks, control, patience):
             take(address + 8 * asleep)  # and look once more: a step may have begun meanwhile
 
 
-@njit(nogil=True, fastmath=True, cache=True)
+@njit(inline="always")  # else it would be compiled twice, alone and for `serve`
 def walk(thread, step, state, matrices, blocks, control):
     """Walk one step: from embeddings in `x` to `logits`.
 
     Args:
         thread: which one this is.
-        step: the number of the step, which `begin` gave.
+        step: the number of the step.
         state: records of `layout.STATE`: that of the step, then a copy for each thread.
         matrices: records of `layout.MATRIX`.
         blocks: records of `layout.BLOCK`.

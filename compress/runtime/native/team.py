@@ -49,11 +49,11 @@ class Team:
 
     def walk(self) -> None:
         """Walk the step that the records and their buffers describe."""
-        number, asleep = step.begin(self._control, self._threads)
+        asleep = step.begin(self._control, self._threads)
         for thread in range(1, self._threads):
             if asleep >> thread & 1:
                 self._wake[thread].release()
-        step.walk(0, number, *self._records, self._control)
+        step.serve(0, *self._records, self._control, 0)
 
 
 def _serve(
