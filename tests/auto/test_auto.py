@@ -271,7 +271,7 @@ def test_the_file_is_a_recipe_that_says_how_it_was_picked(teacher, tried, how, t
     assert recipe.stages == shipped.stages
     assert recipe.teacher.model == teacher.name
     assert recipe.calibration.samples == shipped.calibration.samples
-    assert recipe.evaluate.gates.limits == {"kl_mean_max": 0.1, "size_max": "1000000000 B"}
+    assert recipe.evaluate.gates.limits == {"kl_mean_max": 0.1, "size_max": "1 GB"}
     head = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
     for said in (
         "picked by compress auto on 2026-11-22.",
