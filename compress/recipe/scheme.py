@@ -118,7 +118,10 @@ def head_scheme(
     `allocated` as for `scheme_for`.
     """
     bits = quantize.head or allocated.get(head_name)
-    return _scheme(quantize, bits=bits, activations="none") if bits else None
+    method = quantize.method
+    if method in INT8:  # weights alone, by what rounds them there
+        method = "gptq" if quantize.solver == "gptq" else "rtn"
+    return _scheme(quantize, method=method, bits=bits, activations="none") if bits else None
 
 
 def override_for(quantize: Quantize, linear_name: str) -> str | None:

@@ -69,3 +69,14 @@ def test_rounding_to_nearest_needs_no_calibration_unless_asked_to():
     assert Quantize(method="rtn", scale_search="hessian").needs_calibration
     assert Quantize(method="rtn", overrides={"*": {"scale_search": "hessian"}}).needs_calibration
     assert Quantize(scale_search="none").needs_calibration  # gptq always does
+
+
+@pytest.mark.parametrize(
+    ("fields", "method"),
+    [({"method": "w8a8"}, "rtn"), ({"method": "w8a8", "solver": "gptq"}, "gptq"),
+     ({"method": "llm_int8", "outliers": "static"}, "rtn"), ({"method": "fp8"}, "fp8")],
+)  # fmt: skip
+def test_the_inputs_of_a_head_are_never_rounded(fields, method):
+    scheme = head_scheme(Quantize(head=8, **fields))
+    assert (scheme.method, scheme.bits) == (method, 8)
+    assert (scheme.int8_inputs, scheme.activations) == (False, "none")

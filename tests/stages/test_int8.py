@@ -174,3 +174,16 @@ def test_linears_that_are_left_alone_stay_dense_and_smoothed(tiny_llama, tmp_pat
     up, norm = "model.layers.0.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"
     assert not torch.equal(parts[up], before[up])
     assert torch.equal(parts[norm], before[norm])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"method": "w8a8"}, {"method": "w8a8", "solver": "gptq"},
+     {"method": "llm_int8", "outliers": "static"}],
+)  # fmt: skip
+def test_a_head_is_rounded_by_its_weights_alone(tiny_llama, tmp_path, fields):
+    student, result = run(tiny_llama, tmp_path / "head", head=8, **fields)
+    head = student.anatomy.embedding if student.anatomy.tied else student.anatomy.head.name
+    assert result.linears[-1].name == student.anatomy.head.name
+    assert student.rounded(head).bits == 8
+    assert student.rounded(head).inputs is None
