@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -116,7 +117,7 @@ class Inverse:
     @property
     def curvature(self) -> Tensor:
         """[I]: how the error grows when one weight moves and all others make up for it."""
-        return 1 / self.inverse.diagonal()
+        return torch.where(self.dead, 0.0, 1 / self.inverse.diagonal())
 
     def factor(self, *, desc_act: bool) -> Factor:
         """Factor the inverse, columns visited as they come or by falling diagonal of the damped."""
@@ -143,17 +144,23 @@ def invert(hessian: Tensor, damp_percent: float) -> Inverse:
             "its hessian holds NaN or infinite values: the inputs of this linear overflowed"
         )
     dead = hessian.diagonal() == 0
-    diagonal = torch.where(dead, 1.0, hessian.diagonal())
-    average = diagonal.mean()
-    damp = damp_percent
-    while damp <= max(1.0, damp_percent):
+    average = hessian.diagonal()[~dead].mean() if not dead.all() else hessian.new_ones(())
+    diagonal = torch.where(dead, average, hessian.diagonal())
+    for damp in _dampings(damp_percent):
         hessian.diagonal().copy_(diagonal + damp * average)
         if (inverse := _inverse(hessian)) is not None:
             return Inverse(hessian, inverse, damp, dead)
-        damp = max(damp * 10, 1e-4)
     raise SolveError(
         f"its hessian is not positive definite, with damp_percent raised from {damp_percent} to 1.0"
     )
+
+
+def _dampings(first: float) -> Iterator[float]:
+    """`first`, ten times as much, and so on up to 1.0, which is the last."""
+    yield first
+    while first < 1.0:
+        first = min(max(10 * first, 1e-4), 1.0)
+        yield first
 
 
 def _inverse(damped: Tensor) -> Tensor | None:

@@ -110,3 +110,12 @@ def test_shapes_and_types(problem):
         assert rounded.codes.dtype == torch.uint8
         assert rounded.scale.shape == rounded.zero.shape == (ROWS, groups)
         assert int(rounded.codes.max()) < 2**bits
+
+
+def test_the_unit_of_inputs_changes_no_code_even_where_columns_are_dead(problem):
+    weight, hessian = problem
+    hessian = hessian.clone()
+    hessian[5:20], hessian[:, 5:20] = 0, 0
+    small, large = (solve(weight, hessian * 2.0**power)[0] for power in (-24, 0))
+    assert torch.equal(small.codes, large.codes)
+    assert torch.equal(small.scale, large.scale)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from compress.errors import SolveError
+from compress.kernels import hessian as room
 from compress.kernels.hessian import accumulate, invert, mean, output_errors, with_energies
 
 INPUTS = torch.randn(300, 640, generator=torch.Generator().manual_seed(2))
@@ -91,3 +92,11 @@ def test_output_errors_are_mean_squares_over_tokens():
     error, energy = output_errors(weight, weight + change, hessian([INPUTS]))
     assert torch.allclose(error, (INPUTS @ change.T).square().mean(0), rtol=1e-3)
     assert torch.allclose(energy, (INPUTS @ weight.T).square().mean(0), rtol=1e-3)
+
+
+def test_the_last_damping_that_is_tried_is_one(monkeypatch):
+    tried = []
+    monkeypatch.setattr(room, "_inverse", lambda damped: tried.append(float(damped[0, 0] - 1)))
+    with pytest.raises(SolveError, match=r"raised from 0\.05 to 1\.0"):
+        invert(torch.eye(4), 0.05)
+    assert tried == pytest.approx([0.05, 0.5, 1.0])
