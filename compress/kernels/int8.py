@@ -39,8 +39,8 @@ class Int8Matrix:
         y.mul_(scale)
         if kept is not None and bool(kept.any()):
             which = kept.nonzero().flatten()
-            # codes are exact in whatever x is: they are scaled when all is summed
-            y += linear(flat[:, which], self.codes[:, which].to(x.dtype))
+            # codes are exact in float32: they are scaled when all is summed
+            y += linear(flat[:, which].float(), self.codes[:, which].float())
         return y.mul_(self.scale).view(*x.shape[:-1], -1)
 
     def rows(self, which: Tensor | slice) -> Tensor:

@@ -152,3 +152,12 @@ def test_other_weights_and_inputs_are_nothing_for_integer_products(weight):
     floats = Inputs("fp8_e4m3")
     assert product(replace(whole, inputs=floats)) is floats
     assert product(replace(whole, inputs=None)) is None
+
+
+def test_products_of_outliers_are_float32_whatever_the_inputs_are(weight):
+    x = drawn(ROWS, IN).sign().half()  # so that no other column is a tie
+    x[:, 5] = 900  # times a code of 127 it is beyond float16
+    found = rounded_rows(weight, Inputs("int8", threshold=6.0))
+    exact = oracle(x, found)
+    y = matrix(weight, found.inputs).multiply(x)
+    assert (y - exact).abs().max() < 1e-5 * exact.abs().max()
