@@ -91,7 +91,8 @@ def export(
     """
     artifact = open_artifact(source)
     _check(artifact, format)
-    with output.in_the_making(out, fresh=True) as folder:
+    output.refuse_unfinished(out)
+    with output.in_the_making(out) as folder:
         _tell(watch, 0, "write")
         write(
             folder,

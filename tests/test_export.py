@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from compress.artifact.layout import open_artifact
 from compress.artifact.manifest import read_manifest
 from compress.errors import ArtifactError, CompressError
 from compress.export import export
+from compress.kernels.activations import Inputs
+from compress.kernels.int8 import round_rows
 from compress.verify.layout import open_folder
 
 EXACT = ("packed", "compressed-tensors", "gptq", "gguf")
@@ -121,3 +124,20 @@ def test_a_broken_source_is_one_clear_error(source, tmp_path):
     with pytest.raises(CompressError, match="truncated"):
         export(folder, format="gguf", out=tmp_path / "b")
     assert not list(tmp_path.glob("b*"))
+
+
+def test_what_rounds_its_inputs_has_no_dense_copy(artifact, tmp_path):  # noqa: F811
+    plan = linears(lambda weight: replace(round_rows(weight), inputs=Inputs("int8")))
+    source = artifact("packed", plan=plan)
+    with pytest.raises(ArtifactError, match="rounds inputs, and nothing there tells readers to"):
+        export(source, format="dense", out=tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_run_is_never_cleared_away(source, tmp_path):
+    work = tmp_path / "a.partial" / ".work"
+    work.mkdir(parents=True)
+    (work / "journal.jsonl").write_text("hours\n")
+    with pytest.raises(ArtifactError, match=r"a\.partial: holds an unfinished run"):
+        export(source, format="gguf", out=tmp_path / "a")
+    assert (work / "journal.jsonl").read_text() == "hours\n"

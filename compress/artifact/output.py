@@ -88,6 +88,20 @@ def refuse_finished(out: Path) -> None:
             )
 
 
+def refuse_unfinished(out: Path) -> None:
+    """Refuse to begin anew where a run was cut short: hours may lie there.
+
+    Raises:
+        ArtifactError: ``OUT.partial`` holds what a run can go on from.
+    """
+    partial = beside(out, "partial")
+    if (partial / JOURNAL).is_file():
+        raise ArtifactError(
+            f"{partial}: holds an unfinished run. Finish it by the same compress apply, or choose "
+            "another --out."
+        )
+
+
 @contextlib.contextmanager
 def _mine(partial: Path) -> Iterator[None]:
     """Hold the folder against other runs; the system lets go of it however this one ends."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from compress.anatomy import Anatomy, Linear
+from compress.artifact.formats import refusing
 from compress.artifact.formats.matrix import Matrix, Scheme, Specs
 from compress.errors import ArtifactError
 
@@ -24,8 +25,8 @@ SUFFIXES: tuple[str, ...] = ()
 
 
 def refusals(anatomy: Anatomy, schemes: Mapping[str, Scheme]) -> list[str]:
-    """What this format cannot hold: nothing."""
-    return []
+    """What this format cannot hold: how linears round their inputs."""
+    return refusing.messages("dense", refusing.rounded_inputs(schemes))
 
 
 def encode(

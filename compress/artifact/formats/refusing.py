@@ -73,6 +73,12 @@ def beyond_integers(schemes: Mapping[str, Scheme]) -> Iterator[str]:
         yield f"{odd[0]}{more(odd)}: more than integer codes and scales; it holds nothing else"
 
 
+def rounded_inputs(schemes: Mapping[str, Scheme]) -> Iterator[str]:
+    """Linears that round their inputs, where nothing can say so."""
+    if odd := [name for name, scheme in schemes.items() if scheme.inputs is not None]:
+        yield f"{odd[0]}{more(odd)}: rounds inputs, and nothing there tells readers to"
+
+
 def more(names: Sequence[str]) -> str:
     """How many come after the first."""
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
