@@ -88,7 +88,7 @@ def fit(
         grid: its groups divide I.
         search: none takes the range that clips nothing; mse tries those around it by squared error;
             hessian does so with the error of column i weighted by importance[i].
-        importance: [I], for search "hessian".
+        importance: [I], for search "hessian", which cannot do without.
 
     Returns:
         scale [O, G] float32, storable, equal where rows share one.
@@ -98,7 +98,9 @@ def fit(
     together = grid.scale_rows or rows
     peaks = torch.cat([part.abs().amax(-1) for (part,) in _parts(weight, size)])
     limit = _by_unit(peaks, together).amax(1) / LARGEST[grid.numbers]
-    known = importance if search == "hessian" and importance is not None else torch.ones(columns)
+    if search == "hessian" and importance is None:
+        raise ValueError("scales searched by hessian need the importance of every column")
+    known = importance if importance is not None and search == "hessian" else torch.ones(columns)
     counts = known.to(limit).view(-1, size)
     least, best = torch.full_like(limit, torch.inf), limit
     for scale in _candidates(limit, grid, search):

@@ -98,7 +98,7 @@ def fit(
         search: none takes the range that clips nothing; mse tries shrunken ranges and, on a
             symmetric grid, both signs, by squared error; hessian does so with the error of column i
             weighted by importance[i].
-        importance: [I], for search "hessian".
+        importance: [I], for search "hessian", which cannot do without.
 
     Returns:
         scale [O, G] float32 (storable), zero [O, G] float32 (whole numbers).
@@ -108,7 +108,9 @@ def fit(
     groups = weight.float().reshape(rows, -1, size)
     if search == "none":
         return _spanning(groups, bits, sym, 1.0)
-    known = importance if search == "hessian" and importance is not None else torch.ones(columns)
+    if search == "hessian" and importance is None:
+        raise ValueError("scales searched by hessian need the importance of every column")
+    known = importance if importance is not None and search == "hessian" else torch.ones(columns)
     weights = known.to(groups).view(-1, size)
     parts = groups.split(max(1, _AT_ONCE // columns))
     found = [_best(part, weights, bits, sym) for part in parts]

@@ -2,7 +2,8 @@
 
 Input channel j is divided by s_j and column j of the weights multiplied by it, so the product is
 the same; what made the input is divided by s_j beforehand. Here every s_j is a power of two: no
-weight and no norm is rounded anew by it, and the model computes, bit for bit, what it did.
+weight and no norm is rounded anew by it in bfloat16 or float32, and the model computes, bit for
+bit, what it did. float16 has too few exponents for small weights: recipes refuse it.
 
 Source: Xiao et al. 2023, arXiv:2211.10438, Equation 4; the search is our own. Lin et al. 2023
 (AWQ), arXiv:2306.00978, Equation 5.
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from compress.kernels.grid import ScaleSearch, fit, round_to_nearest
 
-_FURTHEST = 10.0  # powers of two from 1: no float16 is lost
+_FURTHEST = 10.0  # powers of two from 1
 _STEPS, _RATE = 150, 0.05  # of the search
 _SEEN = 128  # inputs, and twice as many rows of weights, that it looks at
 _ROWS = 64  # of each weight, and up to twice as many, on which AWQ's exponents are tried

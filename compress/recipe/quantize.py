@@ -242,11 +242,8 @@ class Quantize(BaseModel):
     @field_validator("scale_search")
     @classmethod
     def _search_of_method(cls, value: Any, info: ValidationInfo) -> Any:
-        method = str(info.data.get("method"))
-        if method in INT8 and value == "hessian":
-            raise ValueError(f"{method} does not use hessian. Leave it out.")
-        if method in INT8 and value != (meant := INT8[method].get("scale_search", value)):
-            raise ValueError(_contradiction(value, f"method {method}", meant))
+        if wrong := _wrong_search(str(info.data.get("method")), value):
+            raise ValueError(wrong)
         return value
 
     @field_validator("smooth")
@@ -285,6 +282,9 @@ class Quantize(BaseModel):
                     f"{pattern}: {method} leaves no choice of {' and '.join(sorted(odd))}. Give "
                     "these linears a stage of their own."
                 )
+            search = override.scale_search
+            if search and (wrong := _wrong_search(str(method), search)):
+                raise ValueError(f"{pattern}: scale_search: {wrong}")
             if override.group_size == 16:
                 raise ValueError(f"{pattern}: {_ONLY_NVFP4}")
         return value
@@ -316,3 +316,12 @@ class Quantize(BaseModel):
 def _contradiction(value: Any, what: str, meant: Any) -> str:
     found, rule = str(value).lower(), f"{what}, which means {str(meant).lower()}"
     return f"{found} contradicts {rule}. Leave out one of them."
+
+
+def _wrong_search(method: str, search: str) -> str | None:
+    """Why a method of int8 products does not search scales like that."""
+    if method in INT8 and search == "hessian":
+        return f"{method} does not use hessian. Leave it out."
+    if method in INT8 and search != (meant := INT8[method].get("scale_search", search)):
+        return _contradiction(search, f"method {method}", meant)
+    return None

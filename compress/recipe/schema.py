@@ -105,6 +105,19 @@ class Recipe(BaseModel):
 
     @field_validator("stages")
     @classmethod
+    def _folds_exactly(cls, value: tuple[Stage, ...], info: ValidationInfo) -> tuple[Stage, ...]:
+        teacher = info.data.get("teacher")
+        for index, stage in enumerate(value):
+            smooth = stage.quantize.smooth if stage.quantize else None
+            if smooth is not None and teacher and teacher.dtype == "float16":
+                raise ValueError(
+                    f"stages[{index}].quantize.smooth: divides weights by powers of two, and small "
+                    "ones lose bits in float16. Use teacher.dtype: bfloat16 or float32."
+                )
+        return value
+
+    @field_validator("stages")
+    @classmethod
     def _caches_last(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
         for index, stage in enumerate(value[:-1]):
             if stage.kv_cache:

@@ -53,6 +53,14 @@ def test_the_method_decides_the_numbers(fields, bits, group_size, activations):
         ({"method": "mxfp4", "desc_act": True}, "mxfp4 does not use this field. Leave it out, or"),
         ({"method": "rtn", "activations": "none"}, "rtn does not use this field. Leave it out"),
         ({"group_size": 16}, "16 is the group of nvfp4 alone. Use 32, 64, 128 or -1."),
+        (
+            {"method": "w8a8", "overrides": {"*": {"scale_search": "hessian"}}},
+            r"\*: scale_search: w8a8 does not use hessian. Leave it out.",
+        ),
+        (
+            {"method": "llm_int8", "overrides": {"*": {"scale_search": "mse"}}},
+            r"\*: scale_search: mse contradicts method llm_int8, which means none.",
+        ),
         ({"overrides": {"*": {"group_size": 16}}}, r"\*: 16 is the group of nvfp4 alone."),
         (
             {"method": "fp8", "overrides": {"*": {"bits": 4, "sym": False}}},

@@ -9,10 +9,10 @@ BODY = "version: 1\nteacher: {{model: a/b}}\nstages:\n{stages}"
 
 @pytest.fixture
 def read(tmp_path):
-    def make(*stages):
+    def make(*stages, sets=()):
         path = tmp_path / "mine.yaml"
         path.write_text(BODY.format(stages="".join(f"  - {stage}\n" for stage in stages)))
-        return load(str(path))
+        return load(str(path), sets)
 
     return make
 
@@ -82,3 +82,10 @@ def test_each_method_smooths_what_it_rounds(read, fields, message):
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
 def test_enlarging_columns_needs_calibration(read, method):
     assert read(f"quantize: {{method: {method}, smooth: awq}}").needs_calibration
+
+
+def test_float16_is_refused_where_weights_are_divided(read):
+    with pytest.raises(RecipeError) as caught:
+        read("quantize: {smooth: awq}", sets=["teacher.dtype=float16"])
+    (mistake,) = caught.value.mistakes
+    assert "small ones lose bits in float16. Use teacher.dtype: bfloat16 or float32." in mistake
