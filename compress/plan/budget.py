@@ -1,4 +1,4 @@
-"""Bits or zeros before they are shared out: whether a budget can be kept, what it is at most."""
+"""Bits, zeros or shapes before they are found: whether a budget can be kept, the most it takes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import replace
 
 from compress.anatomy import Anatomy
 from compress.errors import RecipeError
-from compress.plan import pruning
+from compress.plan import pruning, searching
+from compress.plan.naming import Found
 from compress.plan.reshaping import made_headers
 from compress.plan.sizes import Size, free_linears, size
 from compress.recipe.allocate import too_tight
 from compress.recipe.mistakes import dotted
 from compress.recipe.schema import Recipe
-from compress.recipe.source import Loc, Places
+from compress.recipe.source import Places
 from compress.teacher.headers import Headers
 
 _BLOCKS = "block linears"
@@ -23,23 +24,27 @@ _LONGER = 28  # and headers may need longer numbers to say where all of it lies
 
 
 def check(recipe: Recipe, headers: Headers, places: Places | None = None) -> None:
-    """Check that some choice keeps the budget; a budget of KL is known only when it is measured.
+    """Check that some choice keeps every budget; one of KL or time is known when it is measured.
 
     Raises:
-        RecipeError: even the narrowest grids take more.
+        RecipeError: even the narrowest grids take more, or the smallest shape; or all there is
+            takes no more than a shape is searched for.
     """
+    places = places or Places("recipe")
+    found = [*searching.mistakes(recipe, headers), *_too_tight(recipe, headers)]
+    if found:
+        raise RecipeError([f"{places.label(loc)}  {dotted(loc)}: {text}" for loc, text in found])
+
+
+def _too_tight(recipe: Recipe, headers: Headers) -> Found:
     allocate = recipe.allocate
     if allocate is None or allocate.parsed.kl_mean is not None:
         return
     made = made_headers(recipe, headers).anatomy
     narrow = _narrowest(recipe, headers, made)
-    reason = too_tight(allocate, narrow.bits_per_weight, narrow.size_bytes)
-    if reason is None:
-        return
-    index = next(i for i, stage in enumerate(recipe.stages) if stage.allocate)
-    loc: Loc = ("stages", index, "allocate", "budget")
-    label = (places or Places("recipe")).label(loc)
-    raise RecipeError([f"{label}  {dotted(loc)}: {reason}"])
+    if reason := too_tight(allocate, narrow.bits_per_weight, narrow.size_bytes):
+        index = next(i for i, stage in enumerate(recipe.stages) if stage.allocate)
+        yield ("stages", index, "allocate", "budget"), reason
 
 
 def at_most(recipe: Recipe, headers: Headers) -> Size:

@@ -137,7 +137,7 @@ def fitted_roles(spec: Restructure) -> tuple[Role, ...]:
 
 
 def mistakes(recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]) -> Found:
-    """What of the stages `restructure` cannot work on a model."""
+    """What of the stages `restructure` cannot work on a model; for targets see `searching`."""
     rounds = any(stage.quantize or stage.prune for stage in recipe.stages)
     if recipe.restructurings and not rounds and recipe.artifact.format in _ROUNDED_ONLY:
         yield (
@@ -172,9 +172,8 @@ def _unopened(recipe: Recipe) -> Found:
 def _wrong(loc: Loc, spec: Restructure, found: Made) -> Found:
     before = shape_of(found.config, found.anatomy)
     if spec.searches and before.differing:
-        asked = spec.written.partition(" ")[0]
         yield (
-            (*loc, asked),
+            (*loc, str(spec.target)),
             "tries shapes whose blocks are alike, and these differ. Give depth or ffn.",
         )
     cannot = can_cut(found.config)

@@ -255,9 +255,14 @@ class Restructure(BaseModel):
         return self.hidden is not None and self.importance != "activation"
 
     @property
+    def target(self) -> str | None:
+        """The field that says what a shape has to reach; None where one is given."""
+        return next((name for name in TARGETS if getattr(self, name) is not None), None)
+
+    @property
     def searches(self) -> bool:
         """Whether shapes are tried, and the best is made."""
-        return any(getattr(self, name) is not None for name in TARGETS)
+        return self.target is not None
 
     def unused(self) -> set[str]:
         """The fields that it does not use as it stands."""

@@ -1,7 +1,7 @@
 """Search for a shape that reaches what a recipe asks for: try a few, and keep the best.
 
-A candidate for each of a few depths, with all heads and with fewer: the widest MLP that still fits.
-Each is cut and repaired on a few windows; what it then says of others decides.
+Which are tried: `compress.searched`. Each is cut and repaired on a few windows; what it then says
+of others decides.
 
 Source: Muralidharan et al. 2024 (Minitron), arXiv:2407.14679, section 3.
 """
@@ -9,9 +9,8 @@ Source: Muralidharan et al. 2024 (Minitron), arXiv:2407.14679, section 3.
 from __future__ import annotations
 
 import dataclasses
-import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from compress.errors import RecipeError
 from compress.kernels.divergence import kl
 from compress.recipe.restructure import Restructure
 from compress.results import Candidate, ModelShape
-from compress.shape import STEP, Shape, can_cut, cut_tensors, fewer_heads, remains_of, shape_of
+from compress.searched import Holds, Search, counting, parameters
+from compress.shape import Shape, shape_of
 from compress.stages.context import Context
 from compress.stages.cutting import cut_blocks
 from compress.stages.depth import Order
@@ -32,11 +32,9 @@ from compress.student import Student
 from compress.surgery.resize import Cut
 from compress.surgery.walk import Weights, head_of, hidden_states, logits
 
-_DEPTHS = 4  # numbers of blocks that are tried, from all to the fewest that fit
 _FIT, _ASK = 8, 2  # windows on which candidates are repaired, and others on which they are asked
 _DAMP_PERCENT = 0.1  # of candidates: choosing it for each linear takes four times the time
 _EVERY = 4  # tokens of which one is asked what comes next
-_LEAST = 4  # of the channels at least one in so many stays
 
 
 @dataclass(frozen=True)
@@ -52,93 +50,35 @@ def candidates(weights: Weights, spec: Restructure, context: Context) -> list[Sh
     """The shapes to try; none where the recipe says which.
 
     Raises:
-        RecipeError: none reaches what is asked for.
+        RecipeError: none reaches what is asked for, or the model does as it is.
     """
     if not spec.searches:
         return []
-    before, fits = shape_of(weights.config, weights.anatomy), _fitting(weights, spec, context)
-    heads = [before.heads]
-    if "heads" not in can_cut(weights.config):
-        heads += fewer_heads(before)[-1:]
-    found = {}
-    for kept in heads:
-        cut = dataclasses.replace(before, heads=kept, kv_heads=kept // before.group)
-        depths = [n for n in range(1, before.blocks + 1) if _widest(cut, n, fits)]
-        if "depth" in can_cut(weights.config):
-            depths = [n for n in depths if n == before.blocks]
-        # more blocks than those that fit whole leave narrower MLPs
-        whole = [n for n in depths if fits(dataclasses.replace(cut, blocks=n))]
-        for blocks in _spread(depths[max(0, len(whole) - 1) :]):
-            if shape := _widest(cut, blocks, fits):
-                found[shape] = shape
-    if not found:
-        raise RecipeError(
-            [
-                f"stages: restructure: no shape reaches {spec.written}: a quarter of the MLP in "
-                "one block takes more. Allow more."
-            ]
-        )
-    return [shape for shape in found if shape != before] or [before]
+    search = Search(weights, _fitting(weights, spec, context))
+    if flaw := search.flaw(spec):
+        raise RecipeError([f"stages: restructure.{spec.target}: {flaw}"])
+    return search.candidates()
 
 
-def _widest(shape: Shape, blocks: int, fits: Callable[[Shape], bool]) -> Shape | None:
-    """The widest MLP with which so many blocks fit; None where a narrow one does not."""
-    narrow, wide = math.ceil(shape.channels / _LEAST / STEP), shape.channels // STEP
-    sizes = [dataclasses.replace(shape, blocks=blocks, channels=n * STEP)
-             for n in range(narrow, wide + 1)]  # fmt: skip
-    if not sizes or not fits(sizes[0]):
-        return None
-    low, high = 0, len(sizes)  # sizes[low] fits
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(sizes[middle]) else (low, middle)
-    return sizes[low]
-
-
-def _spread(numbers: Sequence[int]) -> list[int]:
-    """A few of them, the first and the last among them."""
-    if len(numbers) <= _DEPTHS:
-        return list(numbers)
-    last = len(numbers) - 1
-    return [numbers[round(last * step / (_DEPTHS - 1))] for step in range(_DEPTHS)]
-
-
-def _fitting(weights: Weights, spec: Restructure, context: Context) -> Callable[[Shape], bool]:
+def _fitting(weights: Weights, spec: Restructure, context: Context) -> Holds:
     """Whether a shape reaches what is asked for."""
-    before = shape_of(weights.config, weights.anatomy)
     if spec.most_time is not None:
+        before = shape_of(weights.config, weights.anatomy)
         most = spec.most_time * decode_seconds(weights, before)
-        return lambda shape: decode_seconds(weights, shape) <= most
+        # less than all of its time is asked for: a clock that says otherwise is wrong
+        return lambda shape: shape != before and decode_seconds(weights, shape) <= most
     if spec.most_bytes is not None and context.sizes is not None:
-        sizes, bytes_ = context.sizes, spec.most_bytes
-        return lambda shape: sizes.shaped(shape) <= bytes_
-    if spec.most_parameters is not None:
-        parameters = spec.most_parameters
-        return lambda shape: told_size(weights, shape).parameters <= parameters
-    keep = spec.keep or 1.0
-    limit = keep * block_weights(weights, before)
-    return lambda shape: block_weights(weights, shape) <= limit
-
-
-def block_weights(weights: Weights, shape: Shape) -> int:
-    """Weights of the block linears of a model of another shape."""
-    anatomy = weights.anatomy
-    linears = {f"{linear.name}.weight" for linear in anatomy.linears}
-    left = _left(weights, shape).values()
-    return sum(math.prod(size) for name, size in left if name in linears)
+        sizes, most_bytes = context.sizes, spec.most_bytes
+        return lambda shape: sizes.shaped(shape) <= most_bytes
+    return counting(weights, spec)
 
 
 def told_size(weights: Weights, shape: Shape) -> ModelShape:
     """A shape, for records."""
-    parameters = sum(math.prod(size) for _, size in _left(weights, shape).values())
+    count = parameters(weights, shape)
     return ModelShape(
-        shape.blocks, shape.heads, shape.kv_heads, shape.channels, shape.hidden, parameters
+        shape.blocks, shape.heads, shape.kv_heads, shape.channels, shape.hidden, count
     )
-
-
-def _left(weights: Weights, shape: Shape) -> dict[str, tuple[str, tuple[int, ...]]]:
-    before = shape_of(weights.config, weights.anatomy)
-    return cut_tensors(weights.anatomy, before, remains_of(before, shape))
 
 
 def told(weights: Weights, tried: Tried, chosen: Shape) -> Candidate:

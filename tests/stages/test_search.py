@@ -4,6 +4,7 @@ import pytest
 import torch
 from students import IDS, cut
 
+from compress import searched
 from compress.errors import RecipeError
 from compress.recipe.restructure import Restructure
 from compress.results import Limits
@@ -31,12 +32,12 @@ def deep(tiny_model):
 
 def test_every_candidate_fits_and_none_is_wasteful(deep, context):
     shapes = search.candidates(deep, Restructure(keep=0.6), context)
-    weights = [search.block_weights(deep, shape) for shape in shapes]
+    weights = [searched.block_weights(deep, shape) for shape in shapes]
     limit = 0.6 * deep.anatomy.weights
     wider = [dataclasses.replace(shape, channels=shape.channels + 64) for shape in shapes]
     assert all(weight <= limit for weight in weights)
     assert all(
-        search.block_weights(deep, shape) > limit for shape in wider if shape.channels <= 256
+        searched.block_weights(deep, shape) > limit for shape in wider if shape.channels <= 256
     )
     assert len({shape.blocks for shape in shapes}) > 2
     assert {shape.kv_heads for shape in shapes} == {2, 4}  # 3 groups of 2 do not divide 64
@@ -55,6 +56,19 @@ def test_parameters_count_all_there_are(deep, context):
 def test_what_nothing_reaches_is_told(deep, context):
     with pytest.raises(RecipeError, match="no shape reaches parameters 1 K"):
         search.candidates(deep, Restructure(parameters="1 K"), context)
+
+
+@pytest.mark.parametrize("asked", ["900M", "1 B"])
+def test_a_model_that_reaches_a_target_as_it_is_is_refused_and_not_cut(deep, context, asked):
+    with pytest.raises(RecipeError, match=f"restructure.parameters: {asked} leaves all. Ask for"):
+        search.candidates(deep, Restructure(parameters=asked), context)
+
+
+def test_a_model_that_is_narrower_than_a_step_loses_blocks_and_keeps_its_width(tiny_model, context):
+    narrow = open_folder(tiny_model("llama", num_hidden_layers=6, intermediate_size=48))
+    shapes = search.candidates(narrow, Restructure(keep=0.6), context)
+    assert {shape.channels for shape in shapes} == {48}
+    assert max(shape.blocks for shape in shapes) < 6
 
 
 def test_the_candidate_of_least_divergence_is_made(deep, tmp_path):
