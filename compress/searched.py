@@ -37,6 +37,7 @@ class Search:
 
     model: Model
     fits: Holds
+    divides: Holds = lambda _: True  # whether later stages can work on what a shape's linears read
 
     @property
     def before(self) -> Shape:
@@ -47,11 +48,12 @@ class Search:
         """The shapes to try; none where nothing fits."""
         found = {}
         for cut in self._with_heads():
-            depths = [n for n in self._depths() if self._widest(cut, n)]
+            widths = self._widths(cut)
+            depths = [n for n in self._depths() if self._widest(cut, n, widths)]
             # more blocks than those that fit whole leave narrower MLPs
-            whole = [n for n in depths if self.fits(replace(cut, blocks=n))]
+            whole = [n for n in depths if self.fits(replace(cut, blocks=n, channels=widths[-1]))]
             for blocks in _spread(depths[max(0, len(whole) - 1) :]):
-                if shape := self._widest(cut, blocks):
+                if shape := self._widest(cut, blocks, widths):
                     found[shape] = shape
         return list(found)
 
@@ -60,7 +62,11 @@ class Search:
         if self.fits(self.before):
             return f"{getattr(spec, str(spec.target))} leaves all. Ask for less."
         fewest = self._depths()[0]
-        least = [self._sizes(cut, fewest)[0] for cut in self._with_heads()]
+        least = [
+            replace(cut, blocks=fewest, channels=widths[0])
+            for cut in self._with_heads()
+            if (widths := self._widths(cut))
+        ]
         if any(map(self.fits, least)):
             return None
         last = least[-1]
@@ -83,16 +89,16 @@ class Search:
         blocks = self.before.blocks
         return [blocks] if "depth" in can_cut(self.model.config) else range(1, blocks + 1)
 
-    def _sizes(self, shape: Shape, blocks: int) -> list[Shape]:
-        """The widths of the MLP that are tried with so many blocks, ascending: its own the last."""
+    def _widths(self, shape: Shape) -> list[int]:
+        """The widths of an MLP that are tried, ascending: its own the last."""
         narrow = math.ceil(shape.channels / _LEAST / STEP) * STEP
         widths = [*range(narrow, shape.channels, STEP), shape.channels]
-        return [replace(shape, blocks=blocks, channels=width) for width in widths]
+        return [width for width in widths if self.divides(replace(shape, channels=width))]
 
-    def _widest(self, shape: Shape, blocks: int) -> Shape | None:
+    def _widest(self, shape: Shape, blocks: int, widths: Sequence[int]) -> Shape | None:
         """The widest MLP with which so many blocks fit; None where a narrow one does not."""
-        sizes = self._sizes(shape, blocks)
-        if not self.fits(sizes[0]):
+        sizes = [replace(shape, blocks=blocks, channels=width) for width in widths]
+        if not sizes or not self.fits(sizes[0]):
             return None
         low, high = 0, len(sizes)  # sizes[low] fits
         while high - low > 1:

@@ -26,7 +26,7 @@ def mistakes(recipe: Recipe, headers: Headers) -> Found:
             continue
         if spec.most_time is None:
             model = made_headers(begun, headers)
-            flaw = Search(model, _fitting(model, spec, counter)).flaw(spec)
+            flaw = Search(model, _fitting(model, spec, counter), counter.divides).flaw(spec)
             loc: Loc = ("stages", index, "restructure", spec.target)
             if flaw:
                 yield loc, flaw

@@ -195,6 +195,14 @@ class Counter:
         """Bytes of all files when the model has another shape, behind all other stages."""
         return self.cut(cut_headers(self.headers, sizes)).artifact({}).size_bytes
 
+    def divides(self, sizes: Shape) -> bool:
+        """Whether groups of the stages behind divide what linears of another shape read."""
+        behind = self.cut(cut_headers(self.headers, sizes))
+        anatomy = made_headers(behind.recipe, behind.headers).anatomy
+        return not any(
+            linear.in_features % size for linear, size in _groups(behind.recipe, anatomy)
+        )
+
     def cut(self, headers: Headers) -> Counter:
         """The same, of a model that was given another shape, and of the stages behind that."""
         behind = tuple(stage for stage in self.recipe.stages if not stage.restructure)
@@ -210,6 +218,17 @@ class Counter:
         ((module, matrix),) = found.items()
         stored = _placed(headers, FORMATS[form].stored(module, matrix))
         return sum(nbytes(*tensor[1:]) for tensor in stored)
+
+
+def _groups(recipe: Recipe, anatomy: Anatomy) -> Iterator[tuple[Linear, int]]:
+    """How many neighbouring inputs share a scale, or compete to stay, in all stages."""
+    for index, stage in enumerate(recipe.stages):
+        for linear, scheme in stage_schemes(recipe, index, anatomy).items():
+            if scheme.group_size > 0:
+                yield linear, scheme.group_size
+        if stage.prune is not None:
+            for linear, one in pruning.pruned(stage.prune, anatomy).items():
+                yield linear, one.neighbours or 1
 
 
 def disk(recipe: Recipe, headers: Headers, spilled_bytes: int) -> dict[str, int]:

@@ -36,6 +36,9 @@ class Sizes(Protocol):
     def shaped(self, sizes: Shape) -> int:
         """Bytes of all files when the model has another shape."""
 
+    def divides(self, sizes: Shape) -> bool:
+        """Whether groups of the stages behind divide what linears of another shape read."""
+
 
 class Size(Protocol):
     """Of a whole artifact."""

@@ -54,7 +54,9 @@ def candidates(weights: Weights, spec: Restructure, context: Context) -> list[Sh
     """
     if not spec.searches:
         return []
-    search = Search(weights, _fitting(weights, spec, context))
+    fits = _fitting(weights, spec, context)
+    sizes = context.sizes
+    search = Search(weights, fits, sizes.divides) if sizes else Search(weights, fits)
     if flaw := search.flaw(spec):
         raise RecipeError([f"stages: restructure.{spec.target}: {flaw}"])
     return search.candidates()

@@ -8,7 +8,10 @@ from anatomies import headers, llama
 from compress import plan
 from compress.errors import RecipeError
 from compress.plan import overview
+from compress.plan.sizes import Counter
 from compress.recipe.load import load, locate
+from compress.recipe.restructure import Restructure
+from compress.searched import Search, counting
 
 SMALL = llama(blocks=4)
 
@@ -53,6 +56,30 @@ def test_what_stages_before_have_cut_counts():
     plan.check_budget(recipe("{restructure: {parameters: 40M}}"), headers(SMALL))
     (mistake,) = mistakes(half, "{restructure: {parameters: 40M}}")
     assert mistake.startswith("stages[1].restructure.parameters: 40M leaves all")
+
+
+def shapes(*stages):
+    counter, model = Counter(recipe(*stages), headers(SMALL)), headers(SMALL)
+    fits = counting(model, Restructure(keep=0.8))
+    return Search(model, fits, counter.divides).candidates()
+
+
+DOWN = "{quantize: {method: rtn, group_size: 128, targets: ['*.down_proj']}}"
+
+
+@pytest.mark.parametrize(
+    ("stage", "of"), [(DOWN, 128), ("{prune: {pattern: '1:3', targets: ['*.down_proj']}}", 3)]
+)
+def test_widths_are_tried_that_groups_and_patterns_of_later_stages_divide(stage, of):
+    found = shapes("{restructure: {keep: 0.8}}", stage)
+    assert len({shape.channels for shape in found}) > 1
+    assert all(shape.channels % of == 0 for shape in found)
+    assert {shape.heads for shape in found} == {24, 32}
+
+
+def test_heads_are_tried_that_groups_of_later_stages_divide():
+    found = shapes("{restructure: {keep: 0.8}}", "{quantize: {method: rtn, group_size: 64}}")
+    assert {shape.heads for shape in found} == {32}  # 24 of 18 channels are no groups of 64
 
 
 def test_a_time_is_not_asked_of_headers():

@@ -71,6 +71,16 @@ def test_a_model_that_is_narrower_than_a_step_loses_blocks_and_keeps_its_width(t
     assert max(shape.blocks for shape in shapes) < 6
 
 
+def test_only_widths_are_tried_that_later_stages_can_divide(deep, context):
+    class Sizes:
+        def divides(self, shape):
+            return shape.channels % 128 == 0
+
+    here = dataclasses.replace(context, sizes=Sizes())
+    found = [search.candidates(deep, Restructure(keep=0.6), one) for one in (context, here)]
+    assert [any(shape.channels % 128 for shape in shapes) for shapes in found] == [True, False]
+
+
 def test_the_candidate_of_least_divergence_is_made(deep, tmp_path):
     student, result = cut(deep, tmp_path, keep=0.7)
     found = result.shape
