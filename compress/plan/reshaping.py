@@ -149,7 +149,8 @@ def mistakes(recipe: Recipe, anatomy: Anatomy, config: Mapping[str, Any]) -> Fou
     found = Made(config, turned(recipe, anatomy))
     for index, spec in recipe.restructurings:
         loc: Loc = ("stages", index, "restructure")
-        wrong = list(_wrong(loc, spec, found))
+        earlier = any(one.searches for before, one in recipe.restructurings if before < index)
+        wrong = [*_wrong(loc, spec, found), *(_unknown(loc, spec) if earlier else ())]
         yield from wrong
         if wrong:
             return  # what is behind it has no shape to be held against
@@ -182,6 +183,15 @@ def _wrong(loc: Loc, spec: Restructure, found: Made) -> Found:
             yield (*loc, field), f"{cannot[field]}. Cut {_others(cannot)} instead."
     if not any(field in cannot for field in spec.shares):
         yield from _unchanged(loc, spec, before)
+
+
+def _unknown(loc: Loc, spec: Restructure) -> Found:
+    """Numbers that are held against a shape which an earlier stage has yet to find."""
+    for field, what in (("blocks", "blocks"), ("kv_heads", "heads of keys and values")):
+        value = getattr(spec, field)
+        if value is not None and not isinstance(value, str):
+            text = f"how many {what} there will be is searched for by a stage before it"
+            yield (*loc, field), f"{text}. Put this one in front of that."
 
 
 def _others(cannot: Mapping[str, str]) -> str:

@@ -204,9 +204,13 @@ class Counter:
         )
 
     def cut(self, headers: Headers) -> Counter:
-        """The same, of a model that was given another shape, and of the stages behind that."""
-        behind = tuple(stage for stage in self.recipe.stages if not stage.restructure)
-        return Counter(self.recipe.model_copy(update={"stages": behind}), headers)
+        """The same, of a model that was given another shape, and of the stages behind that.
+
+        That is by the first stage `restructure` that is left of the recipe.
+        """
+        stages, done = self.recipe.stages, self.recipe.restructurings[0][0]
+        left = (*stages[:done], *stages[done + 1 :])
+        return Counter(self.recipe.model_copy(update={"stages": left}), headers)
 
     def linear(self, linear: Linear, allocated: Mapping[str, int]) -> int:
         """Stored bytes of one quantized linear, or of the head."""

@@ -213,6 +213,19 @@ def test_an_uneven_model_is_exported_to_no_other_reader(wide, recipe_for, tmp_pa
     assert [name for name, refuses in refusing.items() if not refuses] == ["packed", "dense"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "what"), [("blocks: [3]", "blocks"), ("kv_heads: 1", "heads of keys and values")]
+)
+def test_numbers_are_not_held_against_a_shape_that_is_searched_for(wide, recipe_for, asked, what):
+    recipe = recipe_for(
+        wide, f"stages=[{{restructure: {{keep: 0.5}}}}, {{restructure: {{{asked}}}}}]"
+    )
+    assert mistakes(recipe, wide) == [
+        f"{asked.partition(':')[0]}: how many {what} there will be is searched for by a stage "
+        "before it. Put this one in front of that."
+    ]
+
+
 def test_shapes_are_not_searched_among_blocks_that_differ(wide, recipe_for):
     recipe = recipe_for(wide, f"stages=[{SHARED}, {{restructure: {{keep: 0.5}}}}]")
     assert mistakes(recipe, wide) == [

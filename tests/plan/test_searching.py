@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
-from anatomies import headers, llama
+from anatomies import CONFIG, headers, llama
 
 from compress import plan
 from compress.errors import RecipeError
@@ -12,6 +14,7 @@ from compress.plan.sizes import Counter
 from compress.recipe.load import load, locate
 from compress.recipe.restructure import Restructure
 from compress.searched import Search, counting
+from compress.shape import shape_of
 
 SMALL = llama(blocks=4)
 
@@ -56,6 +59,16 @@ def test_what_stages_before_have_cut_counts():
     plan.check_budget(recipe("{restructure: {parameters: 40M}}"), headers(SMALL))
     (mistake,) = mistakes(half, "{restructure: {parameters: 40M}}")
     assert mistake.startswith("stages[1].restructure.parameters: 40M leaves all")
+
+
+def test_a_later_stage_that_cuts_too_counts_in_bytes():
+    narrower = "{restructure: {hidden: 0.5}}"
+    alone, both = (
+        Counter(recipe("{restructure: {size: 60 MB}}", *behind, format="dense"), headers(SMALL))
+        for behind in ((), (narrower,))
+    )
+    shape = dataclasses.replace(shape_of(CONFIG, SMALL), blocks=2)
+    assert both.shaped(shape) < alone.shaped(shape)
 
 
 def shapes(*stages):
