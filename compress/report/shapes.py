@@ -51,7 +51,16 @@ def text(found: Restructured) -> str:
     how = "what is left was repaired" if found.repaired else "nothing was repaired"
     share = found.stream_share
     stream = "" if share is None else f" Of the stream's squares {100 * share:.1f} % stay."
-    return f"Asked for {found.asked}; {how}.{removed}{stream}"
+    return f"Asked for {found.asked}; {how}.{removed}{stream}{_missed(found)}"
+
+
+def _missed(found: Restructured) -> str:
+    """That what was made is slower than it was asked to be, where it is."""
+    shares = (one.decode_share for one in found.candidates if one.chosen)
+    share, most = next(shares, None), found.decode_share_asked
+    if share is None or most is None or share <= most:
+        return ""
+    return f" A token takes {share:.3f} of the teacher's time, more than the {most:.3f} asked for."
 
 
 def block_table(found: Restructured) -> Table:

@@ -54,3 +54,4 @@ class Restructured:
     blocks: tuple[BlockCut, ...]
     candidates: tuple[Candidate, ...] = ()
     stream_share: float | None = None  # of the squares of the normed stream, that stays
+    decode_share_asked: float | None = None  # time of a token over the teacher's, at most

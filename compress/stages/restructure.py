@@ -42,12 +42,12 @@ def run(student: Student, spec: Restructure, context: Context) -> StageResult:
     """
     before = student.base
     shape = shape_of(before.config, before.anatomy)
-    shapes = search.candidates(before, spec, context)
+    shapes = search.candidates(student, spec, context)
     shapes = shapes or [target(shape, **spec.shares)]
     order = _order(student, spec, context, min(one.blocks for one in shapes))
     scores = first_order.scores(student, context) if spec.importance == "first_order" else {}
     tried = search.tried(student, spec, context, shapes, order, scores)
-    found = min(tried, key=lambda one: one.kl).shape if tried else shapes[0]
+    found = search.best(tried, spec) if tried else shapes[0]
     left = order.left(found.blocks)
     after, shares = _channels(student, spec, context, found, left)
     width = narrow(student, spec, context, after.hidden)
@@ -61,6 +61,7 @@ def run(student: Student, spec: Restructure, context: Context) -> StageResult:
         spec.written, spec.repair, told_shape(before), told_shape(student),
         tuple(_told_blocks(before, remains, order, fitted, shares)),
         tuple(search.told(before, one, found) for one in tried), width.share if width else None,
+        spec.most_time,
     )  # fmt: skip
     linears = tuple(_renamed(before, student, remains, result) for result in fitted)
     return StageResult("restructure", "restructure", linears, shape=told)

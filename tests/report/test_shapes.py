@@ -42,6 +42,15 @@ def test_what_was_removed_is_told_block_by_block(cut):
     assert rows[2][:5] == ("2", "1", "9", "3", "1,152")
 
 
+def test_a_shape_that_is_slower_than_asked_is_told(cut):
+    (found,) = shapes.stages(cut)
+    chosen = dataclasses.replace(found.candidates[0], decode_share=0.72)
+    asked = dataclasses.replace(found, candidates=(chosen,), decode_share_asked=0.7)
+    told = " A token takes 0.720 of the teacher's time, more than the 0.700 asked for."
+    assert shapes.text(asked).endswith(told)
+    assert told not in shapes.text(dataclasses.replace(asked, decode_share_asked=0.75))
+
+
 def test_channels_that_were_shared_out_are_told_block_by_block(cut):
     (found,) = shapes.stages(cut)
     wide = dataclasses.replace(found.blocks[2], channels=1216, channels_kl=0.025)
