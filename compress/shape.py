@@ -276,9 +276,18 @@ def stream_axes(
     shape: Sequence[int], before: Shape, name: str, hidden: Sequence[int] | None
 ) -> list[Sequence[int] | None]:
     """As `block_axes`, of what is no linear of a block: norms, embeddings, the head."""
-    of_heads = name.rpartition(".")[0].endswith(("q_norm", "k_norm"))
     inner: list[Sequence[int] | None] = [None] * (len(shape) - 1)
-    return [*inner, hidden if shape[-1] == before.hidden and not of_heads else None]
+    return [*inner, hidden if shape[-1] == before.hidden and not _of_heads(name) else None]
+
+
+def scales_stream(name: str) -> bool:
+    """Whether a tensor is the weight of a norm of the stream, by its name."""
+    return name.endswith("norm.weight") and not _of_heads(name)
+
+
+def _of_heads(name: str) -> bool:
+    """Whether a tensor belongs to a norm of each query or key."""
+    return name.rpartition(".")[0].endswith(("q_norm", "k_norm"))
 
 
 def _sides(

@@ -20,6 +20,7 @@ from compress.shape import (
     block_axes,
     cut_config,
     cut_tensors,
+    scales_stream,
     shape_of,
     stream_axes,
 )
@@ -87,7 +88,7 @@ class Cut:
         were zero.
         """
         left = self.remains.hidden
-        if left is None or tensor.shape != (len(left),) or not name.endswith("norm.weight"):
+        if left is None or not scales_stream(name):
             return tensor
         scaled: Tensor = tensor * (self._before.hidden / len(left)) ** 0.5
         return scaled

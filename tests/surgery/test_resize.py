@@ -47,6 +47,18 @@ def test_silent_channels_of_the_stream_leave_without_a_trace(family, tiny_model)
     torch.testing.assert_close(states(cut), whole[..., ::2], rtol=1e-4, atol=1e-4)
 
 
+def test_norms_of_heads_stay_as_they_are_where_the_stream_becomes_as_wide_as_a_head(tiny_model):
+    teacher = open_folder(tiny_model("qwen3"))
+    kept = Kept(tuple(range(4)), tuple(range(2)), tuple(range(128)))
+    cut = Cut(teacher, Remains(dict.fromkeys(range(2), kept), tuple(range(16))))
+    before, after = teacher.block(0), cut.block(0)
+    for norm in ("self_attn.q_norm", "self_attn.k_norm"):
+        name = f"model.layers.0.{norm}.weight"
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
+    name = "model.layers.0.input_layernorm.weight"
+    torch.testing.assert_close(after[name], 2 * before[name][:16], rtol=0, atol=0)
+
+
 def test_what_a_config_says_block_by_block_is_renumbered(tiny_model):
     teacher = open_folder(tiny_model("gemma2", num_hidden_layers=4))
     before = shape_of(teacher.config, teacher.anatomy)
