@@ -16,11 +16,11 @@ from compress.errors import RecipeError
 from compress.plan import beginning, caching, pruning, reshaping, rotation, sizes, teaching
 from compress.plan import processes as sharing
 from compress.plan.beginning import Model
-from compress.plan.naming import Found, by_inputs, matching_nothing, named
+from compress.plan.naming import Found, by_inputs, deciding_nothing, matching_nothing, named
 from compress.plan.sizes import stage_schemes
 from compress.recipe.methods import FLOATS, INT8
 from compress.recipe.mistakes import dotted
-from compress.recipe.patterns import HEAD, matches
+from compress.recipe.patterns import HEAD
 from compress.recipe.schema import Quantize, Recipe
 from compress.recipe.scheme import Scheme, override_for, scheme_for
 from compress.recipe.source import Loc, Places
@@ -142,14 +142,7 @@ def _unmatched(loc: Loc, quantize: Quantize, anatomy: Anatomy) -> Found:
         yield from matching_nothing((*loc, "ignore", index), pattern, [*names, *heads])
     quantized = [name for name in names if scheme_for(quantize, name)]
     decisive = {override_for(quantize, name) for name in quantized}
-    for pattern in quantize.overrides:
-        if pattern in decisive:
-            continue
-        place = (*loc, "overrides", pattern)
-        if any(matches(pattern, name) for name in quantized):
-            yield place, "decides nothing: patterns above it name the same linears. Move it up."
-        else:
-            yield from matching_nothing(place, pattern, quantized)
+    yield from deciding_nothing(loc, quantize.overrides, decisive, quantized)
 
 
 def _undivided(loc: Loc, quantize: Quantize, schemes: dict[Linear, Scheme]) -> Found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from compress.anatomy import Linear
 from compress.recipe.patterns import HEAD, matches
@@ -21,6 +21,20 @@ def matching_nothing(loc: Loc, pattern: str, names: Sequence[str]) -> Found:
         return
     suffixes = dict.fromkeys(f"*.{name.rpartition('.')[2]}" for name in names)
     yield loc, f"{pattern!r} matches no linear. Names end in {', '.join(suffixes) or 'nothing'}."
+
+
+def deciding_nothing(
+    loc: Loc, overrides: Iterable[str], decisive: Container[str | None], names: Sequence[str]
+) -> Found:
+    """Patterns of overrides that decide for none of these linears."""
+    for pattern in overrides:
+        place = (*loc, "overrides", pattern)
+        if pattern in decisive:
+            continue
+        if any(matches(pattern, name) for name in names):
+            yield place, "decides nothing: patterns above it name the same linears. Move it up."
+        else:
+            yield from matching_nothing(place, pattern, names)
 
 
 def by_inputs(linears: Sequence[Linear]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from compress.anatomy import Anatomy, Linear
 from compress.artifact.formats.matrix import Matrix
 from compress.artifact.formats.sparse import Sparse, codes_pay, weights_pay, words
-from compress.plan.naming import Found, matching_nothing, named
+from compress.plan.naming import Found, deciding_nothing, matching_nothing, named
 from compress.recipe.pruning import Pruning, prune_override_for, pruning_for
 from compress.recipe.schema import Prune, Recipe
 from compress.recipe.scheme import Scheme, scheme_for
@@ -197,23 +197,24 @@ def _unmatched(loc: Loc, prune: Prune, anatomy: Anatomy) -> Found:
         yield from matching_nothing((*loc, "ignore", index), pattern, [*names, *heads])
     there = [name for name in names if pruning_for(prune, name)]
     decisive = {prune_override_for(prune, name) for name in there}
-    for pattern in prune.overrides:
-        if pattern not in decisive:
-            yield from matching_nothing((*loc, "overrides", pattern), pattern, there)
+    yield from deciding_nothing(loc, prune.overrides, decisive, there)
 
 
 def _undivided(loc: Loc, prune: Prune, found: Mapping[Linear, Pruning]) -> Found:
     """Patterns n:m whose m does not divide the inputs of a linear; groups that do not."""
-    for pattern in dict.fromkeys(p.pattern for p in found.values() if p.pattern):
-        of = int(pattern.split(":")[1])
-        failing = [x for x, p in found.items() if p.pattern == pattern and x.in_features % of]
-        if failing:
-            width = failing[0].in_features
-            yield (
-                (*loc, "pattern"),
-                f"{pattern} needs in_features that {of} divides, not {width} of {named(failing)}. "
-                "Use another pattern, or put them on ignore.",
-            )
+    by_field: dict[Loc, list[Linear]] = {}
+    for linear, pruning in found.items():
+        if linear.in_features % (pruning.neighbours or 1):
+            override = prune_override_for(prune, linear.name)
+            where = ("overrides", override) if override else ()
+            by_field.setdefault((*loc, *where, "pattern"), []).append(linear)
+    for field, failing in by_field.items():
+        one, width = found[failing[0]], failing[0].in_features
+        yield (
+            field,
+            f"{one.pattern} needs in_features that {one.neighbours} divides, not {width} of "
+            f"{named(failing)}. Use another pattern, or put them on ignore.",
+        )
     size = prune.quantize.group_size if prune.quantize else -1
     if failing := [x for x in found if size != -1 and x.in_features % size]:
         width = failing[0].in_features

@@ -45,6 +45,22 @@ def test_a_pattern_must_divide_the_inputs():
     assert mistake.endswith("Use another pattern, or put them on ignore.")
 
 
+def test_a_pattern_of_an_override_is_told_where_it_stands():
+    (mistake,) = mistakes("{prune: {sparsity: 0.5, overrides: {'*.down_proj': {pattern: '5:7'}}}}")
+    assert mistake.startswith(
+        "stages[0].prune.overrides.*.down_proj.pattern: 5:7 needs in_features that 7 divides, not "
+        "1536 of model.layers.0.mlp.down_proj and 29 more"
+    )
+
+
+def test_an_override_behind_one_that_names_the_same_linears_is_told():
+    overrides = "{'*.q_proj': {sparsity: 0.1}, '*self_attn.q_proj': {sparsity: 0.9}}"
+    assert mistakes(f"{{prune: {{sparsity: 0.5, overrides: {overrides}}}}}") == [
+        "stages[0].prune.overrides.*self_attn.q_proj: decides nothing: patterns above it name the "
+        "same linears. Move it up."
+    ]
+
+
 def test_groups_must_divide_the_inputs():
     (mistake,) = mistakes("{prune: {sparsity: 0.5, quantize: {group_size: 128}}}")
     assert "stages[0].prune.quantize.group_size: 128 does not divide in_features 576" in mistake
