@@ -23,8 +23,9 @@ from compress.recipe.walking import SinkTokens, SinkWeight
 SHAPES = ("depth", "blocks", "ffn", "heads", "kv_heads", "hidden")
 TARGETS = ("keep", "parameters", "size", "decode_latency")
 _COUNTS = {"K": 10**3, "M": 10**6, "B": 10**9}
-_COUNT = re.compile(r"(\d{1,6}(?:\.\d{1,3})?) ?(K|M|B)")
-_TIMES = re.compile(r"0?\.(\d{1,3})x")
+_PART = r"\.(?:[1-9]\d{0,2}|0[1-9]\d?|00[1-9])"  # of one, and not zero
+_COUNT = re.compile(rf"([1-9]\d{{0,5}}(?:\.\d{{1,3}})?|0{_PART}) ?(K|M|B)")
+_TIMES = re.compile(rf"0?{_PART}x")
 _REPAIRING = ("damp_percent", "sink_tokens", "sink_weight", "error_correction")
 
 Share = Annotated[float, Field(gt=0, lt=1)]

@@ -95,6 +95,23 @@ def test_dense_holds_what_no_stage_rounds():
         Recipe.model_validate({**base, "stages": [cut, rounded]})
 
 
+@pytest.mark.parametrize("asked", ["0M", "0.0 K", "0.000B", "000M"])
+def test_no_parameters_are_no_target(asked):
+    assert "pattern" in fault(parameters=asked)
+
+
+@pytest.mark.parametrize("asked", ["0.0x", ".000x", "0x", "1.0x"])
+def test_no_time_is_no_target(asked):
+    assert "pattern" in fault(decode_latency=asked)
+
+
+def test_small_targets_are_read_to_the_digit():
+    asked = {"0.5M": 500_000, "1.25 K": 1250, "100B": 100 * 10**9, "0.007K": 7, "0.05K": 50}
+    assert {one: Restructure(parameters=one).most_parameters for one in asked} == asked
+    times = {"0.7x": 0.7, ".05x": 0.05, "0.001x": 0.001, "0.70x": 0.7}
+    assert {one: Restructure(decode_latency=one).most_time for one in times} == times
+
+
 def test_blocks_that_are_named_stay_as_they_are():
     spec = Restructure(blocks="every_second")
     assert not spec.repair
