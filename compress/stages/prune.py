@@ -1,4 +1,4 @@
-"""Set weights of the block linears to zero, by magnitude, by Wanda or by SparseGPT."""
+"""Set weights of the block linears to zero, by magnitude, by Wanda, by SparseGPT or by ADMM."""
 
 from __future__ import annotations
 

@@ -62,8 +62,14 @@ class Pruner:
             SolveError: one cannot be solved and the recipe does not say to keep it dense.
         """
         parts: dict[str, Part] = {}
-        results: list[LinearResult] = []
-        for same, group in groupby(linears, key=lambda linear: self._alike(linear.name)):
+        whole = [linear for linear in linears if torch.isfinite(weights[linear.name]).all()]
+        broken, keep = SolveError("its weights hold NaN or infinite values"), self.on_unsolvable
+        results = [
+            unsolved(linear, self.schemes[linear.name].method, broken, on_unsolvable=keep)
+            for linear in linears
+            if linear not in whole
+        ]
+        for same, group in groupby(whole, key=lambda linear: self._alike(linear.name)):
             members = list(group)
             try:
                 with _damped(hessian, same) as tools:
@@ -75,7 +81,8 @@ class Pruner:
             except SolveError as error:
                 for linear in members:
                     parts.pop(linear.name, None)
-                results = [r for r in results if r.name in parts]
+                names = {linear.name for linear in members}
+                results = [r for r in results if r.name not in names]
                 results += [
                     unsolved(linear, same.method, error, on_unsolvable=self.on_unsolvable)
                     for linear in members
@@ -140,8 +147,6 @@ def _prune(
 ) -> _Found:
     """One matrix [O, I] pruned, so many rows at a time; each keeps its share of what stays."""
     weight = stored.float()
-    if not torch.isfinite(weight).all():
-        raise SolveError("its weights hold NaN or infinite values")
     if lack is not None and tools.inverse is not None:
         weight = weight + lack @ tools.inverse.inverse
     kept, height = scheme.kept(*weight.shape), len(weight)

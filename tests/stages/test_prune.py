@@ -7,6 +7,7 @@ from compress.journal import Journal
 from compress.kernels.grid import Rounded
 from compress.recipe.gates import LinearGate
 from compress.recipe.prune import Prune
+from compress.recipe.pruning import pruning_for
 from compress.recipe.quantize import Quantize
 from compress.results import Limits
 from compress.stages import prune, pruning, quantize
@@ -54,6 +55,20 @@ def test_every_linear_keeps_exactly_what_was_asked_for(tiny_llama, tmp_path, met
         assert by_name[linear.name].sparsity == pytest.approx(1 - wanted / linear.weights)
     assert {record.method for record in result.linears} == {method}
     assert all(0 < record.relative_error < 1 for record in result.linears)
+
+
+def test_of_linears_that_share_an_input_the_one_without_numbers_is_named(tiny_llama):
+    block = open_folder(tiny_llama).anatomy.blocks[0]
+    q, v = (next(x for x in block.linears if x.role == role) for role in ("q", "v"))
+    given = {x.name: torch.ones(x.out_features, x.in_features) for x in (q, v)}
+    given[v.name][0, 0] = torch.nan
+    scheme = pruning_for(Prune(method="magnitude", sparsity=0.5), q.name)
+    schemes = dict.fromkeys(given, scheme)
+    with pytest.raises(SolveError, match=rf"{v.name}: its weights hold NaN"):
+        pruning.Pruner(schemes, "fail")([q, v], given, None)
+    parts, results = pruning.Pruner(schemes, "keep_dense")([q, v], given, None)
+    assert set(parts) == {q.name}
+    assert {one.name: one.outcome for one in results} == {q.name: "solved", v.name: "kept_dense"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
