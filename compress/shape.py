@@ -83,7 +83,10 @@ def can_cut(config: Mapping[str, Any]) -> dict[str, str]:
         reason = f"{kind} has no head_dim: its heads together are as wide as the stream"
         found |= dict.fromkeys(("heads", "kv_heads"), reason)
     if kind not in _SCALED_NORMS:
-        found["hidden"] = f"norms of {kind} do more than scale: no channel can leave their mean"
+        why = "no channel can leave their mean"
+        if kind.startswith("gemma"):
+            why = "they multiply by one more than their weight, and only a weight is rescaled"
+        found["hidden"] = f"norms of {kind} do more than scale: {why}"
     if config.get("scale_attn_by_inverse_layer_idx"):
         reason = "attention is scaled by the number of its block"
         found |= dict.fromkeys(("depth", "blocks"), reason)

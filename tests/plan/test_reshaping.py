@@ -114,6 +114,15 @@ def test_what_a_family_cannot_lose_is_refused(tiny_model, recipe_for):
     ]
 
 
+def test_norms_that_subtract_no_mean_are_refused_for_another_reason(tiny_model, recipe_for):
+    folder = tiny_model("gemma2")
+    recipe = recipe_for(folder, "stages=[{restructure: {hidden: 0.5}}]")
+    assert mistakes(recipe, folder) == [
+        "hidden: norms of gemma2 do more than scale: they multiply by one more than their weight, "
+        "and only a weight is rescaled. Cut depth or ffn or heads or kv_heads instead."
+    ]
+
+
 def test_a_plan_tells_that_a_turned_stream_takes_a_tied_head_along(tiny_model, recipe_for):
     found = headers.read(str(tiny_model("llama", tied=True, hidden_size=128)))
     recipe = recipe_for(found.name, "stages=[{restructure: {hidden: 0.5}}]")
