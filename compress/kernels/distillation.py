@@ -11,6 +11,7 @@ arXiv:2411.09009.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -187,7 +188,8 @@ def _divergence(
         losses = (q * apart).sum(-1)
         return losses, apart.sub_(losses[:, None]).mul_(q) if graded else None
     p, q = log_p.exp(), log_q.exp()
-    log_m = torch.lerp(q, p, asked.beta).log_()
+    # from logarithms: where both are so small that p and q are 0, so would their mixture be
+    log_m = torch.logaddexp(log_p + math.log(asked.beta), log_q + math.log1p(-asked.beta))
     losses = (log_p.sub_(log_m).mul_(p)).sum(-1) * asked.beta
     apart = log_q.sub_(log_m).mul_(1 - asked.beta)
     inner = (q * apart).sum(-1)

@@ -216,3 +216,14 @@ def test_no_two_logits_of_a_whole_batch_are_ever_held():
     )
     assert whole > 4 * one
     assert pieces < one
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_a_word_that_both_rule_out_costs_nothing(kind):
+    head = torch.eye(4)
+    said = torch.tensor([[110.0, 0.0, 0.0, 0.0]])
+    hidden = (0.98 * said).requires_grad_()
+    loss = distillation(States(hidden, Head(head)), States(said, Head(head)), Objective(kind))
+    loss.backward()
+    assert float(loss) == pytest.approx(0, abs=1e-6)
+    assert hidden.grad.isfinite().all()
