@@ -68,7 +68,8 @@ class Row:
         if self._given:
             return
         over = self._left == 0
-        if self.tokens[-1] == self._end or (over and not self._rest and self._end is None):
+        ended = self.tokens[-1] == self._end and self.kinds[-1] != GIVEN  # an opener may hold it
+        if ended or (over and not self._rest and self._end is None):
             self._begin()
         elif self._rest and (over or drawn == self._end):
             self._enter()  # what it was cued with takes the place of an end that came too early

@@ -48,3 +48,8 @@ def test_rows_begin_with_scripts_that_are_drawn():
     assert set(page.last().tolist()) == {1, 2}
     page.append(torch.full((40,), 5))
     assert page.last().tolist() == [5] * 40
+
+
+def test_an_opener_that_ends_in_the_end_is_gone_on_from():
+    row = written(plain([END]), [5, 6, END, 4, 3])
+    assert row.tokens == [END, 5, 6, END, END, 3]
