@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from compress.kernels import straight_through
 from compress.kernels.grid import Rounded, storable
@@ -89,6 +90,12 @@ def replace_weight(linear: nn.Module, grid: Grid) -> None:
 
     rounding.detach(linear)
     linear.register_forward_pre_hook(round_first)
+
+
+def read_from(head: Any, embedding: Any) -> None:
+    """Let a tied head multiply by what the grid of the embedding makes, and hold no copy."""
+    del head.weight
+    head.forward = lambda hidden: functional.linear(hidden, embedding.weight, head.bias)
 
 
 def of(model: nn.Module) -> Iterator[tuple[str, nn.Module, Grid]]:

@@ -81,6 +81,9 @@ class Learner(nn.Module):
         for name, grid in learns or ():
             here = _HEAD if name == self.anatomy.head.name else name
             grids.replace_weight(self.model.get_submodule(here), grid)
+        table = self.model.get_input_embeddings()
+        if self.anatomy.tied and not hasattr(table, "weight"):
+            grids.read_from(self.model.get_output_embeddings(), table)
         _let_learn(self.model, everything=learns is None)
         self.matching = None
         if matched is not None:

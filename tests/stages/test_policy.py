@@ -13,6 +13,7 @@ from learners import (
     pruned_student,
     teach,
 )
+from students import run
 
 from compress.kernels.distillation import Head, States, distillation
 from compress.recipe.distill import Distill, OnPolicy
@@ -134,6 +135,20 @@ def test_it_writes_with_the_logits_that_it_trains_on(tiny_model, tmp_path, famil
     assert found.dtype == torch.float32
     near = torch.cosine_similarity(found, whole, dim=-1)
     assert near.min() > (0.9999 if dtype == torch.float32 else 0.99)
+
+
+def test_a_tied_head_that_has_a_grid_writes_with_what_it_has_learned(tiny_model, tmp_path):
+    student, _ = run(tiny_model("llama", tied=True), tmp_path, method="rtn", bits=4, head=8)
+    student.enter(1)
+    context, ids = context_of(student.teacher, tmp_path, None), TEXT.ids[:2]
+    learner = distill._learner(student, Distill(**FIELDS, train="codes"), context)
+    table = learner.model.get_input_embeddings()
+    with torch.no_grad():
+        table.grid.factor.mul_(torch.linspace(0.5, 1.5, len(table.grid.factor))[:, None])
+    with learner.made(), torch.no_grad():
+        hidden = learner.model.base_model(ids).last_hidden_state
+        assert torch.equal(learner.model(ids).logits, hidden @ learner._head()[0].T)
+    assert "lm_head.weight" not in dict(learner.model.named_parameters())
 
 
 def test_a_step_on_its_own_text_learns_in_bfloat16(tiny_model, tmp_path):
