@@ -83,7 +83,7 @@ def model_card(results: Results, measured: Measured | None) -> str:
         f"# {_plain(source.teacher)}, compressed by {_plain(source.recipe)}",
         *_outcome(results),
         _plain(rows.verdict(results)),
-        "The license is that of the teacher.",
+        _license(results),
         "## Use",
         _fenced('compress generate PATH_TO_THIS_FOLDER "Once upon a time"', "sh"),
         "## Before and after",
@@ -97,6 +97,23 @@ def model_card(results: Results, measured: Measured | None) -> str:
         _table(rows.provenance_table(results, measured)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _begun(results: Results) -> str:
+    """The model whose weights these were: the teacher, or the student where that is another."""
+    source = results.provenance
+    own = source.student and source.teacher not in source.student  # else cut out of the teacher
+    return source.student if own else source.teacher
+
+
+def _license(results: Results) -> str:
+    source = results.provenance
+    if (begun := _begun(results)) != source.teacher:
+        return (
+            f"It began as {_plain(begun)} and learned from {_plain(source.teacher)}: what "
+            "the licenses of both ask for holds."
+        )
+    return "The license is that of the teacher."
 
 
 def _outcome(results: Results) -> Iterator[str]:
@@ -226,10 +243,12 @@ def _fallbacks(results: Results) -> Iterator[str]:
 
 
 def _front_matter(results: Results) -> str:
-    teacher = results.provenance.teacher
+    begun = _begun(results)
+    rounded = any(linear.bits for linear in rows.linears(results))
+    relation = "quantized" if rounded else "finetune"
     base = (
-        [f"base_model: {teacher}", "base_model_relation: quantized"]
-        if _HUB_NAME.fullmatch(teacher)
+        [f"base_model: {begun}", f"base_model_relation: {relation}"]
+        if _HUB_NAME.fullmatch(begun)
         else []
     )
     tags = [f"- {tag}" for tag in _tags(results)]

