@@ -13,14 +13,13 @@ from compress.plan import sizes
 from compress.plan.footprint import HEAP, Job
 from compress.plan.naming import Found
 from compress.plan.reshaping import made_headers
-from compress.recipe.distill import ROUNDED, Distill
+from compress.recipe.distill import REREAD, ROUNDED, Distill
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Loc
 from compress.results import Limits
 from compress.teacher.headers import Headers
 
 _PIECE_TOKENS, _PIECE_COPIES = 128, 7  # of logits: kernels.distillation
-_REREAD = 4.0  # times; beyond it a text teaches less each time (Muennighoff et al. 2023)
 _BACK = 3  # forwards in whose time a step goes there and back
 _MOVED = 40  # operations in whose time AdamW moves a weight
 _MOVING_BYTES = 12  # of a learning weight: its gradient and two moments, float32
@@ -229,9 +228,9 @@ def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
         if beside := _read_beside(spec, anatomy, headers.taught_by.anatomy):
             steps_of = "every step" if spec.loss.hidden else "steps on the student's own text"
             yield f"stages[{index}].distill: {beside} blocks of the teacher run beside {steps_of}"
-        if read > _REREAD * there:
+        if read > REREAD * there:
             yield (
                 f"stages[{index}].distill: {there:,} tokens are read {read / there:.1f} times: a "
-                f"text read more than {_REREAD:g} times is learned by heart. Give more samples, or "
+                f"text read more than {REREAD:g} times is learned by heart. Give more samples, or "
                 "fewer steps"
             )

@@ -25,6 +25,7 @@ _USUAL: dict[str, dict[str, Any]] = {
 _USED_BY = {
     "scale_learning_rate": ("codes",), "weight_decay": ("all", "lora"), "lora": ("lora",)
 }  # fmt: skip
+REREAD = 4.0  # times; beyond it a text teaches less each time (Muennighoff et al. 2023)
 ROUNDED = ("scales_and_norms", "codes")  # what learns of weights that have become codes
 
 

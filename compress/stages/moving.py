@@ -13,6 +13,7 @@ from compress.recipe.distill import Distill
 from compress.stages.context import Context
 from compress.surgery.learning import Learner
 
+_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # of accelerate's own
 _BETAS = (0.9, 0.95)  # of AdamW, as language models are trained
 
 
@@ -29,6 +30,11 @@ def accelerator(context: Context) -> Any:
         mixed_precision="no",  # the learner casts: a recipe's dtype is not a launcher's to change
         step_scheduler_with_optimizer=False,
     )
+    if (kind := found.distributed_type) in _SHARDING:
+        raise RunError(
+            f"distill: launched with {kind.value}, whose shards are not those of a student. Launch "
+            "without it, and give compress apply --shard."
+        )
     if found.num_processes != context.team.size:
         raise RunError(
             f"distill: launched as {found.num_processes} processes, and {context.team.size} share "

@@ -9,6 +9,7 @@ asked to (`Team.sharded`), each holds a shard of all weights, gradients and mome
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 
 from compress.errors import TrainingError
 from compress.forwards import training_pass
-from compress.recipe.distill import Distill
+from compress.recipe.distill import REREAD, Distill
 from compress.results import HeldOut
 from compress.stages import moving
 from compress.stages.context import Context
@@ -28,6 +29,7 @@ from compress.stages.lessons import Lessons, Order, Said
 from compress.surgery.learning import Learner, Lesson
 from compress.surgery.sharding import plain
 
+log = logging.getLogger("compress")
 _GROWN = (2.0, 0.5)  # a held-out KL of more than so many times the first, and so much, diverges
 
 
@@ -78,6 +80,7 @@ class Training:
         if self.team.sharded:
             learner.shard(self.team.size, context.device)
         self.learner = learner.to(self.device)
+        self._warn(windows * seq_len, self.steps * a_step * seq_len)
         optimizer = moving.adamw(learner, spec)
         schedule = moving.schedule(optimizer, spec, self.steps)
         self.optimizer, self.schedule = self.accelerator.prepare(optimizer, schedule)
@@ -202,6 +205,13 @@ class Training:
         self.checks, self.best = found
         return True
 
+    def _warn(self, there: int, read: int) -> None:
+        if read > REREAD * there and not self.team.rank:
+            log.warning(
+                "distill: %s tokens are read %.1f times; a text read more than %g times is learned "
+                "by heart. Give more samples, or fewer steps.", f"{there:,}", read / there, REREAD,
+            )  # fmt: skip
+
     def _state(self) -> State:
         return State(self.learner, self.optimizer, self.schedule, self.best)
 
@@ -228,5 +238,6 @@ class Training:
         )
         return TrainingError(
             f"distill: step {step}: {what}. The best state, {kept}, is kept{where}. Lower "
-            f"learning_rate (it is {self.spec.learning_rate:g}) or clip_norm, or raise warmup."
+            f"learning_rate (it is {self.spec.learning_rate:g}) or clip_norm, or raise warmup, and "
+            "give another --out."
         )

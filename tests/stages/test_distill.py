@@ -7,7 +7,7 @@ from learners import GENERATOR, again, cut_before, kl, pruned_student, teach
 from students import cut, run, states
 
 from compress.calibrate import tokens
-from compress.errors import TrainingError
+from compress.errors import RunError, TrainingError
 from compress.kernels.grid import storable
 from compress.recipe.distill import Distill
 from compress.results import Limits
@@ -308,3 +308,27 @@ def test_steps_are_told_with_loss_and_held_out_kl(tiny_llama, tmp_path):
 def test_what_is_told_can_be_written_and_read(tiny_llama, tmp_path):
     found = teach(pruned_student(tiny_llama, tmp_path), tmp_path, steps=1).distilled
     assert json.loads(json.dumps(dataclasses.asdict(found)))["asked"] == "forward kl"
+
+
+def test_a_text_that_is_read_again_and_again_is_warned_of(tiny_llama, tmp_path, caplog):
+    student = pruned_student(tiny_llama, tmp_path)
+    teach(student, tmp_path, steps=1)
+    assert "learned by heart" not in caplog.text
+    again = pruned_student(tiny_llama, tmp_path / "again")
+    teach(again, tmp_path / "again", steps=30)
+    assert "times; a text read more than 4 times is learned by heart" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_shards_of_a_launcher_are_refused(monkeypatch, tiny_llama, tmp_path, kind):
+    import accelerate
+
+    class Launched:
+        def __init__(self, **_):
+            self.distributed_type = accelerate.DistributedType(kind)
+            self.num_processes = 1
+
+    monkeypatch.setattr(accelerate, "Accelerator", Launched)
+    student = pruned_student(tiny_llama, tmp_path)
+    with pytest.raises(RunError, match=f"launched with {kind}, .* give compress apply --shard"):
+        teach(student, tmp_path)
