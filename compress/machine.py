@@ -131,6 +131,11 @@ def versions() -> dict[str, str]:
     return {"compress": __version__, "python": platform.python_version(), **found}
 
 
+def made_with() -> dict[str, object]:
+    """Versions and code that this process would make a run with."""
+    return {"versions": versions(), "code": code_sha256()}
+
+
 def code_sha256() -> str:
     """sha256 over the source of compress itself: between releases the version says too little."""
     root, digest = Path(__file__).parent, hashlib.sha256()

@@ -10,7 +10,7 @@ from pathlib import Path
 from compress.auto import trial as short
 from compress.auto.candidates import Candidate, candidates, over
 from compress.auto.wanted import excess
-from compress.errors import RequestError, RunError, StorageError
+from compress.errors import ArtifactError, RequestError, RunError, StorageError
 from compress.results import Progress
 from compress.results.choice import (
     FAILED,
@@ -55,6 +55,7 @@ def choose(teacher: Teacher, wanted: Wanted, trials: Trials, sets: Sequence[str]
     Raises:
         ModelError: the teacher is unsupported.
         RecipeError: `sets` fit no recipe.
+        ArtifactError: what lies in a trial's place is no trial's, or damaged.
         StorageError: the disk refused.
     """
     listed = candidates(teacher, wanted, sets=sets, threads=trials.threads)
@@ -84,17 +85,14 @@ def _tried(one: Candidate, number: int, teacher: Teacher, wanted: Wanted, trials
     if one.located is None:
         raise TypeError(f"{one.name}: a candidate that was not ruled out has been read")
     recipe = short.shortened(one.located.recipe, trials.suite)
-    folder = trials.work / short.folder_of(recipe, one.name, teacher, trials.threads)
+    device, threads, timed = trials.device, trials.threads, wanted.min_speed is not None
     try:
+        name = short.folder_of(recipe, one.name, teacher, device=device, threads=threads)
         found = short.carry_out(
-            recipe,
-            folder,
-            device=trials.device,
-            threads=trials.threads,
-            watch=trials.watch,
-            timed=wanted.min_speed is not None,
-        )
-    except StorageError:
+            recipe, trials.work / name, device=device, threads=threads, watch=trials.watch,
+            timed=timed,
+        )  # fmt: skip
+    except (ArtifactError, StorageError):  # what is in the way, or lacks, is no candidate's fault
         raise
     except (RequestError, RunError) as error:
         return _option(one, FAILED, str(error).splitlines()[0])

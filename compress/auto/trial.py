@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress import storage
+import torch
+
+from compress import machine, storage
+from compress.artifact import output
+from compress.errors import ArtifactError
 from compress.recipe import resolve
+from compress.recipe.inputs import inputs
 from compress.recipe.schema import Recipe, Resolved
 from compress.recipe.suite import load_suite
 from compress.results import Measured, Results, from_json
@@ -24,6 +30,7 @@ from compress.results.choice import (
     Wanted,
 )
 from compress.surgery.walk import Watch
+from compress.teacher import sources
 from compress.teacher.folder import Teacher
 
 SAMPLES = 16  # calibration windows at most
@@ -66,10 +73,25 @@ def _shorten(name: str, fields: dict[str, Any]) -> None:
             fields["steps"] = min(fields["steps"], STEPS)
 
 
-def folder_of(recipe: Recipe, name: str, teacher: Teacher, threads: int | None) -> str:
-    """The name of a trial's folder: another recipe, teacher or thread count has another."""
-    told = f"{resolve.canonical_json(recipe)}{teacher.fingerprint}{threads}"
-    return f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+def folder_of(
+    recipe: Recipe, name: str, teacher: Teacher, *, device: str, threads: int | None
+) -> str:
+    """The name of a trial's folder: it ends in a hash over all that decides what is found there.
+
+    Raises:
+        RequestError: what its student begins as cannot be had.
+    """
+    origin = sources.origin_of(recipe, teacher)
+    decided = {
+        "recipe": resolve.canonical_json(recipe),
+        "models": [one.fingerprint for one in (teacher, origin) if one],
+        "inputs": inputs(recipe),
+        "device": device,
+        "threads": threads or torch.get_num_threads(),
+        **machine.made_with(),
+    }
+    content = json.dumps(decided, sort_keys=True)
+    return f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
 def carry_out(
@@ -78,13 +100,20 @@ def carry_out(
     """Run a short recipe, or read what it left; time its student where that is asked.
 
     Raises:
+        ArtifactError: what lies in its place is another run's, or damaged.
         RequestError: it cannot be carried out after all.
         RunError: it failed.
     """
     if not folder.is_dir():
         from compress import pipeline
 
-        pipeline.apply(recipe, out=folder, device=device, threads=threads, watch=watch)
+        try:
+            pipeline.apply(recipe, out=folder, device=device, threads=threads, watch=watch)
+        except ArtifactError as error:
+            there = output.beside(folder, "partial")
+            raise ArtifactError(
+                f"{error}\nIt is a trial's: remove {there}, or give another --work."
+            ) from error
     results = from_json(Results, storage.read_text(folder / "results.json"))
     measured = from_json(Measured, storage.read_text(folder / "measured.json"))
     kl = results.divergence

@@ -7,19 +7,17 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from compress import library, plan, prefixes
+from compress import plan, prefixes
 from compress.errors import RecipeError
 from compress.recipe import resolve
 from compress.recipe.load import Located, locate
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Places
-from compress.recipe.source import mapping as mapping_of
-from compress.recipe.suite import load_suite
 from compress.recipe.sweep import Dimension, LocatedSweep
 from compress.results.swept import Trial
 from compress.surgery.walk import Watch
@@ -30,7 +28,6 @@ Values: TypeAlias = Mapping[str, Any]  # of fields, by dotted name
 Point: TypeAlias = tuple[str, Values]  # a recipe's name or path, and what is varied in it
 T = TypeVar("T")
 _CORNERS = 1024  # combinations of a search that are checked before it begins
-_LONGEST = 200  # characters of a file's name; longer words describe something
 _LABEL = 72  # characters of a folder's name in front of its hash
 
 
@@ -228,38 +225,6 @@ def ordered(candidates: Sequence[Candidate]) -> list[Candidate]:
         groups[1 if not deepest else 2 if deepest in seen else 0].append(one)
         seen.add(deepest)
     return [one for group in groups for one in group]
-
-
-def inputs(recipe: Recipe) -> dict[str, str]:
-    """sha256 of every file of the user's that a recipe names: texts, suites."""
-    texts = [recipe.calibration, *(spec.text for _, spec in recipe.distillations if spec.text)]
-    names = [name for text in texts for name in text.sets]
-    evaluate = recipe.evaluate
-    names += [evaluate.text] if evaluate.text else []
-    if evaluate.suite != "none":
-        suite = load_suite(evaluate.suite)
-        names += [evaluate.suite, suite.perplexity.set, suite.divergence.set]
-    return {str(path): _file_sha256(path) for name in names for path in _files(name)}
-
-
-def _files(name: str) -> Iterator[Path]:
-    """The file that a name means where it is a path, and those beside one of YAML that it names."""
-    if not library.is_path(name):
-        return
-    yield (path := Path(name).expanduser())
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        words = [one for one in mapping_of(path).values() if isinstance(one, str)]
-        beside = [
-            path.parent / one for one in words if len(one) < _LONGEST and library.is_path(one)
-        ]
-        yield from (one for one in beside if one.is_file())
-
-
-def _file_sha256(path: Path) -> str:
-    if not path.is_file():
-        return "missing"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def trial_of(point: Point, name: str) -> Trial:

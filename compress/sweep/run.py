@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from compress import library, storage
+from compress import library, machine, storage
 from compress.compare import compare
 from compress.errors import ArtifactError, RecipeError
 from compress.recipe.sweep import LocatedSweep
@@ -79,7 +79,7 @@ def sweep(
         RunError: it could, and something failed that is no single trial's.
     """
     began, spec = time.monotonic(), ready.located.sweep
-    order = Order(ready.located, out.absolute(), device, Path.cwd(), worker.made_with())
+    order = Order(ready.located, out.absolute(), device, Path.cwd(), machine.made_with())
     board, ended_by = Board(), ""
     with _mine(out):
         work = _begun(order, ready, board)

@@ -15,6 +15,7 @@ from compress.artifact import output, records
 from compress.errors import CompressError, GateMissed, GivenUp, ModelError, RecipeError, RunError
 from compress.evaluate.glance import Hopes
 from compress.prefixes import Shared
+from compress.recipe.inputs import inputs
 from compress.recipe.sweep import LocatedSweep
 from compress.results import Measured, Progress, Results, from_json, to_json
 from compress.results.swept import FINISHED, Trial
@@ -48,18 +49,13 @@ class Order:
             "threads": self.located.sweep.threads,
             "device": self.device,
             "models": planned.fingerprints,
-            "inputs": candidates.inputs(planned.recipe),
+            "inputs": inputs(planned.recipe),
             **self.made_with,
         }
 
     def record(self, name: str) -> Path:
         """Where it is noted what became of a trial."""
         return self.out / TRIALS / f"{name}.json"
-
-
-def made_with() -> dict[str, Any]:
-    """Versions and code that this process would make a trial with."""
-    return {"versions": machine.versions(), "code": machine.code_sha256()}
 
 
 def noted(order: Order, name: str) -> Trial | None:
@@ -97,7 +93,7 @@ def carry_out(order: Order, what: Candidate | Point, tell: Tell) -> Trial:
         RunError: this process is not like the one that gave the order.
     """
     os.chdir(order.here)
-    if unlike := _unlike(made_with(), order.made_with):
+    if unlike := _unlike(machine.made_with(), order.made_with):
         raise RunError(
             f"a worker differs from who began the sweep in {', '.join(unlike)}. All machines of a "
             "sweep need the same code and libraries.",

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from compress import catalogue, library
+from compress import catalogue, library, machine
 from compress.auto import owned, trial, wanted
 from compress.auto.candidates import candidates
 from compress.auto.choosing import Trials, choose
 from compress.catalogue import Catalogue, Measurement
-from compress.errors import RecipeError, SolveError, StorageError
+from compress.errors import ArtifactError, RecipeError, SolveError, StorageError
 from compress.recipe.load import load
 from compress.results.choice import (
     FAILED,
@@ -192,8 +192,46 @@ def test_a_trial_reads_less_and_has_no_gates(teacher, tmp_path):
     short = trial.shortened(healed, "short")
     texts = [spec.text.samples for _, spec in short.distillations]
     assert texts == [trial.TEXT] * 3
-    folders = {trial.folder_of(one, "x", teacher, n) for one in (recipe, short) for n in (1, 2)}
-    assert len(folders) == 4
+
+
+def test_a_trial_is_taken_again_only_where_nothing_that_decides_it_has_changed(
+    teacher, tried, how, tmp_path, monkeypatch
+):
+    folders = []
+
+    def tell(**changed):
+        (tmp_path / "text.txt").write_text(changed.pop("text", "The quick brown fox. " * 90))
+        choice = choose(teacher, Wanted(10**9), replace(how, count=1, **changed), SHORT)
+        folders.append(choice.options[0].trial.folder)
+
+    tell()
+    tell()
+    assert folders[0] == folders[1]
+    tell(threads=2)
+    tell(device="cuda")
+    tell(text="Other words. " * 90)
+    monkeypatch.setattr(machine, "code_sha256", lambda: "of a later version")
+    tell()
+    assert len(set(folders)) == 5
+
+
+def test_what_lies_in_a_trials_place_and_is_anothers_ends_all_and_says_what_to_remove(
+    teacher, tried, how
+):
+    tried.say = {"fp8": ArtifactError("journal.jsonl: of a run that differs in code.")}
+    with pytest.raises(ArtifactError, match="differs in code"):
+        choose(teacher, Wanted(10**9), how, SHORT)
+
+
+def test_an_unfinished_trial_of_another_run_is_told_with_its_remedy(teacher, tmp_path, how):
+    recipe = trial.shortened(load("smoke"), how.suite)
+    there = tmp_path / "work" / "x.partial"
+    there.mkdir(parents=True)
+    (there / "mine.txt").write_text("of the user's")
+    with pytest.raises(ArtifactError, match=r"x\.partial, or give another --work\."):
+        trial.carry_out(
+            recipe, there.with_suffix(""), device="cpu", threads=1, watch=None, timed=False
+        )
 
 
 def test_the_interval_of_a_mean_is_students():

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from compress.errors import RecipeError
+from compress.recipe.inputs import inputs
 from compress.recipe.sweep import load
 from compress.sweep import candidates
 from compress.sweep.candidates import Planner, name_of, named
@@ -44,10 +45,10 @@ def test_names_say_what_is_varied_and_hash_what_decides_the_bytes(planned, tmp_p
     assert name.startswith("mine-bits-3-head-null-")
     assert name == name_of(first, {"threads": 1})
     assert name != name_of(first, {"threads": 2})
-    before = candidates.inputs(first.recipe)
+    before = inputs(first.recipe)
     assert set(before) == {str(tmp_path / "text.txt"), str(tmp_path / "suite.yaml")}
     (tmp_path / "text.txt").write_text("Something else. " * 100)
-    assert candidates.inputs(first.recipe) != before
+    assert inputs(first.recipe) != before
 
 
 def test_one_trial_of_each_beginning_comes_first(planned):
