@@ -21,6 +21,7 @@ from compress.recipe.source import Places
 from compress.recipe.sweep import Dimension, LocatedSweep
 from compress.results.swept import Trial
 from compress.surgery.walk import Watch
+from compress.sweep import measured
 from compress.teacher import headers, sources
 from compress.teacher.headers import Headers
 
@@ -97,7 +98,7 @@ class Planner:
         sets = _sets({**self.located.sweep.set, **values})
         try:
             found = locate(base, list(sets))
-            _check_measured(found.recipe, self.located)
+            measured.check(found.recipe, self.located)
         except RecipeError as error:
             placed = [_placed(text, sets, point, self.located) for text in error.mistakes]
             raise RecipeError(placed) from error
@@ -161,7 +162,9 @@ def check(planner: Planner, points: Iterable[Point]) -> list[Planned]:
     """
     points = list(points)
     _each(planner.load, points)
-    return _each(planner.plan, points)
+    planned = _each(planner.plan, points)
+    measured.check_alike(planned, planner.located)
+    return planned
 
 
 def _each(make: Callable[[Point], T], points: Sequence[Point]) -> list[T]:
@@ -263,27 +266,6 @@ def _keys(recipe: Recipe) -> list[str]:
     around = [explicit.get(name) for name in ("teacher", "student", "calibration")]
     until = (prefixes.recipe_until(recipe, index) for index in range(len(recipe.stages)))
     return [json.dumps([around, one], sort_keys=True) for one in until]
-
-
-def _check_measured(recipe: Recipe, located: LocatedSweep) -> None:
-    """Check that a trial will have the numbers that it is chosen by.
-
-    Raises:
-        RecipeError: nothing measures them.
-    """
-    if recipe.evaluate.suite != "none":
-        return
-    sweep, places = located.sweep, located.places
-    wanted = [(("budget", "kl_mean"), sweep.budget.kl_mean is not None),
-              (("objective",), sweep.objective in ("kl_mean", "perplexity"))]  # fmt: skip
-    mistakes = [
-        f"{places.label(loc)}  {'.'.join(loc)}: evaluate.suite is none, so nothing measures it. "
-        "Choose a suite."
-        for loc, asked in wanted
-        if asked
-    ]
-    if mistakes:
-        raise RecipeError(mistakes)
 
 
 def _sets(values: Values) -> dict[str, str]:

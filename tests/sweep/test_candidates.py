@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from compress import library
 from compress.errors import RecipeError
 from compress.recipe.inputs import inputs
 from compress.recipe.sweep import load
@@ -109,6 +110,35 @@ def test_the_corners_of_a_search_are_planned(planned):
 def test_what_nothing_measures_cannot_be_asked_for(planned):
     with pytest.raises(RecipeError, match=r"sweep\.yaml:4  objective: evaluate.suite is none"):
         planned("recipes: ./mine.yaml\nset: {evaluate.suite: none}\nobjective: kl_mean")
+
+
+@pytest.mark.parametrize("asked", ["objective: kl_mean", "objective: perplexity"])
+def test_numbers_of_two_suites_are_not_ranked(planned, tmp_path, asked):
+    suite = (tmp_path / "suite.yaml").read_text()
+    (tmp_path / "other.yaml").write_text(suite.replace("windows: ", "windows: 1"))
+    text = "recipes: ./mine.yaml\ngrid: {evaluate.suite: [./suite.yaml, ./other.yaml]}\n"
+    with pytest.raises(RecipeError, match=r"\.yaml:4  objective: trials differ in evaluate\.suite"):
+        planned(text + asked)
+    with pytest.raises(RecipeError, match=r"budget\.kl_mean: .* set: \{evaluate\.suite: "):
+        planned(text + "objective: size", budget="{kl_mean: 0.1}")
+    assert len(planned(text + "objective: size")) == 2, "bytes are bytes, whoever judges"
+
+
+def test_numbers_beside_two_teachers_or_on_two_texts_are_not_ranked(planned, tiny_llama, tmp_path):
+    alone = "recipes: ./mine.yaml\nobjective: kl_mean"
+    first = planned(alone)[0].recipe.teacher.model
+    with pytest.raises(RecipeError, match=r"trials differ in teacher\.model"):
+        planned(f"{alone}\ngrid: {{teacher.model: [{first}, {tiny_llama}]}}")
+    with pytest.raises(RecipeError, match=r"trials differ in evaluate\.text"):
+        planned(f"{alone}\ngrid: {{evaluate.text: [null, ./text.txt]}}")
+
+
+@pytest.mark.parametrize("name", library.names("sweeps"))
+def test_a_shipped_sweep_ranks_numbers_of_one_suite_text_and_teacher(name, tmp_path):
+    located = load(name)
+    planner = Planner(located, tmp_path)
+    recipes = [planner.load(point).recipe for point in candidates.grid(located)]
+    assert len({(one.evaluate.suite, one.evaluate.text, one.teacher) for one in recipes}) == 1
 
 
 @pytest.mark.parametrize(
