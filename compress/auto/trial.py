@@ -122,7 +122,7 @@ def carry_out(
         str(folder),
         after.size_bytes,
         interval(kl.kl_mean, kl.window_means) if kl else None,
-        timed_decoding(folder) if timed else None,
+        timed_decoding(folder, threads) if timed else None,
         measured.seconds["total"],
     )
 
@@ -147,11 +147,11 @@ def _student(freedom: int) -> float:
     return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
-def timed_decoding(folder: Path) -> Estimate | None:
+def timed_decoding(folder: Path, threads: int | None) -> Estimate | None:
     """Tokens a second of several timings; None where our runtime cannot run the model."""
     from compress.evaluate import speed
 
-    found = (speed.timings(folder) for _ in range(TIMINGS))
+    found = (speed.timings(folder, threads) for _ in range(TIMINGS))
     rates = sorted(rate for one in found if one and (rate := one.decode_tokens_per_second))
     return Estimate(statistics.median(rates), rates[0], rates[-1]) if rates else None
 

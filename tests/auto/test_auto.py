@@ -338,3 +338,7 @@ def test_a_real_trial_is_a_run_that_is_read_again(teacher, how, monkeypatch):
     assert sum(kl["window_means"]) / 4 == pytest.approx(kl["kl_mean"])
     monkeypatch.setattr(pipeline, "apply", None)
     assert choose(teacher, Wanted(10**9, 50.0), how, SHORT) == first
+    told = []
+    monkeypatch.setattr(pipeline.speed, "timings", lambda folder, threads: told.append(threads))
+    choose(teacher, Wanted(10**9, min_speed=1.0), how, SHORT)
+    assert told == [1] * trial.TIMINGS, "read again, and timed on the threads that were asked for"
