@@ -17,7 +17,7 @@ import torch
 
 from compress import __version__
 from compress.errors import RequestError
-from compress.kernels.precision import prefer_onednn
+from compress.kernels.precision import onednn_preferred, prefer_onednn
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
 
@@ -125,6 +125,17 @@ def compute_dtype(device: str, teacher_dtype: str) -> torch.dtype:
     return torch.bfloat16 if fast and teacher_dtype != "float32" else torch.float32
 
 
+def arithmetic(device: str, dtype: torch.dtype) -> tuple[object, ...]:
+    """What decides the bits of a forward beside weights and tokens: who computes it, and how.
+
+    transformers supplies the arithmetic of every family.
+    """
+    return (
+        device, str(dtype), torch.get_num_threads(), torch.__version__, version("transformers"),
+        torch.backends.cpu.get_cpu_capability(), onednn_preferred(),
+    )  # fmt: skip
+
+
 def versions() -> dict[str, str]:
     """Versions of compress, Python and the libraries that compute."""
     found = {name: version(name) for name in _LIBRARIES}
@@ -132,8 +143,9 @@ def versions() -> dict[str, str]:
 
 
 def made_with() -> dict[str, object]:
-    """Versions and code that this process would make a run with."""
-    return {"versions": versions(), "code": code_sha256()}
+    """Versions, code and processor that this process would make a run with."""
+    processor = torch.backends.cpu.get_cpu_capability()
+    return {"versions": versions(), "code": code_sha256(), "processor": processor}
 
 
 def code_sha256() -> str:

@@ -46,6 +46,11 @@ def prefer_onednn() -> bool:
     return exact
 
 
+def onednn_preferred() -> bool:
+    """Whether oneDNN may make float32 products as this process now stands."""
+    return bool(_cpu.fp32_precision == "bf16")
+
+
 def _error(rows: int, inner: int, columns: int) -> float:
     """The largest error of a product, as a share of its largest entry."""
     seeded = torch.Generator().manual_seed(0)  # the global generator belongs to the run

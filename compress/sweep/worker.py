@@ -35,7 +35,7 @@ class Order:
     out: Path  # absolute
     device: str
     here: Path  # where relative paths of recipes begin
-    made_with: dict[str, Any]  # versions and code of whoever gave it
+    made_with: dict[str, Any]  # versions, code and processor of whoever gave it
 
     @property
     def hopes(self) -> Hopes:
@@ -96,7 +96,7 @@ def carry_out(order: Order, what: Candidate | Point, tell: Tell) -> Trial:
     if unlike := _unlike(machine.made_with(), order.made_with):
         raise RunError(
             f"a worker differs from who began the sweep in {', '.join(unlike)}. All machines of a "
-            "sweep need the same code and libraries.",
+            "sweep need the same code and libraries, and processors of one kind.",
             section="sweep",
         )
     candidate = what if isinstance(what, Candidate) else _chosen(order, what)
@@ -126,7 +126,9 @@ def _unlike(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
         for name in versions
         if here["versions"].get(name) != there["versions"].get(name)
     ]
-    return [*found, *(["the code of compress"] if here["code"] != there["code"] else [])]
+    found += ["the code of compress"] if here["code"] != there["code"] else []
+    kinds = here["processor"], there["processor"]
+    return [*found, *([f"its processor ({kinds[0]}, not {kinds[1]})"] if len({*kinds}) > 1 else [])]
 
 
 def _chosen(order: Order, point: Point) -> Candidate | Trial:

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from compress import library, storage
+from compress import library, machine, storage
 from compress.errors import EvaluationError
+from compress.evaluate import harness
 from compress.evaluate.harness import Bench, check
 from compress.results import items_fingerprint
 from compress.surgery import load
@@ -22,8 +23,6 @@ def test_a_streamed_model_answers_as_lm_evals_own_reader_does(tiny_llama):
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
-
-    from compress.evaluate import harness
 
     ours = bench(tiny_llama).ask(open_folder(tiny_llama), TASKS, (), 12)
     whole = load.materialize(open_folder(tiny_llama), torch.float32)
@@ -63,6 +62,22 @@ def test_a_fingerprinted_model_is_asked_once(tiny_llama, tmp_path):
     assert len([one for one in tmp_path.iterdir() if one.suffix != ".lock"]) == 1
     mute = SimpleNamespace(config=teacher.config)
     assert where.ask(mute, TASKS[:1], (), 4, fingerprint=teacher.fingerprint) == first
+
+
+def test_a_fingerprinted_model_is_asked_anew_where_other_code_computes(
+    tiny_llama, tmp_path, monkeypatch
+):
+    teacher, where = open_folder(tiny_llama), bench(tiny_llama, cache=tmp_path)
+
+    def kept():
+        where.kept_log_likelihoods(teacher, [([1, 2, 3], [4])], teacher.fingerprint)
+        return len([one for one in tmp_path.iterdir() if one.suffix != ".lock"])
+
+    assert (kept(), kept()) == (1, 1)
+    monkeypatch.setattr(machine, "version", lambda name: f"another {name}")
+    assert kept() == 2
+    monkeypatch.setattr(harness, "ALGORITHM", harness.ALGORITHM + 1)
+    assert kept() == 3
 
 
 def cut_short(path):

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from compress import machine
 from compress.surgery import walk
+from compress.teacher import hidden
 from compress.teacher.folder import open_folder
 from compress.teacher.hidden import HiddenCache
 
@@ -35,6 +37,24 @@ def test_the_same_tokens_run_the_teacher_once(teacher, tmp_path, counted):
     cache.get(ids.view(3, 8))
     HiddenCache(teacher, tmp_path / "new").get(ids)  # another dtype
     assert len(counted) == 3
+
+
+def test_what_others_would_compute_otherwise_is_computed_anew(
+    teacher, tmp_path, counted, monkeypatch
+):
+    def get():
+        HiddenCache(teacher, tmp_path).get(torch.arange(8)[None])
+        return len(counted)
+
+    assert (get(), get()) == (1, 1)
+    monkeypatch.setattr(machine, "version", lambda name: f"another {name}")
+    assert get() == 2
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    assert get() == 3
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    assert get() == 4
+    monkeypatch.setattr(hidden, "ALGORITHM", hidden.ALGORITHM + 1)
+    assert get() == 5
 
 
 def test_it_is_what_the_whole_model_says(teacher, tmp_path):
