@@ -6,6 +6,8 @@ What it says of recipes (does a field exist? does a combination make sense?) is 
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,6 +77,21 @@ class Dimension(BaseModel):
     def whole(self) -> bool:
         """Whether a range is one of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
+
+    @property
+    def count(self) -> float:
+        """How many values there are to choose from; of real numbers there is no end."""
+        if self.values is not None:
+            return len({json.dumps(value) for value in self.values})
+        low, high = self.ends
+        return high - low + 1 if self.whole else math.inf
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value may be chosen."""
+        if self.values is not None:
+            return json.dumps(value) in {json.dumps(one) for one in self.values}
+        low, high = self.ends
+        return type(value) in ((int,) if self.whole else (int, float)) and low <= value <= high
 
 
 class Budget(BaseModel):
@@ -189,6 +206,11 @@ class Sweep(BaseModel):
         if search == {} and value is not None:
             raise ValueError(f"{value}, but only a search has a number of them. Leave it out.")
         return value
+
+    @property
+    def most(self) -> float:
+        """How many trials differ that a search can choose."""
+        return len(set(self.recipes)) * math.prod(one.count for one in self.search.values())
 
 
 @dataclass(frozen=True)

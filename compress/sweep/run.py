@@ -16,7 +16,7 @@ from pathlib import Path
 from compress import library, machine, storage
 from compress.compare import compare
 from compress.errors import ArtifactError, RecipeError
-from compress.recipe.sweep import LocatedSweep
+from compress.recipe.sweep import LocatedSweep, Sweep
 from compress.report.compared import page
 from compress.results import to_json
 from compress.results.swept import Swept, Trial
@@ -80,7 +80,7 @@ def sweep(
     """
     began, spec = time.monotonic(), ready.located.sweep
     order = Order(ready.located, out.absolute(), device, Path.cwd(), machine.made_with())
-    board, ended_by = Board(), ""
+    board = Board()
     with _mine(out):
         work = _begun(order, ready, board)
         if watch:
@@ -91,8 +91,8 @@ def sweep(
             crew = tuned.Crew(count, address, spec.budget.seconds)
             tell = (lambda name: watch(board, name)) if watch else (lambda name: None)
             tuned.run(order, work, board, crew, tell)
-            ended_by = _ended(order, board)
-        return _concluded(order, out, board, time.monotonic() - began, ended_by)
+        seconds = time.monotonic() - began
+        return _concluded(order, out, board, seconds, _ended(order, board, seconds))
 
 
 def _begun(order: Order, ready: Ready, board: Board) -> Work:
@@ -118,7 +118,8 @@ def _begun_search(order: Order, planner: Planner, board: Board) -> Work:
             work.known.append((chosen, score(known, spec.objective, spec.budget)))
         else:
             work.begun.append(chosen)
-    work.free = max(0, (spec.trials or 0) - len(work.known) - len(work.begun))
+    tried = len(work.known) + len(work.begun)
+    work.free = max(0, (spec.trials or 0) - tried) if tried < spec.most else 0
     return work
 
 
@@ -141,20 +142,31 @@ def _noted(order: Order) -> Iterator[Trial]:
         if not found or found.recipe not in spec.recipes:
             continue
         chosen = json.dumps([found.recipe, found.fields])
-        if found.fields.keys() == spec.search.keys() and chosen not in met:
+        if _may_choose(spec, found) and chosen not in met:
             met.add(chosen)
             yield found
 
 
-def _ended(order: Order, board: Board) -> str:
+def _may_choose(spec: Sweep, trial: Trial) -> bool:
+    """Whether a search varies the fields of a trial, and may choose its values."""
+    return trial.fields.keys() == spec.search.keys() and all(
+        spec.search[key].holds(json.loads(value)) for key, value in trial.fields.items()
+    )
+
+
+def _ended(order: Order, board: Board, seconds: float) -> str:
     """What ended the trials before the last of them; "" where nothing did."""
     board.end("the time was over; the same command goes on with it")
-    limit = order.located.sweep.budget.wall_clock
-    cut = [one for one in board.trials if one.state in ("waiting", "cut")]
-    fewer = order.located.sweep.search and len(board.trials) < (order.located.sweep.trials or 0)
-    if not limit or not (cut or fewer):
-        return ""
-    return f"wall_clock {limit} is over; the same command goes on with what is left"
+    spec, there = order.located.sweep, len(board.trials)
+    limit, most, asked = spec.budget.wall_clock, spec.budget.seconds, spec.trials or 0
+    cut = any(one.state in ("waiting", "cut") for one in board.trials)
+    if there < asked and there >= spec.most and not cut:
+        return f"trials: {asked} are asked for, and the search can choose no more than {there}"
+    if most is not None and (cut or (there < asked and seconds >= most)):
+        return f"wall_clock {limit} is over; the same command goes on with what is left"
+    if there < asked and not cut:
+        return f"the sampler chose some of {there} trials again; the same command tries more"
+    return ""
 
 
 def _concluded(order: Order, out: Path, board: Board, seconds: float, ended_by: str) -> Swept:

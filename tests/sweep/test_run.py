@@ -1,0 +1,86 @@
+"""What a sweep finds in its folder, and what it leaves there: no Ray, no run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from compress import machine, storage
+from compress.recipe.sweep import Dimension
+from compress.results import to_json
+from compress.results.swept import Trial
+from compress.sweep import run
+from compress.sweep.board import Board
+from compress.sweep.worker import Order
+
+SEARCH = "recipes: ./mine.yaml\nobjective: size\ntrials: 20\nsearch: "
+
+
+@pytest.fixture
+def order(swept, tmp_path):
+    """A sweep's order; trials that were noted in its folder."""
+
+    def make(text, *noted, **fields):
+        found = Order(swept(text, **fields), tmp_path / "out", "cpu", tmp_path, machine.made_with())
+        for number, values in enumerate(noted):
+            told = {key: json.dumps(value) for key, value in values.items()}
+            one = Trial(f"t{number}", "./mine.yaml", told, "made")
+            storage.make_folder(found.record("").parent)
+            storage.write_text(found.record(one.name), to_json(one))
+        return found
+
+    return make
+
+
+def board(*states):
+    found = Board()
+    found.show([Trial(f"t{n}", "a", {}, state) for n, state in enumerate(states)])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("dimension", "held", "others"),
+    [
+        (Dimension(low=1, high=4), (1, 4), (0, 5, 2.0, True, "2", None)),
+        (Dimension(low=0.01, high=0.1, log=True), (0.01, 0.05), (0.2, 0.001, "0.05")),
+        (Dimension(values=(None, "mse", 4)), (None, "mse", 4), ("hessian", 4.5, False)),
+    ],
+)
+def test_a_dimension_holds_what_it_may_choose(dimension, held, others):
+    assert all(dimension.holds(one) for one in held)
+    assert not any(dimension.holds(one) for one in others)
+
+
+def test_what_a_search_may_no_longer_choose_is_not_told_to_its_sampler(order):
+    wide = [{"quantize.damp_percent": 0.01}, {"quantize.damp_percent": 0.3}]
+    narrowed = order(SEARCH + "{quantize.damp_percent: {low: 0.001, high: 0.1}}", *wide)
+    assert [one.name for one in run._noted(narrowed)] == ["t0"]
+    fewer = order(SEARCH + "{quantize.damp_percent: [0.3]}")
+    assert [one.name for one in run._noted(fewer)] == ["t1"]
+
+
+def test_a_search_that_has_chosen_all_there_is_says_so_and_not_that_time_was_over(order):
+    two = order(SEARCH + "{quantize.bits: [4, 8]}", budget="{wall_clock: 30 min}")
+    assert two.located.sweep.most == 2
+    assert "can choose no more than 2" in run._ended(two, board("made", "made"), 100.0)
+    assert "wall_clock 30 min is over" in run._ended(two, board("made", "running"), 100.0)
+    assert "wall_clock 30 min is over" in run._ended(two, board("made"), 1900.0)
+    assert "chose some of 1 trials again" in run._ended(two, board("made"), 100.0)
+    assert run._ended(two, board(*["made"] * 20), 1900.0) == ""
+
+
+def test_a_grid_that_is_made_was_not_ended_by_anything(order):
+    text = "recipes: ./mine.yaml\nobjective: size\ngrid: {quantize.bits: [4, 8]}"
+    grid = order(text, budget="{wall_clock: 30 min}")
+    assert run._ended(grid, board("made", "made"), 9999.0) == ""
+    assert "is over" in run._ended(grid, board("made", "waiting"), 1800.0)
+
+
+def test_nothing_is_drawn_where_all_that_a_search_can_choose_is_tried(order, monkeypatch):
+    text = SEARCH + "{quantize.bits: [4, 8]}"
+    monkeypatch.setattr(run, "_known", lambda order, planner, chosen, one: (one, one.name))
+    half = order(text, {"quantize.bits": 4})
+    assert run._begun_search(half, None, board()).left == 19
+    both = order(text, {"quantize.bits": 4}, {"quantize.bits": 8})
+    assert run._begun_search(both, None, board()).left == 0
