@@ -174,6 +174,9 @@ def _concluded(order: Order, out: Path, board: Board, seconds: float, ended_by: 
     spec, trials = order.located.sweep, board.trials
     made = [one for one in trials if one.state == "made"]
     chosen, front = best(trials, spec.objective), tuple[str, ...]()
+    for name, earned in ((PAGE, made), (BEST, chosen)):
+        if not earned:
+            (out / name).unlink(missing_ok=True)  # an earlier sweep's, with another budget
     if made:
         found = compare([out / TRIALS / one.name for one in made])
         front = found.front.names if found.front else ()

@@ -84,3 +84,13 @@ def test_nothing_is_drawn_where_all_that_a_search_can_choose_is_tried(order, mon
     assert run._begun_search(half, None, board()).left == 19
     both = order(text, {"quantize.bits": 4}, {"quantize.bits": 8})
     assert run._begun_search(both, None, board()).left == 0
+
+
+def test_what_an_earlier_sweep_has_chosen_goes_where_nothing_is_chosen(order, tmp_path):
+    grid = order("recipes: ./mine.yaml\nobjective: size\ngrid: {quantize.bits: [4]}")
+    storage.make_folder(tmp_path / "out")
+    for name in (run.BEST, run.PAGE):
+        (tmp_path / "out" / name).write_text("of an earlier budget")
+    swept = run._concluded(grid, tmp_path / "out", board("stopped"), 1.0, "")
+    assert (swept.best, swept.page) == (None, "")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [run.RECORD]
