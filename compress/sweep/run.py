@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from compress import library, machine, storage
 from compress.compare import compare
-from compress.errors import ArtifactError, RecipeError
+from compress.errors import ArtifactError, RecipeError, shown
 from compress.recipe.sweep import LocatedSweep, Sweep
 from compress.report.compared import page
 from compress.results import to_json
@@ -29,6 +30,7 @@ from compress.sweep.work import Work
 from compress.sweep.worker import TRIALS, Order
 
 PAGE, BEST, RECORD = "compare.html", "best.yaml", "sweep.json"
+_LEFT = re.compile(rf"({'|'.join(map(re.escape, (PAGE, BEST, RECORD)))})\.\d+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -218,9 +220,13 @@ def _mine(out: Path) -> Iterator[None]:
         ArtifactError: another sweep is at work there, or it is something else's.
     """
     known = {TRIALS, worker.SHARED, PAGE, BEST, RECORD, ".tune"}
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - known):
+    if out.exists() and not out.is_dir():
+        raise ArtifactError(f"{out}: is no folder. Choose another --out, or move it away.")
+    there = {path.name for path in out.iterdir()} if out.exists() else set[str]()
+    if others := sorted(name for name in there - known if not _LEFT.fullmatch(name)):
         raise ArtifactError(
-            f"{out}: exists, and is no sweep's. Choose another --out, or move it away."
+            f"{out}: exists, and is no sweep's: it holds {shown(others[0])}. A sweep writes over "
+            "nothing that it did not make. Choose another --out, or move it away."
         )
     storage.make_folder(out)
     descriptor = os.open(out, os.O_RDONLY)
@@ -231,6 +237,8 @@ def _mine(out: Path) -> Iterator[None]:
             raise ArtifactError(
                 f"{out}: another sweep is at work there. Wait for it, or choose another --out."
             ) from error
+        for name in filter(_LEFT.fullmatch, there):  # a driver was killed while it wrote it
+            (out / name).unlink(missing_ok=True)
         yield
     finally:
         os.close(descriptor)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from compress import machine, storage
+from compress.errors import ArtifactError
 from compress.recipe.sweep import Dimension
 from compress.results import to_json
 from compress.results.swept import Trial
@@ -94,3 +95,24 @@ def test_what_an_earlier_sweep_has_chosen_goes_where_nothing_is_chosen(order, tm
     swept = run._concluded(grid, tmp_path / "out", board("stopped"), 1.0, "")
     assert (swept.best, swept.page) == (None, "")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [run.RECORD]
+
+
+def test_what_a_killed_driver_had_not_finished_writing_locks_nobody_out(tmp_path):
+    out = tmp_path / "out"
+    (out / "trials").mkdir(parents=True)
+    for name in (run.PAGE, run.BEST, run.RECORD):
+        (out / f"{name}.4242.tmp").touch()
+    with run._mine(out):
+        assert [path.name for path in out.iterdir()] == ["trials"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "notes.4242.tmp", "compare.html.tmp"])
+def test_a_folder_that_holds_anything_else_is_refused_by_its_name_and_left_as_it_is(tmp_path, name):
+    out = tmp_path / "out"
+    (out / "trials").mkdir(parents=True)
+    (out / name).touch()
+    with pytest.raises(ArtifactError, match=f"it holds {name}"), run._mine(out):
+        pass
+    assert (out / name).exists()
+    with pytest.raises(ArtifactError, match="is no folder"), run._mine(out / name):
+        pass
