@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import math
 import os
 import shutil
 import statistics
@@ -78,8 +79,17 @@ def emit(text: str) -> None:
 
 
 def emit_json(value: Any) -> None:
-    """Write one JSON document."""
-    emit(json.dumps(value, indent=2, ensure_ascii=False))
+    """Write one JSON document: null, as for what is not known, where a number is not finite."""
+    emit(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """Plain data without the numbers that JSON has no words for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextlib.contextmanager

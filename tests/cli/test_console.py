@@ -1,4 +1,6 @@
 import io
+import json
+import math
 import sys
 
 import pytest
@@ -155,3 +157,10 @@ def test_a_table_in_a_pipe_is_as_wide_as_columns_says(capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS")
     console.show(console.fact_table(facts))
     assert 60 < max(map(len, capsys.readouterr().out.splitlines())) <= 120
+
+
+def test_json_has_no_number_that_is_not_one(capsys):
+    estimate = {"value": 0.3, "high": math.inf}
+    console.emit_json({"trials": ({"kl": estimate}, [math.nan, 1, True, None, "inf"])})
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert told == {"trials": [{"kl": {"value": 0.3, "high": None}}, [None, 1, True, None, "inf"]]}
