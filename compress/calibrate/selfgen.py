@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compress import storage
+from compress import machine, storage
 from compress.calibrate import prompts
 from compress.calibrate.pages import ANSWER, GIVEN, REASON, Page, Part, Row, Script, plain
 from compress.errors import CalibrationError, ModelError
@@ -183,8 +183,8 @@ class Author:
         settings: tuple[object, ...] = (*size, asked.seeding, asked.temperature, asked.top_k)
         if asked != Asked(asked.seeding, asked.temperature, asked.top_k):
             settings += (asked.top_p, asked.deduplicate, scripts)
-        machine = (self.device, torch.get_num_threads(), torch.__version__)
-        key = repr((ALGORITHM, BATCH, self.fingerprint, settings, machine))
+        here = machine.arithmetic(self.device, torch.float32)
+        key = repr((ALGORITHM, BATCH, self.fingerprint, settings, here))
         return hashlib.sha256(key.encode()).hexdigest()
 
     def _tell(self, done: int, total: int) -> None:
