@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "compress"
 ROOT = ("__init__", "__main__")  # the package's face may name anything, on use
 RANKS = [
-    {"errors", "results", "library", "families"},
+    {"errors", "results", "library", "families", "apart"},
     {"recipe", "kernels", "anatomy", "storage", "chat", "catalogue"},
     {"shape", "forwards", "machine"},
     {"smaller", "searched"},
@@ -55,6 +55,7 @@ WITHOUT_TORCH = {
     "results",
     "library",
     "families",
+    "apart",
     "recipe",
     "catalogue",
     "anatomy",

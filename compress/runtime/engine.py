@@ -187,7 +187,7 @@ class Engine:
         job = Job(ticket, prompt, min(len(prompt) + request.max_new_tokens, room), request.salt)
         text = TextStream(self.tokenizer.decode, prompt, request.stop)
         ends = frozenset() if request.ignore_eos else self.stop_ids
-        matcher = None if request.grammar is None else self._grammars.matcher(request.grammar)
+        matcher = None if request.grammar is None else self.grammars.matcher(request.grammar)
         chooser = Chooser(request, ends, matcher)
         self._answers[ticket] = Answer(request, job, text, chooser, time.perf_counter())
         self._scheduler.waiting.append(job)
@@ -309,7 +309,8 @@ class Engine:
         self._speculation.forget(ticket)
 
     @cached_property
-    def _grammars(self) -> Grammars:
+    def grammars(self) -> Grammars:
+        """What schemas are read by, for any thread: one that it knows takes `submit` no time."""
         return Grammars(self.tokenizer.to_json(), self.model.vocab_size, sorted(self.stop_ids))
 
 

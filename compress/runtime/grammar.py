@@ -6,6 +6,7 @@ are verified, so that speculation needs nothing of its own here.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,16 +14,17 @@ import torch
 from torch import Tensor
 
 from compress.errors import RequestError, RunError, shown
+from compress.runtime import schemas
 
 if TYPE_CHECKING:
     import llguidance
 
 ANY_OBJECT = '{"type": "object"}'  # what OpenAI's json_object asks for
-_SPACE = r"[\x20\x0A\x0D\x09]{1,40}"  # bounded: a small model may write nothing else for ever
+_KEPT = 16  # schemas that were read
 
 
 class Grammars:
-    """Reads schemas for the tokenizer of one model."""
+    """Reads schemas for the tokenizer of one model. Any thread may ask."""
 
     def __init__(self, tokenizer_json: str, vocab_size: int, ends: Sequence[int]) -> None:
         """Nothing is imported and nothing built before the first schema.
@@ -34,14 +36,29 @@ class Grammars:
         """
         self._json, self._vocab_size, self._ends = tokenizer_json, vocab_size, list(ends)
         self._tokenizer: llguidance.LLTokenizer | None = None
+        self._read: dict[str, llguidance.LLMatcher] = {}  # at their beginning; the latest is last
+        self._lock = threading.Lock()
+
+    def knows(self, schema: str) -> bool:
+        """Whether `matcher` would neither check a schema nor read it anew."""
+        return schema in self._read
 
     def matcher(self, schema: str) -> Matcher:
-        """Begin to follow a JSON schema.
+        """Begin to follow a JSON schema: in no time where it was lately begun, else in seconds.
 
         Raises:
-            RequestError: it is none, or holds what cannot be followed; llguidance is missing; the
-                model has no token that ends an answer.
+            RequestError: it is none, or holds what cannot be followed, or reading it takes too
+                long; llguidance is missing; the model has no token that ends an answer.
         """
+        found = self._read.get(schema) or self._begun(schema)
+        with self._lock:
+            self._read.pop(schema, None)
+            self._read[schema] = found  # as the last one
+            while len(self._read) > _KEPT:
+                del self._read[next(iter(self._read))]
+            return Matcher(found.deep_copy())
+
+    def _begun(self, schema: str) -> llguidance.LLMatcher:
         try:
             from llguidance import LLMatcher
         except ImportError as error:
@@ -51,15 +68,13 @@ class Grammars:
             ) from error
         tokenizer = self._opened()
         try:
-            grammar = LLMatcher.grammar_from_json_schema(
-                schema, overrides={"whitespace_pattern": _SPACE}
-            )
+            schemas.check(schema)
         except ValueError as error:
             raise _refused(str(error)) from error
-        matcher = LLMatcher(tokenizer, grammar, log_level=0)
+        matcher = LLMatcher(tokenizer, schemas.grammar(schema), log_level=0)
         if matcher.is_error():
             raise _refused(matcher.get_error())
-        return Matcher(matcher)
+        return matcher
 
     def _opened(self) -> llguidance.LLTokenizer:
         if self._tokenizer is None:

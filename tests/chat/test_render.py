@@ -8,6 +8,7 @@ import time
 import pytest
 from conftest import CHAT_TEMPLATE
 
+from compress.apart import Apart
 from compress.chat import render
 
 MESSAGES = [
@@ -84,5 +85,5 @@ def test_the_working_folder_is_no_place_to_import_from(tmp_path, monkeypatch):
     (tmp_path / "jinja2.py").write_text("raise SystemExit('ran')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.setattr(render, "_worker", render._Worker())
+    monkeypatch.setattr(render, "_worker", Apart("compress.chat.worker"))
     assert rendered("ok") == "ok"

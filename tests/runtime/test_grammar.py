@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import pytest
 import torch
 
 from compress.errors import RequestError, RunError
+from compress.runtime import schemas
 from compress.runtime.grammar import ANY_OBJECT, Grammars
 from compress.runtime.request import Request, Sampling
 from compress.runtime.sampling import Chooser
@@ -133,7 +135,7 @@ def test_a_token_that_may_not_come_is_an_error_of_the_run(grammars):
     [
         "{bad", "[1]", '{"type": "foo"}', '{"type": "string", "pattern": "("}',
         '{"$ref": "http://example.org/x"}', '{"not": {"type": "string"}}', '{"const": "\ud800"}',
-        '{"type":"array","items":' * 3000 + "{}" + "}" * 3000,
+        '{"type":"array","items":' * 2000 + "{}" + "}" * 2000,
     ],
 )  # fmt: skip
 def test_a_bad_schema_is_refused(grammars, schema):
@@ -141,10 +143,55 @@ def test_a_bad_schema_is_refused(grammars, schema):
         grammars.matcher(schema)
 
 
-def test_without_llguidance_a_schema_is_refused_with_its_remedy(grammars, monkeypatch):
+def slow(patterns):
+    """A schema of patterns that all have to hold: twice the work for each one more."""
+    each = [{"pattern": "a" * count + ".*"} for count in range(1, patterns + 1)]
+    return json.dumps({"type": "string", "allOf": each})
+
+
+def test_a_schema_that_would_be_read_for_ever_is_refused_and_the_next_is_read(
+    grammars, monkeypatch
+):
+    monkeypatch.setattr(schemas, "MAX_SECONDS", 1)
+    assert len(slow(23)) < 1000
+    begun = time.monotonic()
+    with pytest.raises(RequestError, match="did not end within 1 seconds"):
+        grammars.matcher(slow(23))
+    assert time.monotonic() - begun < 3
+    assert not grammars.knows(slow(23))
+    grammars.matcher('{"type": "boolean"}')
+
+
+def test_a_schema_that_is_too_long_is_refused_unread(grammars, monkeypatch):
+    monkeypatch.setattr(schemas, "_reader", None)
+    with pytest.raises(RequestError, match="characters; 65,536 are read"):
+        grammars.matcher(json.dumps({"const": "a" * 65_536}))
+
+
+def test_a_schema_is_read_once_and_each_answer_stands_where_it_stands(tokenizer, monkeypatch):
+    grammars, read = Grammars(tokenizer.to_json(), VOCAB, [END]), []
+    monkeypatch.setattr(schemas, "check", read.append)
+    first, second = grammars.matcher(PERSON), grammars.matcher(PERSON)
+    first.follow(*tokenizer.encode("{", special=False))
+    assert allowed(first) != allowed(second) == allowed(grammars.matcher(PERSON))
+    assert read == [PERSON]
+
+
+def test_only_the_last_schemas_are_kept(tokenizer, monkeypatch):
+    grammars = Grammars(tokenizer.to_json(), VOCAB, [END])
+    monkeypatch.setattr(schemas, "check", lambda schema: None)
+    many = [json.dumps({"const": number}) for number in range(17)]
+    for schema in many[:16]:
+        grammars.matcher(schema)
+    grammars.matcher(many[0])
+    grammars.matcher(many[16])
+    assert [grammars.knows(schema) for schema in many] == [True, False, *[True] * 15]
+
+
+def test_without_llguidance_a_schema_is_refused_with_its_remedy(tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(RequestError, match="pip install llguidance"):
-        grammars.matcher(PERSON)
+        Grammars(tokenizer.to_json(), VOCAB, [END]).matcher(PERSON)
 
 
 def test_a_model_without_an_end_follows_no_schema(tokenizer):

@@ -44,7 +44,7 @@ from compress.runtime.server.answers import (
     usage,
 )
 from compress.runtime.server.limits import Guard, Limits, read_body
-from compress.runtime.server.loop import Answer, Loop, Unavailable
+from compress.runtime.server.loop import Answer, Engine, Loop, Unavailable
 from compress.runtime.server.metrics import Metrics
 from compress.runtime.server.openapi import EVENTS, JSON, Endpoint
 from compress.runtime.server.protocol import (
@@ -126,6 +126,7 @@ class Api:
         self._page = PAGE.read_text(encoding="utf-8")
         self._policy = _policy(self._page)
         self._began = int(time.time())
+        self._reading = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -210,6 +211,14 @@ class Api:
             )
         return name, self._loops[name]
 
+    async def _read_schema(self, engine: Engine, schema: str) -> None:
+        """Read a schema while the engine goes on; RequestError where it cannot be followed."""
+        if engine.grammars.knows(schema):
+            return
+        async with self._reading:  # so that slow ones take one thread, and leave the others
+            if not engine.grammars.knows(schema):
+                await run_in_threadpool(engine.grammars.matcher, schema)
+
     async def _generate(
         self,
         request: Request,
@@ -223,6 +232,8 @@ class Api:
         engine, n = loop.engine, body.n or 1
         ids = await run_in_threadpool(generation.prompts, engine, body)
         asked = generation.requests(body, ids, context=loop.context_tokens)
+        if body.grammar is not None:
+            await self._read_schema(engine, body.grammar)
         answer = await loop.ask(asked, arrived)
         loop.metrics.asked(n, body.limit, asked[0].max_new_tokens)
         choices = [Choice(place, len(one.prompt)) for place, one in enumerate(asked)]

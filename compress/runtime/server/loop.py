@@ -24,6 +24,7 @@ from compress.runtime.server.summary import Facts
 
 LOADING_RETRY_SECONDS = 2
 MAX_RETRY_SECONDS = 60
+CLOSE_SECONDS = 30.0
 _log = logging.getLogger("compress")
 
 State = Literal["loading", "ready", "failed", "closed"]
@@ -34,6 +35,10 @@ class Engine(Protocol):
     """What the loop needs of `compress.runtime.engine.Engine`."""
 
     tokenizer: Any
+
+    @property
+    def grammars(self) -> Any:
+        """What reads schemas."""
 
     @property
     def idle(self) -> bool:
@@ -140,13 +145,16 @@ class Loop:
         self._thread.start()
 
     async def close(self) -> None:
-        """End the thread after the step that is being made; what is unfinished is given up."""
+        """End the thread after the step that is being made; what is unfinished is given up.
+
+        A step that does not end within `CLOSE_SECONDS` ends with the process.
+        """
         self._inbox.put(self._stop)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
 
     @property
     def engine(self) -> Engine:
-        """The engine, for what needs none of its steps (its tokenizer, its limits).
+        """The engine, for what needs none of its steps (its tokenizer, its grammars).
 
         Raises:
             Unavailable: it is not ready.

@@ -44,6 +44,21 @@ class Letters:
         return "".join(f"{one['role'][0]}:{one['content']}\n" for one in messages)
 
 
+class Schemas:
+    """Reads no schema, and knows those that it was given."""
+
+    def __init__(self) -> None:
+        self.known: list[str] = []
+        self.read: Callable[[], None] = lambda: None  # what reading takes
+
+    def knows(self, schema: str) -> bool:
+        return schema in self.known
+
+    def matcher(self, schema: str) -> None:
+        self.read()
+        self.known.append(schema)
+
+
 @dataclass
 class Running:
     ticket: int
@@ -57,7 +72,7 @@ class Scripted:
     def __init__(
         self, text: str = "Hello there, this is a script.", *, max_running: int = 2
     ) -> None:
-        self.tokenizer = Letters()
+        self.tokenizer, self.grammars = Letters(), Schemas()
         self.text, self.max_running = text, max_running
         self.seconds = 0.0  # that a step takes
         self.breaks = False  # the next step raises

@@ -7,7 +7,9 @@ import threading
 import httpx2
 import pytest
 
-from compress.errors import ArtifactError
+from compress.errors import ArtifactError, RequestError
+from compress.runtime.request import Request
+from compress.runtime.server import loop
 
 BODY = {"prompt": "a", "max_tokens": 60, "ignore_eos": True}
 
@@ -55,6 +57,47 @@ def test_who_waits_and_leaves_is_never_begun(slow, serving, stream):
         served.until(lambda: slow.cancelled == [3])
         assert not slow.waiting
         assert len(slow.running) == 2
+
+
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer"}}}
+
+
+def test_others_are_answered_while_a_schema_is_read(script, serving):
+    engine, go = script(), threading.Event()
+    engine.grammars.read = go.wait
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    with serving(engine) as served, pool, served.http() as http:
+        held = {"prompt": "a", "response_format": SCHEMA}
+        waiting = pool.submit(http.post, "/v1/completions", json=held)
+        assert http.post("/v1/completions", json={"prompt": "b"}).status_code == 200
+        assert len(engine.asked) == 1
+        go.set()
+        assert waiting.result().status_code == 200
+    assert len(engine.grammars.known) == 1
+
+
+def test_a_schema_that_cannot_be_followed_is_the_clients_mistake(script, serving):
+    def refuse():
+        raise RequestError("grammar: not a JSON schema that can be followed.")
+
+    engine = script()
+    engine.grammars.read = refuse
+    with serving(engine) as served, served.http() as http:
+        answer = http.post("/v1/completions", json={"prompt": "a", "response_format": SCHEMA})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("grammar: not a JSON schema")
+    assert not engine.asked
+
+
+def test_a_step_that_does_not_end_does_not_keep_the_server(script, serving, monkeypatch):
+    monkeypatch.setattr(loop, "CLOSE_SECONDS", 0.1)
+    engine, go = script(), threading.Event()
+    with serving(engine) as served:
+        engine.step = go.wait
+        served.loop._inbox.put(lambda: engine.submit(Request((1,))))
+        served.until(lambda: not engine.idle)
+    assert served.loop._thread.is_alive()  # and the server is not
+    go.set()
 
 
 def test_one_more_than_may_wait_is_refused_and_told_when_to_come_back(slow, serving):
