@@ -242,7 +242,7 @@ class Api:
         writer = writes(header, body.alternatives is not None, text_of)
         if body.stream:
             options = body.stream_options or StreamOptions()
-            return _Events(generation.events(answer, choices, writer, options), answer)
+            return _Events(generation.events(answer, choices, writer, options, n=n), answer)
         work = generation.collect(answer, choices)
         if not await _attended(request.receive, work):
             return Response(status_code=CLIENT_LEFT)

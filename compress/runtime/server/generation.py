@@ -98,9 +98,9 @@ async def collect(answer: Answer, choices: Sequence[Choice]) -> None:
 
 
 async def events(
-    answer: Answer, choices: Sequence[Choice], writer: Writer, options: StreamOptions
+    answer: Answer, choices: Sequence[Choice], writer: Writer, options: StreamOptions, *, n: int
 ) -> AsyncIterator[bytes]:
-    """An answer as server-sent events, while it is computed."""
+    """An answer, `n` choices for each prompt, as server-sent events, while it is computed."""
     told, always = options.include_usage, options.continuous_usage_stats
     ready = []  # events that have not been handed over: all that there are go in one write
     for choice in choices:
@@ -119,7 +119,7 @@ async def events(
             yield b"".join(ready)
             ready.clear()
     if told:
-        ready.append(_event(writer.closing(), choices, told=told))
+        ready.append(_event(writer.closing(), choices, told=told, n=n))
     yield b"".join([*ready, DONE])
 
 
@@ -172,10 +172,12 @@ def _limit(body: Asked, prompt: int, context: int) -> int:
     return asked
 
 
-def _event(found: BaseModel, used: Sequence[Choice] | None, *, told: bool | None) -> bytes:
+def _event(
+    found: BaseModel, used: Sequence[Choice] | None, *, told: bool | None, n: int = 1
+) -> bytes:
     """One event; `usage` is there, maybe null, when usage was asked for."""
     if told or used is not None:
-        found.usage = usage(used, n=1) if used else None  # type: ignore[attr-defined]
+        found.usage = usage(used, n=n) if used else None  # type: ignore[attr-defined]
     return f"data: {found.model_dump_json(exclude_unset=True)}\n\n".encode()
 
 

@@ -55,6 +55,16 @@ def test_usage_is_told_only_when_asked_for(client, scripted):
     assert raw.endswith("data: [DONE]\n\n")
 
 
+@pytest.mark.parametrize("prompt", ["abcd", ["abcd", "ab"]])
+def test_usage_of_a_stream_is_that_of_the_whole_answer(client, prompt):
+    asked = {"model": "tiny", "prompt": prompt, "n": 2, "max_tokens": 3}
+    whole = client.completions.create(**asked)
+    *_, last = client.completions.create(
+        **asked, stream=True, stream_options={"include_usage": True}
+    )
+    assert last.usage == whole.usage
+
+
 def test_usage_in_every_part(client):
     options = {"include_usage": True, "continuous_usage_stats": True}
     parts = list(
