@@ -128,7 +128,7 @@ class Loop:
         self.watch: Callable[[State], None] = lambda state: None  # told of every new state
         self.most = max_running + max_queued
         self.state: State = "loading"
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.context_tokens = 0  # that the model reads; known when it is ready
         self._engine: Engine
         self._open = 0  # choices that have not ended
@@ -231,7 +231,7 @@ class Loop:
             if piece.finish_reason is not None:
                 self._open -= 1
 
-    def _set(self, state: State, error: Exception | None = None) -> None:
+    def _set(self, state: State, error: BaseException | None = None) -> None:
         self.state, self.error = state, error
         if state == "failed":
             for taken in self._asking:
@@ -250,7 +250,8 @@ class Loop:
                 self._work()
         except _Stopped:
             self._tell(self._set, "closed")
-        except Exception as error:  # noqa: BLE001 - the one door through which a thread's errors leave
+        except BaseException as error:  # noqa: BLE001 - the one door through which a thread's
+            # errors leave; what Rust code gives up with is no Exception
             if not isinstance(error, CompressError):
                 _log.exception("the engine has stopped")
             self._end(error)
@@ -308,7 +309,7 @@ class Loop:
     def _forget(self, ticket: int) -> None:
         del self._answers[ticket]
 
-    def _end(self, error: Exception) -> None:
+    def _end(self, error: BaseException) -> None:
         """Tell everybody who waits that nothing more comes."""
         now = time.perf_counter()
         lost = [

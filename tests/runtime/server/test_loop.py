@@ -179,6 +179,21 @@ def test_an_engine_that_breaks_ends_every_answer(slow, serving, caplog):
         assert "the engine has stopped" in caplog.text
 
 
+def test_an_engine_that_panics_is_one_that_breaks(script, serving):
+    class PanicException(BaseException):
+        """As pyo3 has it: no Exception."""
+
+    def panic():
+        raise PanicException
+
+    engine = script()
+    engine.step = panic
+    with serving(engine) as served, served.http() as http:
+        assert http.post("/v1/completions", json=BODY).status_code == 500
+        assert http.get("/health").status_code == 503
+        assert isinstance(served.loop.error, PanicException)
+
+
 def test_an_engine_that_breaks_ends_a_whole_answer_with_500(slow, serving):
     pool = concurrent.futures.ThreadPoolExecutor()
     with serving(slow) as served, pool, served.http() as http:
