@@ -62,11 +62,12 @@ class Answer:
             reason = self._ended(taken)
             if reason is not None:
                 break
-        if taken == len(chosen.tokens):
+        # an error behind a token that ends the answer is of one that was only proposed
+        if taken == len(chosen.tokens) and (reason is None or chosen.finish_reason == "stop"):
             reason = chosen.finish_reason or reason
         if reason is not None:
             text += self.text.flush()
-        told, error = chosen.logprobs[:taken], chosen.error if reason else None
+        told, error = chosen.logprobs[:taken], chosen.error if reason == "error" else None
         return Piece(text, chosen.tokens[:taken], told, reason, error=error)
 
     def _ended(self, taken: int) -> FinishReason | None:
