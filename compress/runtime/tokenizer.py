@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
+# Characters, or ids: so few that other threads may wait for them. Calls for one text hold the
+# interpreter's lock, those for several, which take a little longer, release it.
+_SHORT = 1024
 
 
 class Tokenizer:
@@ -70,11 +73,15 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text, with what the tokenizer puts around one (such as a first token)."""
-        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        if len(text) <= _SHORT:
+            return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        return list(self._tokenizer.encode_batch([text], add_special_tokens=special)[0].ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        if len(ids) <= _SHORT:
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        return str(self._tokenizer.decode_batch([list(ids)], skip_special_tokens=True)[0])
 
     def ids(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; a text is one user message where there is a chat template.

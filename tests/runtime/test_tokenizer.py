@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 
 import pytest
 
@@ -65,6 +66,31 @@ def test_of_several_templates_the_default_is_used(folder):
 def test_a_refusing_template_is_a_request_error(folder, template):
     with pytest.raises(RequestError, match="chat template refuses"):
         write_template(folder, template).chat(MESSAGES)
+
+
+@pytest.mark.parametrize("work", ["encode", "decode"])
+def test_a_long_text_leaves_the_interpreter_to_other_threads(folder, work):
+    tokenizer = Tokenizer.open(folder)
+    text, ended = "the words of a text " * 20_000, threading.Event()
+    given = text if work == "encode" else tokenizer.encode(text, special=False)
+
+    def worked():
+        getattr(tokenizer, work)(given)
+        ended.set()
+
+    thread, turns = threading.Thread(target=worked), 0
+    thread.start()
+    while not ended.wait(0.001):
+        turns += 1
+    thread.join()
+    assert turns > 10
+
+
+def test_long_and_short_texts_are_read_alike(folder):
+    tokenizer, word = Tokenizer.open(folder), "Grüße 👋 "
+    ids = tokenizer.encode(word, special=False)
+    assert tokenizer.encode(word * 1000, special=False) == ids * 1000
+    assert tokenizer.decode(ids * 1000) == word * 1000
 
 
 def test_a_template_cannot_leave_its_sandbox(folder):
