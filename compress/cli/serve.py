@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from compress.runtime.server.loop import Loop, State
 
 DRAIN_SECONDS = 30  # for answers that are on their way when the server is told to end
+UNREAD_SECONDS = 30  # that what was sent may stay unread before the connection is closed
 BACKLOG = 2048  # connections that the system holds before they are taken
 TEACHER = "teacher"  # its name, beside a student
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "[::1]"})  # names of this machine alone
@@ -264,11 +265,15 @@ def _listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise RequestError(
             f"--host {host} --port {port}: cannot be listened on ({error.strerror}). Choose others."
         ) from error
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; what is taken from it inherits that
+        milliseconds = int(1000 * UNREAD_SECONDS)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    return listening
 
 
 def _run(server: uvicorn.Server, listening: socket.socket, loops: dict[str, Loop]) -> None:

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import httpx2
 import pytest
 
 from compress.artifact import manifest
+from compress.cli import serve
 from compress.runtime.request import Sampling
 
 
@@ -170,12 +172,21 @@ def test_options_of_serve_that_cannot_be(run, tmp_path, options, words):
 
 
 def test_a_taken_port(run, tmp_path):
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, _, err = run("serve", tmp_path, "--port", taken.getsockname()[1])
     assert code == 2
     assert "Address already in use" in err
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
+def test_the_system_closes_a_connection_whose_other_side_does_not_read(monkeypatch):
+    monkeypatch.setattr(serve, "UNREAD_SECONDS", 0.3)
+    with serve._listen("127.0.0.1", 0) as listening:
+        silent = socket.create_connection(listening.getsockname())
+        taken, _ = listening.accept()
+        taken.settimeout(10)
+        with silent, taken, pytest.raises(TimeoutError, match=r"\[Errno"):  # not Python's own
+            taken.sendall(bytes(2**26))
 
 
 def test_bench_times_an_artifact(run, tiny_llama):
