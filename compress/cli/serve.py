@@ -169,6 +169,7 @@ def serve(
         console.say("Note: whoever reaches this address is answered. --api-key-file asks for keys.")
     with _listen(host, port) as listening:
         with console.starting():
+            import torch
             import uvicorn
 
             from compress.artifact.manifest import refuse_changed
@@ -177,12 +178,15 @@ def serve(
             from compress.runtime.server.loop import Loop
             from compress.runtime.server.metrics import Metrics
 
+        # now: an engine that works turns torch's own number down meanwhile
+        settled = threads or torch.get_num_threads()
+
         def opener(model: Path, draft: Path | None) -> Callable[[], Engine]:
             def opens() -> Engine:
                 for one in (model, *([draft] if draft else [])):
                     refuse_changed(one)
                 engine = Engine.open(
-                    model, threads=threads, dtype=dtype, kv_cache=kv_cache,
+                    model, threads=settled, dtype=dtype, kv_cache=kv_cache,
                     max_running=max_running, draft=draft, speculate=speculate, device=device,
                 )  # fmt: skip
                 collect(engine.generate([0], max_new_tokens=2))  # its steps are compiled on use

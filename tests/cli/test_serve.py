@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ import pytest
 
 from compress.artifact import manifest
 from compress.cli import serve
+from compress.machine import computing_with
+from compress.runtime.engine import Engine
 from compress.runtime.request import Sampling
 
 
@@ -187,6 +190,22 @@ def test_the_system_closes_a_connection_whose_other_side_does_not_read(monkeypat
         taken.settimeout(10)
         with silent, taken, pytest.raises(TimeoutError, match=r"\[Errno"):  # not Python's own
             taken.sendall(bytes(2**26))
+
+
+def test_both_models_are_served_on_as_many_threads(tiny_llama, run, monkeypatch):
+    """Torch's number is that of the moment: an engine at work turns it down."""
+    told = []
+    monkeypatch.setattr(Engine, "open", lambda *_, threads, **__: told.append(threads))
+    monkeypatch.setattr(serve, "_run", lambda server, listening, loops: open_all(loops))
+
+    def open_all(loops):
+        for each in loops.values():
+            with computing_with(1), contextlib.suppress(AttributeError):  # there is no engine
+                each._opener()
+
+    with computing_with(3):
+        code, _, err = run("serve", tiny_llama, "--teacher", tiny_llama, "--port", 0)
+    assert (code, told) == (0, [3, 3]), err
 
 
 def test_bench_times_an_artifact(run, tiny_llama):
