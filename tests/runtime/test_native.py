@@ -15,7 +15,7 @@ from compress.kernels.kv import KVScales, fit
 from compress.runtime.batch import alone, gather
 from compress.runtime.ledger import PAGE_TOKENS
 from compress.runtime.model import Model
-from compress.runtime.native import caching
+from compress.runtime.native import caching, layout, step
 from compress.runtime.native.decoder import Decoder, refusal
 from compress.runtime.scheduler import Span
 
@@ -37,6 +37,19 @@ SCHEMES = [
 
 def prompt(tokens, seed=1):
     return torch.randint(0, 256, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("number", [1, 2**31 - 1, 2**31, 2**38])
+def test_what_is_to_do_is_taken_once_in_a_step_of_any_number(number):
+    counts = np.zeros(2 * layout.LINE, np.int64)
+    for this in (number, number + 1):
+        address = counts.ctypes.data
+        assert [step._take(address, this, 3) for _ in range(5)] == [0, 1, 2, -1, -1]
+        for _ in range(3):
+            step._made(address, this)
+        assert counts[layout.LINE] & step._LOW == 3
+        step._await(address, this, 3)
+    assert step._take(address, number, 3) == -1
 
 
 def models(stored):

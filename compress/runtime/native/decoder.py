@@ -11,7 +11,7 @@ from torch import Tensor
 from compress.kernels.activations import Inputs
 from compress.runtime.batch import Batch
 from compress.runtime.linear import Linear
-from compress.runtime.native import attention, layout, products
+from compress.runtime.native import attention, layout, products, step
 from compress.runtime.native.attention import parts
 from compress.runtime.native.lanes import kernels, reading
 from compress.runtime.native.team import Team
@@ -41,6 +41,8 @@ def refusal(model: Model, pages: Pages) -> str | None:
         return f"{other[0]} is multiplied another way ({other[1].path})"
     if settings.head_dim % LANES or cast(Norm, model.norm).gain.shape[-1] % LANES:
         return f"heads or hidden states of a width that is no multiple of {LANES}"
+    if max(STEP_ROWS * settings.kv_heads, model.vocab_size) >> step.STEP:
+        return "more heads or tokens than threads can count"
     return None if numbers in (None, "int8") else f"keys and values are cached as {numbers}"
 
 

@@ -9,8 +9,8 @@ go.
     x ─ norm ─▶ q k v ┊▶ cache ┊▶ attention ┊▶ x + o ┊ norm ─▶ silu(gate) · up ┊▶ x + down ┊
                       ┊ all of it has to be made before anything behind it is begun
 
-What is taken and what is made is counted with the number of the step in the upper half of the
-count, so that counts of an older step are never mistaken for those of this one.
+What is taken and what is made is counted in the lower 24 bits of a count, with the number of the
+step above them, so that counts of an older step are never mistaken for those of this one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from compress.runtime.packed import LANES
 
 _CHUNK = 3  # blocks of sixteen rows that a thread takes at once
 _PATIENCE = 4096  # looks at the others before a thread offers its processor to them
-_LOW = np.int64(0xFFFFFFFF)
+STEP = 24  # the bit of a count at which the number of the step begins
+_LOW = np.int64((1 << STEP) - 1)
 
 sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
@@ -133,9 +134,9 @@ def _take(counts, step, total):
     """What to do next of `total` things; -1: nothing is left, or the step is over."""
     while True:
         seen = look(counts)
-        if seen >> 32 > step or (seen >> 32 == step and seen & _LOW >= total) or total == 0:
+        if seen >> STEP > step or (seen >> STEP == step and seen & _LOW >= total) or total == 0:
             return np.int64(-1)
-        new = seen + 1 if seen >> 32 == step else (step << 32) + 1
+        new = seen + 1 if seen >> STEP == step else (step << STEP) + 1
         if change(counts, seen, new):
             return (new & _LOW) - 1
 
@@ -145,7 +146,7 @@ def _made(counts, step):
     """Count one thing as made."""
     while True:
         seen = look(counts + 8 * LINE)
-        new = seen + 1 if seen >> 32 == step else (step << 32) + 1
+        new = seen + 1 if seen >> STEP == step else (step << STEP) + 1
         if change(counts + 8 * LINE, seen, new):
             return
 
@@ -156,7 +157,7 @@ def _await(counts, step, total):
     looks = 0
     while total > 0:
         seen = look(counts + 8 * LINE)
-        if seen >> 32 > step or (seen >> 32 == step and seen & _LOW == total):
+        if seen >> STEP > step or (seen >> STEP == step and seen & _LOW == total):
             return
         looks += 1
         if looks % _PATIENCE == 0:
