@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compress.kernels.grid import Rounded, ScaleSearch, storable
+from compress.kernels.grid import Rounded, ScaleSearch, storable, weighing
 from compress.kernels.numbers import (
     BITS,
     LARGEST,
@@ -98,9 +98,7 @@ def fit(
     together = grid.scale_rows or rows
     peaks = torch.cat([part.abs().amax(-1) for (part,) in _parts(weight, size)])
     limit = _by_unit(peaks, together).amax(1) / LARGEST[grid.numbers]
-    if search == "hessian" and importance is None:
-        raise ValueError("scales searched by hessian need the importance of every column")
-    known = importance if importance is not None and search == "hessian" else torch.ones(columns)
+    known = weighing(search, importance, columns)
     counts = known.to(limit).view(-1, size)
     least, best = torch.full_like(limit, torch.inf), limit
     for scale in _candidates(limit, grid, search):

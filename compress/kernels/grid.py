@@ -108,13 +108,20 @@ def fit(
     groups = weight.float().reshape(rows, -1, size)
     if search == "none":
         return _spanning(groups, bits, sym, 1.0)
-    if search == "hessian" and importance is None:
-        raise ValueError("scales searched by hessian need the importance of every column")
-    known = importance if importance is not None and search == "hessian" else torch.ones(columns)
+    known = weighing(search, importance, columns)
     weights = known.to(groups).view(-1, size)
     parts = groups.split(max(1, _AT_ONCE // columns))
     found = [_best(part, weights, bits, sym) for part in parts]
     return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
+
+
+def weighing(search: ScaleSearch, importance: Tensor | None, columns: int) -> Tensor:
+    """What the error of each column [I] counts in a search of scales; ones but for hessian."""
+    if search != "hessian":
+        return torch.ones(columns)
+    if importance is None:
+        raise ValueError("scales searched by hessian need the importance of every column")
+    return importance
 
 
 def round_to_nearest(
