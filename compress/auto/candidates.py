@@ -13,6 +13,7 @@ from compress.auto.wanted import excess
 from compress.catalogue import Catalogue, Measurement
 from compress.errors import ModelError, RecipeError, RequestError
 from compress.plan.sizes import Size
+from compress.recipe.gates import in_words
 from compress.recipe.load import Located, locate
 from compress.report import numbers
 from compress.results.choice import Wanted
@@ -108,7 +109,7 @@ def _limits(name: str, wanted: Wanted) -> list[str]:
     """The limits as the recipe itself keeps them: gates, and the budget of one that has one."""
     gates = {}
     if wanted.max_size_bytes is not None:
-        gates["size_max"] = _written(wanted.max_size_bytes)
+        gates["size_max"] = in_words(wanted.max_size_bytes)
     if wanted.max_kl is not None:
         gates["kl_mean_max"] = repr(wanted.max_kl)
     told = ", ".join(f"{gate}: {limit}" for gate, limit in gates.items())
@@ -122,12 +123,6 @@ def _limits(name: str, wanted: Wanted) -> list[str]:
     if wanted.max_kl is not None:
         return [*laid, f"allocate.budget={{kl_mean_max: {wanted.max_kl!r}}}"]
     return laid
-
-
-def _written(nbytes: int) -> str:
-    """A size as a recipe has it, in the largest unit that needs no fraction."""
-    units = (("GB", 10**9), ("MB", 10**6), ("KB", 10**3), ("B", 1))
-    return next(f"{nbytes // one} {unit}" for unit, one in units if nbytes % one == 0)
 
 
 def _beyond(size: Size, wanted: Wanted) -> str:

@@ -46,6 +46,12 @@ def in_bytes(size: str) -> int:
     return int(digits) * _UNITS[size[len(digits) :].strip()]
 
 
+def in_words(nbytes: int) -> str:
+    """The same the other way, in the largest unit that needs no fraction."""
+    unit, one = next((u, n) for u, n in reversed(_UNITS.items()) if nbytes % n == 0)
+    return f"{nbytes // one} {unit}"
+
+
 def _with_unit(value: Any) -> Any:
     return f"{value} B" if isinstance(value, int) and not isinstance(value, bool) else value
 
