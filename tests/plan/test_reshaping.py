@@ -107,20 +107,25 @@ def test_what_a_family_cannot_lose_is_refused(tiny_model, recipe_for):
         "kv_heads: gpt2 has no head_dim: its heads together are as wide as the stream. Cut depth "
         "or ffn instead."
     ]
-    recipe = recipe_for(folder, "stages=[{restructure: {hidden: 0.5}}]")
-    assert mistakes(recipe, folder) == [
-        "hidden: norms of gpt2 do more than scale: no channel can leave their mean. Cut depth or "
-        "ffn instead."
-    ]
 
 
-def test_norms_that_subtract_no_mean_are_refused_for_another_reason(tiny_model, recipe_for):
-    folder = tiny_model("gemma2")
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [
+        ("gpt2", "no channel can leave their mean. Cut depth or ffn instead."),
+        (
+            "gemma2",
+            "they multiply by one more than their weight, and only a weight is rescaled. Cut depth "
+            "or ffn or heads or kv_heads instead.",
+        ),
+    ],
+)
+def test_norms_that_do_more_than_scale_are_refused_with_what_they_do(
+    tiny_model, recipe_for, family, why
+):
+    folder = tiny_model(family)
     recipe = recipe_for(folder, "stages=[{restructure: {hidden: 0.5}}]")
-    assert mistakes(recipe, folder) == [
-        "hidden: norms of gemma2 do more than scale: they multiply by one more than their weight, "
-        "and only a weight is rescaled. Cut depth or ffn or heads or kv_heads instead."
-    ]
+    assert mistakes(recipe, folder) == [f"hidden: norms of {family} do more than scale: {why}"]
 
 
 def test_a_plan_tells_that_a_turned_stream_takes_a_tied_head_along(tiny_model, recipe_for):
