@@ -23,7 +23,7 @@ from compress.kernels.sparsegpt import sparsegpt
 from compress.kernels.wanda import magnitude, wanda
 from compress.recipe.pruning import Pruning
 from compress.results import Limits, LinearResult
-from compress.stages.rounding import joined, unsolved
+from compress.stages.rounding import finite, joined, unsolved
 
 Part = Tensor | Rounded
 
@@ -62,14 +62,8 @@ class Pruner:
             SolveError: one cannot be solved and the recipe does not say to keep it dense.
         """
         parts: dict[str, Part] = {}
-        whole = [linear for linear in linears if torch.isfinite(weights[linear.name]).all()]
-        broken, keep = SolveError("its weights hold NaN or infinite values"), self.on_unsolvable
-        results = [
-            unsolved(linear, self.schemes[linear.name].method, broken, on_unsolvable=keep)
-            for linear in linears
-            if linear not in whole
-        ]
-        for same, group in groupby(whole, key=lambda linear: self._alike(linear.name)):
+        sound, results = finite(linears, weights, self.rows, self._kept)
+        for same, group in groupby(sound, key=lambda linear: self._alike(linear.name)):
             members = list(group)
             try:
                 with _damped(hessian, same) as tools:
@@ -83,11 +77,12 @@ class Pruner:
                     parts.pop(linear.name, None)
                 names = {linear.name for linear in members}
                 results = [r for r in results if r.name not in names]
-                results += [
-                    unsolved(linear, same.method, error, on_unsolvable=self.on_unsolvable)
-                    for linear in members
-                ]
+                results += [self._kept(linear, error) for linear in members]
         return parts, results
+
+    def _kept(self, linear: Linear, error: SolveError) -> LinearResult:
+        method = self.schemes[linear.name].method
+        return unsolved(linear, method, error, on_unsolvable=self.on_unsolvable)
 
     def _alike(self, name: str) -> Pruning:
         """How a linear is pruned, however many zeros it gets: such linears share one inverse."""

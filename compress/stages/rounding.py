@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, zip_longest
@@ -58,12 +58,7 @@ class Rounder:
             SolveError: one cannot be solved and the recipe does not say to keep it dense.
         """
         rounded: dict[str, Rounded] = {}
-        results: list[LinearResult] = []
-        broken = [x for x in linears if not _finite(weights[x.name], self.rows)]
-        for linear in broken:
-            error = SolveError("its weights hold NaN or infinite values")
-            results.append(self._kept(linear, error))
-        sound = [linear for linear in linears if linear not in broken]
+        sound, results = finite(linears, weights, self.rows, self._kept)
         for (scheme, pruned), same in groupby(sound, key=self._treated):
             members = list(same)
             stack = [weights[linear.name] for linear in members]
@@ -310,5 +305,17 @@ def joined(parts: Sequence[Rounded]) -> Rounded:
     return replace(parts[0], codes=codes, scale=scale, zero=zero)
 
 
-def _finite(matrix: Tensor, rows: int) -> bool:
-    return all(bool(torch.isfinite(part).all()) for part in matrix.split(rows))
+def finite(
+    linears: Sequence[Linear],
+    weights: Mapping[str, Tensor],
+    rows: int,
+    kept: Callable[[Linear, SolveError], LinearResult],
+) -> tuple[list[Linear], list[LinearResult]]:
+    """The linears whose weights are finite, looked at by so many rows; what is `kept` of others."""
+    broken = [
+        linear
+        for linear in linears
+        if not all(torch.isfinite(part).all() for part in weights[linear.name].split(rows))
+    ]
+    error = SolveError("its weights hold NaN or infinite values")
+    return [x for x in linears if x not in broken], [kept(x, error) for x in broken]
