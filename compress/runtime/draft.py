@@ -46,7 +46,7 @@ class _Seat:
             self.written.append(int(logits.argmax(-1)))
         else:
             self.drawn.append(distribution(logits, sampling))
-            self.written.append(draw(self.drawn[-1], chance.random()))
+            self.written.append(draw(self.drawn[-1], chance))
 
     def proposal(self) -> Proposal:
         return Proposal(tuple(self.written), torch.stack(self.drawn) if self.drawn else None)

@@ -1,7 +1,7 @@
 """Logits of the wanted rows in, tokens of every request out.
 
     logits ─ grammar ─ logit_bias ─ repetition ─ frequency, presence ─ temperature ─ top_k ─ top_p ─
-    min_p ─▶ probabilities ─ one uniform number ─▶ token
+    min_p ─▶ probabilities ─ one number ─▶ token
 
 Rows are taken one by one: on a CPU a batch of rows of a whole vocabulary costs more, not less.
 """
@@ -13,15 +13,20 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.errors import RunError
 from compress.runtime.grammar import Matcher
 from compress.runtime.request import FinishReason, Logprob, Piece, Request, Sampling
 from compress.runtime.scheduler import NOTHING, Proposal
+
+_LIKELY = 2.0**-10  # share of all from which a token races by itself: at most a thousand do
+_ALL_OTHERS = np.array([-1])
 
 
 def choose_all(logits: Tensor, turns: Sequence[tuple[Chooser, Proposal]]) -> list[Piece]:
@@ -104,7 +109,7 @@ class Chooser:
             return int(adjusted(logits, self.sampling, self._seen).argmax(-1))
         target = distribution(logits, self.sampling, self._seen)
         if proposal.probabilities is None or row == len(proposal.tokens):
-            return draw(target, self._chance.random())
+            return draw(target, self._chance)
         return accept(target, proposal.probabilities[row], proposal.tokens[row], self._chance)
 
     def _ended(self, token: int) -> bool:
@@ -201,17 +206,46 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -torch.inf)
 
 
-def draw(probabilities: Tensor, chance: float) -> int:
-    """The token at which probabilities [V], summed up, pass `chance` in [0, 1) of their sum.
+def draw(probabilities: Tensor, chance: random.Random) -> int:
+    """A token as often as its share of probabilities [V] says, by one number of `chance`.
+
+    Tokens race: each arrives after a time drawn from the exponential distribution of its share, and
+    the first is taken. Its time follows from the number and the token alone. So where sums of
+    another order change the last bits of shares, the token stays unless two came in within those
+    bits; a number held against sums of shares would move with every share. Unlikely tokens run as
+    one, and among themselves only where that arrives first.
 
     Raises RunError where they are not numbers, because the logits were not.
     """
-    sums = probabilities.cumsum(-1, dtype=torch.float64)
-    total = float(sums[-1])
+    shares, key = probabilities.numpy(), chance.getrandbits(64)
+    total = float(shares.sum(dtype=np.float64))
     if not total > 0:
         raise RunError("sampling: the logits are not numbers. Open the model in float32.")
-    # The first sum above it, so never a token of probability 0.
-    return int(torch.searchsorted(sums, min(chance * total, math.nextafter(total, 0)), right=True))
+    likely = np.flatnonzero(shares >= _LIKELY * total)
+    others = total - float(shares[likely].sum(dtype=np.float64))
+    first, arrived = _first(key, likely, shares)
+    if len(likely) and not _times(key, _ALL_OTHERS)[0] < arrived * others:
+        return first
+    unlikely = np.flatnonzero((shares > 0) & (shares < _LIKELY * total))
+    return _first(key, unlikely, shares)[0] if len(unlikely) else first
+
+
+def _first(key: int, tokens: NDArray[np.int64], shares: NDArray[Any]) -> tuple[int, float]:
+    """Which of some tokens arrives first, and when; of none nobody, never."""
+    if not len(tokens):
+        return -1, math.inf
+    times = _times(key, tokens) / shares[tokens]
+    place = int(times.argmin())
+    return int(tokens[place]), float(times[place])
+
+
+def _times(key: int, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    """For each token an exponentially distributed number: SplitMix64 (Steele et al. 2014)."""
+    z = tokens.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return -np.log1p(-((z >> np.uint64(11)) * 2.0**-53))
 
 
 def accept(target: Tensor, draft: Tensor, token: int, chance: random.Random) -> int:
@@ -220,4 +254,4 @@ def accept(target: Tensor, draft: Tensor, token: int, chance: random.Random) -> 
         return token
     rest = (target - draft).clamp(min=0)
     # Nothing is left when both are equal up to rounding.
-    return draw(rest if float(rest.sum()) > 0 else target, chance.random())
+    return draw(rest if float(rest.sum()) > 0 else target, chance)

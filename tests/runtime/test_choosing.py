@@ -56,7 +56,7 @@ def test_proposed_for_certain_or_not_the_text_is_the_same(sampling):
 def test_one_token_is_what_its_distribution_and_chance_say():
     for sampling in SAMPLINGS:
         logits = after([7])
-        chance = random.Random(sampling.seed).random()
+        chance = random.Random(sampling.seed)
         expected = draw(distribution(logits, sampling, Seen([1])), chance)
         assert Chooser(Request((1,), sampling)).choose(logits[None]).tokens == (expected,)
 

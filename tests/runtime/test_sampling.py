@@ -70,7 +70,7 @@ def softmax(x):
 
 def draws(logits, sampling, count=64):
     source = random.Random(sampling.seed)
-    return [draw(distribution(logits, sampling), source.random()) for _ in range(count)]
+    return [draw(distribution(logits, sampling), source) for _ in range(count)]
 
 
 def kept(logits):
@@ -170,14 +170,42 @@ def test_draws_follow_the_probabilities(sampling):
 
 
 def test_a_draw_never_takes_what_has_no_probability():
-    probabilities = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0])
-    for chance, token in ((0.0, 1), (0.2499, 1), (0.25, 3), (math.nextafter(1, 0), 3)):
-        assert draw(probabilities, chance) == token
+    chance = random.Random(0)
+    for unlikely in (0.25, 1e-4):  # alone, and as one with all others
+        probabilities = torch.tensor([0.0, unlikely, 0.0, 1 - unlikely, 0.0])
+        found = [draw(probabilities, chance) for _ in range(50_000 if unlikely < 0.1 else 100)]
+        assert set(found) == {1, 3}
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_draws_follow_a_whole_vocabulary_likely_and_unlikely(flat):
+    from scipy.stats import chisquare  # a second of imports
+
+    logits = torch.zeros(4096) if flat else torch.linspace(4, -4, 4096)
+    told, source = logits.softmax(-1), random.Random(0)
+    found = torch.tensor([draw(told, source) for _ in range(20_000)])
+    counts = torch.bincount(found, minlength=4096).view(-1, 64).sum(1)
+    expected = told.double().view(-1, 64).sum(1)
+    assert chisquare(counts, expected / expected.sum() * 20_000).pvalue > 0.01
+
+
+def test_last_bits_of_logits_change_next_to_no_draw():
+    noise = torch.Generator().manual_seed(0)
+    logits = torch.linspace(6, -6, 4096)[torch.randperm(4096, generator=noise)]
+    drift = torch.linspace(-1, 1, 4096) * 1e-4  # as one: sums of probabilities would all move
+    changed = 0
+    for seed in range(4_000):
+        one, other = (
+            draw(distribution(x, Sampling(1.0, top_p=0.95)), random.Random(seed))
+            for x in (logits, logits + drift)
+        )
+        changed += one != other
+    assert changed <= 2
 
 
 def test_a_model_that_makes_no_numbers_is_told():
     with pytest.raises(RunError, match="not numbers"):
-        draw(distribution(torch.full((4,), torch.nan), Sampling(1.0)), 0.5)
+        draw(distribution(torch.full((4,), torch.nan), Sampling(1.0)), random.Random(0))
 
 
 def test_penalties_count_prompt_and_answer_as_openai_and_vllm_do():

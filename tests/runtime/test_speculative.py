@@ -35,7 +35,7 @@ def test_what_a_draft_drew_is_kept_or_replaced_so_that_it_follows_the_model(seed
     target, draft, chance = one(seed), one(seed + 100), random.Random(seed)
     found, kept = torch.zeros(6), 0
     for _ in range(DRAWS):
-        token = draw(draft, chance.random())
+        token = draw(draft, chance)
         chosen = accept(target, draft, token, chance)
         found[chosen] += 1
         kept += chosen == token
@@ -82,7 +82,7 @@ def test_pairs_of_tokens_are_distributed_as_without_proposals(kind):
         q, proposed, last = [], [], tokens[-1] if tokens else 0
         for _ in range(3):
             q.append(distribution(guess[last], sampling))
-            last = draw(q[-1], chance.random())
+            last = draw(q[-1], chance)
             proposed.append(last)
         return Proposal(tuple(proposed), torch.stack(q))
 
