@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.anatomy import Anatomy
+from compress.anatomy import Anatomy, Block
 
 
 def training_bytes(anatomy: Anatomy, tokens: int, item_bytes: int, *, recompute: bool) -> int:
@@ -14,12 +14,17 @@ def training_bytes(anatomy: Anatomy, tokens: int, item_bytes: int, *, recompute:
         item_bytes: of an activation: 2 in bfloat16, 4 in float32.
         recompute: only what enters each block is kept, and one block at a time.
     """
-    kept = [sum(x.in_features + x.out_features for x in b.linears) for b in anatomy.blocks]
-    norms = 4 * 4 * anatomy.hidden_size  # float32, two norms: in and out
-    blocks = [tokens * (item_bytes * width + norms) for width in kept]
+    blocks = [block_bytes(anatomy, block, tokens, item_bytes) for block in anatomy.blocks]
     if recompute:
         return max(blocks) + 4 * tokens * anatomy.hidden_size * len(blocks)
     return sum(blocks)
+
+
+def block_bytes(anatomy: Anatomy, block: Block, tokens: int, item_bytes: int) -> int:
+    """What the forward of one block keeps for the way back; see `training_bytes`."""
+    width = sum(linear.in_features + linear.out_features for linear in block.linears)
+    norms = 4 * 4 * anatomy.hidden_size  # float32, two norms: in and out
+    return tokens * (item_bytes * width + norms)
 
 
 def training_pass(

@@ -51,7 +51,7 @@ def two_sided(
     Source: the objective is that of Tseng et al. 2025 (YAQA), arXiv:2505.22988, who carry errors on
         by both Cholesky factors at once; GPTQ set by set needs no other solver.
     """
-    W, A = weight.float(), _damped(outputs)
+    W, A = weight.float(), damped(outputs)
     size = W.shape[1] // scale.shape[1]
     codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
     error = torch.zeros_like(W)
@@ -78,7 +78,7 @@ def two_sided(
     return codes
 
 
-def _damped(outputs: Tensor) -> Tensor:
+def damped(outputs: Tensor) -> Tensor:
     """A with its diagonal raised by a share of its mean; that of outputs nobody reads is 1."""
     average = outputs.diagonal().mean()
     if not average > 0:

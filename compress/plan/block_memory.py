@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from compress.anatomy import Block, Linear, parallel_residual
+from compress.forwards import block_bytes
 from compress.plan.footprint import Job
 from compress.recipe.methods import INT8
 from compress.recipe.schema import Quantize
 from compress.recipe.scheme import Scheme
 from compress.results import Limits
 
+_LEARNED = 13  # bytes a weight: latent, its gradient twice, and its code (stages.learned)
 _CUT = 4  # float32 copies of a curvature (kernels.two_sided)
 SLICE = 3.4  # float32 copies of the rows being solved (kernels.gptq), and their codes
 
@@ -31,7 +33,7 @@ class BlockMemory:
     def peak(self) -> int:
         """The most at any moment, the libraries left out."""
         walked = bool(self.spec.smooth) or any(s.needs_hessian for _, s in self.solved())
-        solving = max(self.walk(), self.catch_up()) if walked else self.round()
+        solving = max(self.walk(), self.learn(), self.catch_up()) if walked else self.round()
         if self.spec.method in INT8 and self.spec.needs_calibration:
             solving = max(self.watch(), self.catch_up())
         return max(solving, self.commit())
@@ -94,7 +96,7 @@ class BlockMemory:
         for number, group in enumerate(groups):
             alive = [hessians[number]] if self.spec.true_sequential else hessians[number:]
             here = self.weights() + self.held(group[0][0].shares) + codes + replaced + sum(alive)
-            here += self.beside(group)
+            here += self.beside(group) + self.seen_by_learner()
             here += 4 * sum(linear.weights for linear, _ in group) if self.spec.smooth else 0
             peak = max(peak, here + self.forward(), here + self.solving(group))
             codes += sum(_codes(linear, scheme) for linear, scheme in group)
@@ -102,6 +104,23 @@ class BlockMemory:
             replaced += self.job.item_bytes * sum(linear.weights for linear, _ in group)
             peak = max(peak, here + codes + replaced + 4 * largest)
         return peak
+
+    def seen_by_learner(self) -> int:
+        """What enters the block and what it should make of that; see `stages.learned`."""
+        return 2 * self.held("") if self.spec.learned_rounding else 0
+
+    def learn(self) -> int:
+        """All codes of the block learned at once: latent weights, gradients, what they make."""
+        if not self.spec.learned_rounding:
+            return 0
+        job, seq_len = self.job, self.job.recipe.calibration.seq_len
+        tokens = max(1, self.limits.batch_tokens // seq_len) * seq_len
+        solved = sum(linear.weights for linear, _ in self.solved())
+        kept = block_bytes(job.anatomy, self.block, tokens, job.item_bytes)
+        teacher = self.held("") if self.spec.error_correction else 0
+        held = self.weights() + self.held("") + self.seen_by_learner() + teacher
+        learned = solved * (_LEARNED + 3 * job.item_bytes) + self.codes()
+        return held + learned + 2 * kept + self.forward()
 
     def beside(self, group: Sequence[tuple[Linear, Scheme]]) -> int:
         """For error correction: the teacher's forwards, the drift, and what the linears lack."""

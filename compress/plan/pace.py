@@ -47,6 +47,7 @@ log = logging.getLogger("compress")
 FILE = "pace.json"
 DRAWS = 4  # of `stages.sensitivity`, which needs torch; a test holds them equal
 CURVATURE_WINDOWS = 32  # of `stages.curvature`, the same
+LEARNED_WINDOWS = 8  # of `stages.learned`, in a step
 _KEPT = 5  # runs of one kind and size; older ones are forgotten
 _TOO_SHORT = 1.0  # seconds; such a step found its result in a cache
 _SLOW = 4.0  # a float32 product against a bfloat16 one (216 and 873 GFLOP/s on two cores of Zen 5)
@@ -200,6 +201,8 @@ def _stage_work(job: Job, index: int) -> float:
     walked = sum(linear.weights for block in job.anatomy.blocks[:last] for linear in block.linears)
     forwards = 2 if int8 or spec.error_correction or not spec.true_sequential else 1
     operations += _curvature_work(job) if spec.output_curvature else 0
+    learned = spec.learned_rounding * _measured_tokens(job, LEARNED_WINDOWS) + tokens
+    operations += 2 * 3 * learned * walked if spec.learned_rounding else 0
     return operations + 2 * forwards * tokens * walked
 
 

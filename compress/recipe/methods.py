@@ -58,6 +58,7 @@ GPTQ_ONLY = (
     "sink_weight",
     "error_correction",
     "output_curvature",
+    "learned_rounding",
 )
 USED_BY: dict[str, tuple[str, ...]] = {  # by which methods; all others are used by all
     **dict.fromkeys(GPTQ_ONLY, ("gptq",)),

@@ -177,6 +177,13 @@ class Quantize(BaseModel):
         "and let rows make up for each other's (YAQA). Walks back through the teacher, and solves "
         "three times as long.",
     )
+    learned_rounding: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="Steps in which all codes of a solved block then learn what its outputs should "
+        "be, none further than one step of its grid (SignRound).",
+    )
     targets: Patterns = Field(
         default=("*",), min_length=1, description="Patterns of the block linears to quantize."
     )
@@ -259,6 +266,16 @@ class Quantize(BaseModel):
             raise ValueError(
                 f"{value}, but {method} rounds no inputs: there is nothing to move out of them. "
                 "Use awq, or leave it out."
+            )
+        return value
+
+    @field_validator("learned_rounding")
+    @classmethod
+    def _learns_what_is_solved(cls, value: int, info: ValidationInfo) -> int:
+        if value and info.data.get("smooth") is not None:
+            raise ValueError(
+                f"{value} steps, but smooth: {info.data['smooth']} scales columns when a block is "
+                "finished, and codes learn before that. Leave out one of them."
             )
         return value
 

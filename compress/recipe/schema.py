@@ -199,6 +199,19 @@ class Recipe(BaseModel):
             )
         return value
 
+    @field_validator("evaluate")
+    @classmethod
+    def _holds_what_is_final(cls, value: Evaluate, info: ValidationInfo) -> Evaluate:
+        limited = value.gates and value.gates.linear_error_max is not None
+        for index, stage in enumerate(info.data.get("stages", ())):
+            if limited and stage.quantize and stage.quantize.learned_rounding:
+                raise ValueError(
+                    "gates: linear_error_max holds linears as the solver leaves them, and "
+                    f"stages[{index}].quantize.learned_rounding moves them behind it, each for "
+                    "its block. Leave out one of them."
+                )
+        return value
+
     @field_validator("artifact")
     @classmethod
     def _format_holds_bits(cls, value: Artifact, info: ValidationInfo) -> Artifact:

@@ -99,6 +99,7 @@ class LinearResult:
     largest_columns: tuple[int, ...] = ()  # a few of those columns, the furthest out first
     sparsity: float = 0.0  # fraction of its weights that are zero, where it was pruned
     kept_weights: int | None = None  # how many weights pruning left; None: all
+    learned_codes: float | None = None  # share of its codes that learned rounding moved
 
 
 def fell_back(linear: LinearResult) -> bool:

@@ -245,7 +245,8 @@ def _times(key: int, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
-    return -np.log1p(-((z >> np.uint64(11)) * 2.0**-53))
+    times: NDArray[np.float64] = -np.log1p(-((z >> np.uint64(11)) * 2.0**-53))
+    return times
 
 
 def accept(target: Tensor, draft: Tensor, token: int, chance: random.Random) -> int:

@@ -24,6 +24,7 @@ from compress.machine import give_back_memory
 from compress.results import LinearResult
 from compress.stages.context import Context
 from compress.stages.drift import Drift, Sinks, Teacher, accumulate_windows, energies
+from compress.stages.learned import Learner, Learning
 from compress.stages.stream import Stream, check
 from compress.stages.team import Team
 from compress.student import Student
@@ -64,6 +65,7 @@ def solve_blocks(  # noqa: PLR0913 - all that a walk can be told
     correlated: int = 1,
     step: str,
     finish: Finish = as_solved,
+    learning: Learning | None = None,
 ) -> tuple[list[LinearResult], Callable[[], Tensor]]:
     """Walk a student, solving and committing each of its blocks.
 
@@ -83,6 +85,7 @@ def solve_blocks(  # noqa: PLR0913 - all that a walk can be told
             tell how large they are. For who solves by the diagonal, and only judges by the rest.
         step: what to call this in progress records.
         finish: called for every solved block before it is committed.
+        learning: how the codes of a solved block learn; None: they stay.
 
     Returns:
         One record a linear, and what gives the normed final hidden states [B, T, D] of the solved
@@ -105,12 +108,23 @@ def solve_blocks(  # noqa: PLR0913 - all that a walk can be told
             parts = stream.before(block.index)
             stored = student.block(block.index)
             beside = teacher.beside(block, parts) if teacher else contextlib.nullcontext()
-            with stream.walk.filled(block.index, stored) as module, beside as drift:
-                here = _Block(
-                    stream.walk, block, module, stored, parts, groups, solve, sinks, context.room,
-                    told, team, windows, drift, correlated,
-                )  # fmt: skip
-                rounded, found = solve_block(here)
+            with stream.walk.filled(block.index, stored) as module:
+                learner = (
+                    Learner(learning, stream.walk, block, module, parts, context, windows)
+                    if learning
+                    else None
+                )
+                with beside as drift:
+                    here = _Block(
+                        stream.walk, block, module, stored, parts, groups, solve, sinks,
+                        context.room, told, team, windows, drift, correlated,
+                    )  # fmt: skip
+                    rounded, found = solve_block(here)
+                if learner:
+                    told("codes that learn")
+                    theirs = teacher.behind(block) if teacher else None
+                    rounded, found = learner.learn(stored, rounded, found, theirs)
+                    learner.pass_on(parts)
             check(block, parts, team)
             team.first(partial(_commit, student, block, finish, stored, rounded, found))
             student.finished(block.index)

@@ -69,6 +69,10 @@ class Teacher:
             forwards.finish()
         self._stream.passed(block.index)
 
+    def behind(self, block: Block) -> Sequence[Tensor]:
+        """The teacher's activations [B, T, D] behind a block that it has passed."""
+        return self._stream.before(block.index + 1)
+
 
 @dataclass
 class Drift:

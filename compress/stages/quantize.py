@@ -23,6 +23,7 @@ from compress.stages.context import Context
 from compress.stages.curvature import output_curvature
 from compress.stages.drift import Sinks
 from compress.stages.gate import Gated, with_bits
+from compress.stages.learned import Learning
 from compress.stages.rounding import Rounder
 from compress.stages.team import Team
 from compress.student import HEAD, Student
@@ -62,6 +63,7 @@ def run(student: Student, spec: Quantize, context: Context) -> StageResult:
             correction=spec.error_correction,
             step="quantize",
             finish=enlarging.folded if enlarging else as_solved,
+            learning=_learning(student, spec, outputs),
         )
     else:
         results = solve_weights(student, context, solve, step="quantize")
@@ -89,6 +91,16 @@ def _solve(
         schemes, spec.on_unsolvable, context.limits.solve_rows, kept=kept, outputs=outputs
     )
     return Gated(rounder, asked, context.gate)
+
+
+def _learning(student: Student, spec: Quantize, outputs: Mapping[str, Tensor]) -> Learning | None:
+    """How codes go on where the solver left them, if they do."""
+    if not spec.learned_rounding:
+        return None
+    sinks = Sinks(spec.sink_tokens, spec.sink_weight)
+    return Learning(
+        spec.learned_rounding, sinks, spec.error_correction, outputs, student.kept.keys()
+    )
 
 
 def _outputs(

@@ -106,6 +106,12 @@ def test_each_mistake_is_named_at_its_line_with_what_to_do(write, fields, expect
                                    "mine.yaml:10  ")) for mistake in found)  # fmt: skip
 
 
+def test_a_limit_on_linears_does_not_go_with_codes_that_learn_behind_the_solver(write):
+    text = gates("linear_error_max: 0.1")
+    found = mistakes(write(text), "quantize.learned_rounding=10")
+    assert any("learned_rounding moves them behind it" in mistake for mistake in found), found
+
+
 def test_a_gate_at_the_wrong_place_is_sent_to_its_own(write):
     text = GOOD.replace("suite: quick", "kl_mean_max: 0.1")
     assert "evaluate.kl_mean_max: unknown field. It belongs in gates." in mistakes(write(text))[0]
