@@ -6,6 +6,7 @@ budget.py      whether a budget of bits can be kept, and what it allows at most:
 footprint.py   what each step of a run holds in memory
 solving.py     what the stages hold, which is most of it
 memory.py      the limits that keep it within a budget
+work.py        how many operations each step has
 pace.py        how long, told by the runs that have finished here
 consumers.py   who will open the artifact, and why not
 overview.py    all of it as one `Plan`: `make`

@@ -6,7 +6,6 @@ from compress.families import Role
 from compress.plan import caching, rotation, sizes, teaching
 from compress.plan.block_memory import SLICE, BlockMemory
 from compress.plan.footprint import HEAP, Job
-from compress.plan.pace import CURVATURE_WINDOWS, DRAWS
 from compress.plan.pruning import pruned
 from compress.plan.reshaping import (
     DEPTH_TOKENS,
@@ -18,6 +17,7 @@ from compress.plan.reshaping import (
     SHARED_WINDOWS,
     fitted_roles,
 )
+from compress.plan.work import CURVATURE_WINDOWS, DRAWS
 from compress.recipe.pruning import MEASURED
 from compress.recipe.restructure import Restructure
 from compress.recipe.schema import Prune, Quantize

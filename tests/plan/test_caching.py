@@ -3,7 +3,7 @@ import pytest
 from compress import pipeline
 from compress.artifact.layout import open_artifact
 from compress.errors import RecipeError
-from compress.plan import caching, check, memory, pace, sizes
+from compress.plan import caching, check, memory, sizes, work
 from compress.plan.consumers import consumers
 from compress.plan.footprint import Job
 from compress.results import Limits
@@ -78,5 +78,5 @@ def test_memory_and_work_are_counted(tiny_llama, recipe_for, stages):
     recipe = recipe_for(tiny_llama, stages)
     job = Job(recipe, headers.read(str(tiny_llama)), None, 4)
     assert caching.memory(job, Limits()) > job.base_bytes
-    assert pace.work(job)["compress"] >= caching.work(job) > 0
+    assert work.work(job)["compress"] >= caching.work(job) > 0
     assert memory.predict(job, Limits(), ())["compress"] >= caching.memory(job, Limits())

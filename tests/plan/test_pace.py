@@ -3,7 +3,7 @@ import json
 import pytest
 from anatomies import headers, job, llama
 
-from compress.plan import pace
+from compress.plan import pace, work
 from compress.plan.footprint import Job
 from compress.recipe.load import load
 
@@ -67,7 +67,7 @@ def test_many_tiny_runs_push_out_no_large_one(tmp_path):
     pace.remember(tmp_path, large, {"compress": 4000.0, "evaluate": 900.0}, device="cpu", threads=2)
     for _ in range(30):
         pace.remember(tmp_path, small(), SECONDS, device="cpu", threads=2)
-    assert pace.size_class(pace.work(large)) > pace.size_class(pace.work(small()))
+    assert pace.size_class(work.work(large)) > pace.size_class(work.work(small()))
     found = pace.estimate(tmp_path, large)
     assert found.steps["compress"] == pytest.approx(4000)
     assert pace.estimate(tmp_path, small()).steps["compress"] == pytest.approx(100)
@@ -91,12 +91,12 @@ def test_a_full_disk_does_not_fail_a_finished_run(tmp_path, caplog):
 
 
 def test_work_follows_tokens_and_solvers():
-    gptq = pace.work(small())["compress"]
-    assert pace.work(small("quantize={method: rtn}"))["compress"] < gptq
-    assert pace.work(small("quantize.sweeps=4"))["compress"] > gptq
-    assert pace.work(small("quantize.true_sequential=false"))["compress"] > gptq
+    gptq = work.work(small())["compress"]
+    assert work.work(small("quantize={method: rtn}"))["compress"] < gptq
+    assert work.work(small("quantize.sweeps=4"))["compress"] > gptq
+    assert work.work(small("quantize.true_sequential=false"))["compress"] > gptq
     first = small("quantize.targets=['model.layers.0.*']")  # nobody walks behind it
-    assert pace.work(first)["compress"] < gptq / 3
+    assert work.work(first)["compress"] < gptq / 3
     recipe = load("w4g64-rtn", ["evaluate.suite=none"])
     plain = Job(recipe, headers(llama(512, 1024, 4)), None, 2)
-    assert pace.work(plain)["evaluate"] == 0
+    assert work.work(plain)["evaluate"] == 0

@@ -7,7 +7,7 @@ from anatomies import headers, job, llama
 
 from compress import plan
 from compress.errors import RecipeError
-from compress.plan import budget, memory, overview, pace
+from compress.plan import budget, memory, overview, work
 from compress.plan.consumers import consumers
 from compress.recipe.load import load
 from compress.results import Limits
@@ -124,7 +124,7 @@ def test_memory_and_work_are_told():
     steps = [memory.predict(one, Limits(), ())["compress"] for one in (whole, half, corrected)]
     assert steps == sorted(steps)
     assert steps[0] < steps[-1]
-    works = [pace.work(one)["compress"] for one in (whole, half, corrected)]
+    works = [work.work(one)["compress"] for one in (whole, half, corrected)]
     assert works == sorted(works)
 
 
@@ -132,7 +132,7 @@ def test_what_is_measured_to_share_zeros_out_is_told():
     def told(allocation, **shape):
         stage = f"{{prune: {{method: magnitude, sparsity: 0.5, allocation: {allocation}}}}}"
         one = job(f"stages=[{stage}]", **shape)
-        return memory.predict(one, Limits(), ())["compress"], pace.work(one)["compress"]
+        return memory.predict(one, Limits(), ())["compress"], work.work(one)["compress"]
 
     for shape in ({}, {"width": 576, "hidden": 1536, "blocks": 30}):
         found = [told(allocation, **shape) for allocation in ("uniform", "owl", "sensitivity")]

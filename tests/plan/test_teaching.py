@@ -5,7 +5,7 @@ import pytest
 from compress import pipeline, plan
 from compress.errors import RecipeError
 from compress.forwards import training_pass
-from compress.plan import overview, pace, teaching
+from compress.plan import overview, teaching, work
 from compress.plan.footprint import Job
 from compress.results import Limits
 from compress.surgery.learning import Learner
@@ -61,7 +61,7 @@ def test_training_counts_in_memory_and_time(tiny_llama, recipe_for):
     assert teaching.memory(without, Limits()) == 0
     assert teaching.memory(taught, Limits()) > taught.base_bytes
     steps = 3 * 3 * 64 * 2 * found.anatomy.weights  # there and back
-    assert pace.work(taught)["compress"] > pace.work(without)["compress"] + steps
+    assert work.work(taught)["compress"] > work.work(without)["compress"] + steps
     assert teaching.work(taught, 0) == 0
     rounded = Job(recipe_for(tiny_llama, f"stages={CODES}"), found, None, 4)
     more = teaching.memory(rounded, Limits()) - teaching.memory(taught, Limits())
@@ -104,7 +104,7 @@ def test_a_text_that_the_teacher_writes_takes_its_memory(tiny_llama, recipe_for)
     own = SCALES.replace(FIELDS, f"text: {{set: self, samples: 16, seq_len: 32}}, {FIELDS}")
     job = Job(recipe_for(tiny_llama, f"stages={own}"), headers.read(str(tiny_llama)), None, 4)
     assert job.writes
-    assert pace.work(job)["calibrate"] > 0
+    assert work.work(job)["calibrate"] > 0
 
 
 def test_blocks_that_are_not_there_cannot_be_matched(tiny_llama, recipe_for):

@@ -8,7 +8,7 @@ from conftest import CONFIGS
 from students import IDS, run
 
 from compress.kernels import fisher
-from compress.plan import pace
+from compress.plan import work
 from compress.recipe.schema import Quantize
 from compress.stages import curvature
 from compress.stages.backward import Backward
@@ -84,7 +84,7 @@ def test_only_gptq_knows_outputs():
 
 
 def test_plans_count_the_windows_that_are_read():
-    assert pace.CURVATURE_WINDOWS == curvature.WINDOWS
+    assert work.CURVATURE_WINDOWS == curvature.WINDOWS
 
 
 def test_draws_are_those_of_the_model_itself(tiny_llama, context):

@@ -8,7 +8,7 @@ from conftest import CONFIGS
 from students import run as run_on
 
 from compress.journal import Journal
-from compress.plan import pace
+from compress.plan import work
 from compress.recipe.prune import Prune
 from compress.recipe.schema import Quantize
 from compress.results import Limits
@@ -168,4 +168,4 @@ def test_only_gptq_and_what_is_not_scaled_later_learn():
 
 
 def test_plans_count_the_windows_of_a_step():
-    assert pace.LEARNED_WINDOWS == learned.WINDOWS
+    assert work.LEARNED_WINDOWS == learned.WINDOWS

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from compress.journal import Journal
-from compress.plan import pace
+from compress.plan import work
 from compress.recipe.schema import Allocate, Quantize
 from compress.stages import sensitivity
 from compress.stages.context import Context
@@ -135,4 +135,4 @@ def test_batches_change_what_is_measured_by_rounding_alone(tiny_llama, tmp_path)
 
 
 def test_the_plan_counts_as_many_draws_as_are_made():
-    assert pace.DRAWS == sensitivity.DRAWS
+    assert work.DRAWS == sensitivity.DRAWS
