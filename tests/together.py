@@ -31,7 +31,8 @@ CASES = {  # stages that share their work; windows are odd in number, so that sh
     "gptq": [(quantize, Quantize(bits=8, group_size=32, head=8, error_correction=0.5))],
     "output curvature": [(quantize, Quantize(bits=8, group_size=32, output_curvature=True))],
     "learned rounding": [
-        (quantize, Quantize(bits=8, group_size=32, error_correction=0.5, learned_rounding=4))
+        (quantize, Quantize(bits=8, group_size=32, error_correction=0.5, output_curvature=True,
+                            learned_rounding=4)),
     ],
     "awq": [(quantize, Quantize(method="rtn", bits=8, group_size=32, smooth="awq"))],
     "sparsegpt": [(prune, Prune(method="sparsegpt", sparsity=0.5))],

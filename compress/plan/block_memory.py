@@ -117,6 +117,7 @@ class BlockMemory:
         tokens = max(1, self.limits.batch_tokens // seq_len) * seq_len
         solved = sum(linear.weights for linear, _ in self.solved())
         kept = block_bytes(job.anatomy, self.block, tokens, job.item_bytes)
+        kept += 2 * self.heads() * tokens * seq_len  # probabilities, float32, half of them zero
         teacher = self.held("") if self.spec.error_correction else 0
         held = self.weights() + self.held("") + self.seen_by_learner() + teacher
         learned = solved * (_LEARNED + 3 * job.item_bytes) + self.codes()
@@ -176,15 +177,19 @@ class BlockMemory:
             }[shares]
         )
 
+    def heads(self) -> int:
+        """Query heads."""
+        config = self.job.headers.config
+        return int(config.get("num_attention_heads") or config["n_head"])
+
     def forward(self) -> int:
         """One batch inside the block: attention in float32, or the MLP and its Hessian's inputs."""
         job = self.job
         seq_len = job.recipe.calibration.seq_len
         tokens = max(1, self.limits.batch_tokens // seq_len) * seq_len
         linears = {linear.role: linear for linear in self.block.linears}
-        heads = int(job.headers.config.get("num_attention_heads") or job.headers.config["n_head"])
         inner, outer = linears["down"].in_features, linears["o"].in_features
-        attention = tokens * (4 * 3 * outer + 4 * 3 * 64 * heads)
+        attention = tokens * (4 * 3 * outer + 4 * 3 * 64 * self.heads())
         mlp = tokens * inner * (3 * job.item_bytes + 4)
         return max(attention, mlp) + job.item_bytes * linears["down"].weights
 

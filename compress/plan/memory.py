@@ -100,7 +100,9 @@ def computes_in(teacher_dtype: str) -> int:
 def spilled_bytes(job: Job, limits: Limits) -> int:
     """Bytes of activations, and of what is known of outputs, that live in mapped files."""
     block = job.anatomy.blocks[0].linears
-    widths = [job.anatomy.hidden_size] * 2 + [max(linear.in_features for linear in block)]
+    learned = any(spec.learned_rounding for _, spec in job.recipe.quantizations)
+    streams = 4 if learned else 2
+    widths = [job.anatomy.hidden_size] * streams + [max(linear.in_features for linear in block)]
     sizes = [job.tokens * width * job.item_bytes for width in widths]
     asked = [linear.out_features**2 for linear in job.anatomy.linears]
     known = any(spec.output_curvature for _, spec in job.recipe.quantizations)

@@ -181,6 +181,7 @@ class Quantize(BaseModel):
         default=0,
         ge=0,
         le=10_000,
+        examples=[100],
         description="Steps in which all codes of a solved block then learn what its outputs should "
         "be, none further than one step of its grid (SignRound).",
     )
@@ -323,6 +324,11 @@ class Quantize(BaseModel):
         observed = self.method in ("gptq", "llm_int8") or self.smooth is not None
         observed = observed or self.solver == "gptq"
         return observed or "hessian" in searches or self.activations == "static"
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether linears round what they are given when they multiply."""
+        return self.method in INT8 or self.activations != "none"
 
     def bits_used(self) -> set[int]:
         """Every width that a block linear or the head may get."""

@@ -118,6 +118,19 @@ class Recipe(BaseModel):
 
     @field_validator("stages")
     @classmethod
+    def _gradients_pass(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        rounding = None
+        for index, spec in enumerate(stage.quantize for stage in value):
+            if rounding is not None and spec and spec.learned_rounding:
+                raise ValueError(
+                    f"stages[{index}].quantize.learned_rounding: gradients do not pass linears "
+                    f"that round inputs, as stages[{rounding}] makes them. Move it in front of that."
+                )
+            rounding = index if spec and spec.rounds_inputs else rounding
+        return value
+
+    @field_validator("stages")
+    @classmethod
     def _caches_last(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
         for index, stage in enumerate(value[:-1]):
             if stage.kv_cache:

@@ -212,8 +212,8 @@ def draw(probabilities: Tensor, chance: random.Random) -> int:
     Tokens race: each arrives after a time drawn from the exponential distribution of its share, and
     the first is taken. Its time follows from the number and the token alone. So where sums of
     another order change the last bits of shares, the token stays unless two came in within those
-    bits; a number held against sums of shares would move with every share. Unlikely tokens run as
-    one, and among themselves only where that arrives first.
+    bits, or one crossed the line of the likely; a number held against sums of shares would move
+    with every share. Unlikely tokens run as one, and among themselves only where that is first.
 
     Raises RunError where they are not numbers, because the logits were not.
     """

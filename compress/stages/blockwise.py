@@ -125,6 +125,7 @@ def solve_blocks(  # noqa: PLR0913 - all that a walk can be told
                     theirs = teacher.behind(block) if teacher else None
                     rounded, found = learner.learn(stored, rounded, found, theirs)
                     learner.pass_on(parts)
+                    learner = None  # nor what it keeps, beside the next block's
             check(block, parts, team)
             team.first(partial(_commit, student, block, finish, stored, rounded, found))
             student.finished(block.index)

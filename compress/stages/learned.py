@@ -113,7 +113,8 @@ class Learner:
         last = range(JUDGING - 1, windows, JUDGING)
         self._taught = [window for window in range(windows) if window not in last]
         self._judging = list(last) or self._taught  # of fewer than four windows all judge
-        self._metric = self._known()
+        # the first process alone knows the curvature of outputs
+        self._metric = context.team.first(self._known)
         self._counts = torch.ones(shape[1], device=parts[0].device)
         self._counts[: learning.sinks.tokens] += learning.sinks.weight
 
@@ -151,11 +152,7 @@ class Learner:
             self._put(learned)
         errors = self._errors(learning)
         records = [
-            replace(
-                record,
-                relative_error=errors[record.name],
-                learned_codes=_moved(rounded[record.name], learned[record.name]),
-            )
+            _told(record, errors[record.name], rounded[record.name], learned[record.name])
             if record.name in learned
             else record
             for record in found
@@ -264,6 +261,8 @@ class Learner:
         return parts
 
 
-def _moved(solved: Rounded, learned: Rounded) -> float:
-    """The share of codes that differ."""
-    return float((solved.codes != learned.codes).float().mean())
+def _told(record: LinearResult, error: float, solved: Rounded, learned: Rounded) -> LinearResult:
+    """The record of a linear, of the codes that it has now."""
+    moved = float((solved.codes != learned.codes).float().mean())
+    zeros = float((learned.dequantize() == 0).float().mean()) if record.sparsity else 0.0
+    return replace(record, relative_error=error, learned_codes=moved, sparsity=zeros)

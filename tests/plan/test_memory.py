@@ -112,6 +112,20 @@ def test_activations_past_the_limit_are_counted_on_disk():
     )
 
 
+def test_codes_that_learn_need_what_enters_a_block_and_what_it_should_make_of_that():
+    kept = Limits(resident_bytes=0)
+    learned = job("quantize.learned_rounding=10")
+    more = memory.spilled_bytes(learned, kept) - memory.spilled_bytes(job(), kept)
+    assert more == 2 * 2 * 128 * 512 * 4096
+    short, long = (
+        compress_bytes(
+            "quantize.learned_rounding=10", f"calibration.seq_len={n}", "calibration.samples=8"
+        )
+        for n in (512, 4096)
+    )
+    assert long - short > 2 * 32 * (4096**2 - 512**2)  # what attention keeps for the way back
+
+
 def test_the_arithmetic_is_that_of_the_run():
 
     from compress import machine

@@ -126,6 +126,17 @@ def test_a_mistake_in_what_is_repeated_is_told_once_with_its_line(write, text, s
     assert mistake.startswith(f"mine.yaml:{said}")
 
 
+@pytest.mark.parametrize("first", ["w8a8", "fp8"])
+def test_codes_do_not_learn_behind_linears_that_round_their_inputs(write, first):
+    stages = (
+        f"stages=[{{quantize: {{method: {first}, targets: ['*.down_proj']}}}}, "
+        "{quantize: {learned_rounding: 9, ignore: ['*.down_proj']}}]"
+    )
+    (found,) = mistakes(write(RECIPE), stages)
+    assert "stages[1].quantize.learned_rounding: gradients do not pass linears" in found
+    assert "as stages[0] makes them" in found
+
+
 def test_what_is_repeated_can_be_set(write):
     write(RECIPE)
     assert len(load("mine.yaml", ["repeat.times=2"]).stages) == 6

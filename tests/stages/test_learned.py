@@ -148,10 +148,12 @@ def test_what_was_pruned_stays_zero(tiny_llama, tmp_path):
     spec = Quantize(bits=2, group_size=32, learned_rounding=20)
     result = quantize.run(student, spec, context)
     assert any(record.learned_codes for record in result.linears)
+    shares = {record.name + ".weight": record.sparsity for record in result.linears}
     for block in (0, 1):
         for name, weight in student.block(block).items():
             if name in zeros:
                 assert not weight[zeros[name]].any()
+                assert shares[name] == pytest.approx(float((weight == 0).float().mean()))
 
 
 @pytest.mark.parametrize("windows", [1, 3])
