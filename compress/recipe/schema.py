@@ -124,7 +124,7 @@ class Recipe(BaseModel):
             if rounding is not None and spec and spec.learned_rounding:
                 raise ValueError(
                     f"stages[{index}].quantize.learned_rounding: gradients do not pass linears "
-                    f"that round inputs, as stages[{rounding}] makes them. Move it in front of that."
+                    f"that round inputs, as stages[{rounding}] makes them. Move it in front."
                 )
             rounding = index if spec and spec.rounds_inputs else rounding
         return value

@@ -1,9 +1,9 @@
 """Learned rounding: the codes of a solved block move until the block says more of what it should.
 
 A solver sees one linear at a time. Here all codes of a block learn at once, by the signs of their
-gradients, what the block's outputs should be. A code starts where the solver left it and ends at
-most one step of its grid away; scales stay, so the layout does. What was not learned from judges:
-where its error did not fall, the solver's codes stay.
+gradients, what the block's outputs should be. A code starts where the solver left it; only one that
+was nearly the next one can become that. Scales stay, so the layout does. What was not learned from
+judges: where its error did not fall, the solver's codes stay.
 
 An output counts by how the teacher's distribution moves with it, where that is known (`curvature`);
 a token by one over its size, by which the next norm divides it; the first ones, to which all others
@@ -39,6 +39,7 @@ from compress.surgery.inputs import module_of
 from compress.surgery.walk import Walk
 
 WINDOWS = 8  # of one step
+REACH = 0.1  # of a step of the grid, that a latent weight goes in all: further, and KL rises (log)
 JUDGING = 4  # of so many windows the last is not learned from, and judges
 
 
@@ -144,7 +145,7 @@ class Learner:
         for step, windows in enumerate(self._lessons()):
             self._look(learning, windows)
             for one in learning:
-                one.move((1 - step / self._how.steps) / self._how.steps)
+                one.move(2 * REACH * (1 - step / self._how.steps) / self._how.steps)
         learned = {one.linear.name: one.learned() for one in learning}
         self._put(learned)
         if not self._error() < before:

@@ -72,7 +72,7 @@ def test_the_block_says_more_of_what_it_should_on_windows_that_nobody_learned_fr
     teacher = open_folder(tiny_llama)
     block = teacher.anatomy.blocks[0]
     wanted = outputs(teacher, block)
-    assert cost(moved, wanted, block) < 0.95 * cost(solved, wanted, block)
+    assert cost(moved, wanted, block) < 0.99 * cost(solved, wanted, block)
 
 
 def test_records_tell_of_what_was_learned(both, tiny_llama):
