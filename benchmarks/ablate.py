@@ -55,6 +55,7 @@ EXPERIMENTS: dict[str, list[Sets]] = {
         (f"stages=[{{rotate: {{values: none}}}}, {{quantize: {_W4}}}]",),
         ("quantize.error_correction=0.25",),
         ("quantize.error_correction=0.25", "quantize.output_curvature=true"),
+        ("quantize.learned_rounding=20",),
     ],
 }
 RECIPE = """\
