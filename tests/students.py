@@ -1,5 +1,7 @@
 """Students of tiny teachers, and how far they are from them."""
 
+import shutil
+
 import torch
 
 from compress.journal import Journal
@@ -33,6 +35,13 @@ def cut(teacher, scratch, ids=IDS, **fields):
         ids, "cpu", torch.float32, scratch, limits=Limits(64, 1 << 30), ledger=journal
     )
     return student, restructure.run(student, Restructure(**fields), context)
+
+
+def begin(run, folder):
+    """A copy of a finished run that knows its identity and its first block."""
+    shutil.copytree(run, folder)
+    journal = folder / "journal.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:2]))
 
 
 def states(weights):

@@ -40,6 +40,11 @@ class Rounded:
     scale_rows: int = 1  # neighbouring rows whose scales are equal and stored once; 0: all
     global_scale: float | None = None  # stored scales are these times it; None: just these
 
+    @property
+    def sparsity(self) -> float:
+        """The share of weights that are zero."""
+        return 1 - int(self.dequantize().count_nonzero()) / self.codes.numel()
+
     def dequantize(self) -> Tensor:
         """The weights these codes stand for: [O, I] float32."""
         rows, columns = self.codes.shape

@@ -221,12 +221,13 @@ def draw(probabilities: Tensor, chance: random.Random) -> int:
     total = float(shares.sum(dtype=np.float64))
     if not total > 0:
         raise RunError("sampling: the logits are not numbers. Open the model in float32.")
-    likely = np.flatnonzero(shares >= _LIKELY * total)
+    alone = shares >= _LIKELY * total
+    likely = np.flatnonzero(alone)
     others = total - float(shares[likely].sum(dtype=np.float64))
     first, arrived = _first(key, likely, shares)
     if len(likely) and not _times(key, _ALL_OTHERS)[0] < arrived * others:
         return first
-    unlikely = np.flatnonzero((shares > 0) & (shares < _LIKELY * total))
+    unlikely = np.flatnonzero((shares > 0) & ~alone)
     return _first(key, unlikely, shares)[0] if len(unlikely) else first
 
 

@@ -123,8 +123,7 @@ def solve_blocks(  # noqa: PLR0913 - all that a walk can be told
                 if learner:
                     told("codes that learn")
                     theirs = teacher.behind(block) if teacher else None
-                    rounded, found = learner.learn(stored, rounded, found, theirs)
-                    learner.pass_on(parts)
+                    rounded, found = learner.learn(stored, rounded, found, parts, theirs)
                     learner = None  # nor what it keeps, beside the next block's
             check(block, parts, team)
             team.first(partial(_commit, student, block, finish, stored, rounded, found))

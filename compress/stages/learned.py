@@ -34,7 +34,6 @@ from compress.stages.context import Context
 from compress.stages.drift import Sinks
 from compress.stages.lessons import Order
 from compress.surgery import inputs
-from compress.surgery.gradients import run_with
 from compress.surgery.inputs import module_of
 from compress.surgery.walk import Walk
 
@@ -124,6 +123,7 @@ class Learner:
         stored: Mapping[str, Tensor],
         rounded: Mapping[str, Rounded],
         found: Sequence[LinearResult],
+        parts: Sequence[Tensor],
         theirs: Sequence[Tensor] | None,
     ) -> tuple[dict[str, Rounded], list[LinearResult]]:
         """Move the codes of the block, now that it is solved.
@@ -132,6 +132,7 @@ class Learner:
             stored: its tensors as they were, by name.
             rounded: what its linears have become, by name; in place in the module.
             found: a record of each.
+            parts: what the block gives, [B, T, D]; written where codes move.
             theirs: what the teacher's block gives, [B, T, D]; None where nothing is to be undone.
 
         Returns:
@@ -148,7 +149,10 @@ class Learner:
                 one.move(2 * REACH * (1 - step / self._how.steps) / self._how.steps)
         learned = {one.linear.name: one.learned() for one in learning}
         self._put(learned)
-        if not self._error() < before:
+        if self._error() < before:
+            for part, entered in zip(parts, self._split(self._entered), strict=True):
+                part.copy_(self._walk.call(self._block.index, self._module, entered))
+        else:
             learned = dict(rounded)
             self._put(learned)
         errors = self._errors(learning)
@@ -159,11 +163,6 @@ class Learner:
             for record in found
         ]
         return learned, records
-
-    def pass_on(self, parts: Sequence[Tensor]) -> None:
-        """Write what the block now makes of what entered it, [B, T, D]."""
-        for part, entered in zip(parts, self._split(self._entered), strict=True):
-            part.copy_(self._walk.call(self._block.index, self._module, entered))
 
     def _known(self) -> Tensor | None:
         """How much outputs of the block count, [D, D]; None: all alike.
@@ -200,7 +199,7 @@ class Learner:
                     f"{one.linear.name}.weight": one.weight(self._entered.dtype) for one in learning
                 }
                 entered = self._entered[places]
-                found = run_with(self._walk, self._block, self._module, made, entered)
+                found = self._walk.run(self._block.index, self._module, entered, made)
                 self._cost(found, places).backward()
         for one in learning if self._team.size > 1 else ():
             grad = one.latent.grad
@@ -265,5 +264,5 @@ class Learner:
 def _told(record: LinearResult, error: float, solved: Rounded, learned: Rounded) -> LinearResult:
     """The record of a linear, of the codes that it has now."""
     moved = float((solved.codes != learned.codes).float().mean())
-    zeros = float((learned.dequantize() == 0).float().mean()) if record.sparsity else 0.0
+    zeros = learned.sparsity if record.sparsity else 0.0
     return replace(record, relative_error=error, learned_codes=moved, sparsity=zeros)

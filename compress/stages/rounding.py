@@ -77,8 +77,9 @@ class Rounder:
                 rounded[linear.name] = found
                 result = piece.result(linear, scheme)
                 if pruned:
-                    zeros = 1 - int(found.dequantize().count_nonzero()) / found.codes.numel()
-                    result = replace(result, sparsity=zeros, kept_weights=self.kept[linear.name])
+                    result = replace(
+                        result, sparsity=found.sparsity, kept_weights=self.kept[linear.name]
+                    )
                 if self.probe is not None and found.inputs is not None:
                     shown = product_error(self.probe, weights[linear.name], found)
                     result = replace(result, relative_error=shown)

@@ -62,9 +62,8 @@ class Stream:
 def _activations(walk: Walk, context: Context) -> Sequence[Tensor]:
     """The inputs of block 0, cut into forwards: views of one tensor."""
     batch, seq_len = context.ids.shape
-    prepare(
-        walk, seq_len
-    )  # what blocks are handed takes part in gradients, where some are asked for
+    # what blocks are handed takes part in gradients, where some are asked for
+    prepare(walk, seq_len)
     rows = max(1, context.limits.batch_tokens // seq_len)
     shape = (batch, seq_len, walk.embed(context.ids[:1]).shape[-1])
     hidden = context.room(shape, dtype=context.dtype, device=context.device)

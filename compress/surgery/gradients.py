@@ -6,7 +6,7 @@ computed again when its gradients are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from compress.anatomy import Block
 from compress.surgery.inputs import module_of
@@ -71,24 +70,6 @@ def through_block(
         for name, column in zip(outputs, columns[1:], strict=True)
     }
     return Slopes({n: x.reshape(*windows, -1) for n, x in inputs.items()}, by_output, columns[0])
-
-
-def run_with(
-    walk: Walk, block: Block, module: nn.Module, made: Mapping[str, Tensor], hidden: Tensor
-) -> Tensor:
-    """Run a filled block on [B, T, D] with other parameters in the place of its own.
-
-    Args:
-        walk: of the model, prepared for windows of this length.
-        block: which block.
-        module: the block, filled; not changed.
-        made: parameters by full stored name; gradients reach them.
-        hidden: what enters the block.
-    """
-    args, kwargs = walk._arguments(hidden.shape[1])[block.index]
-    own = {name.removeprefix(block.prefix + "."): weight for name, weight in made.items()}
-    out: Tensor | tuple[Tensor, ...] = functional_call(module, own, (hidden, *args), kwargs)
-    return out[0] if isinstance(out, tuple) else out
 
 
 def through_norm(walk: Walk, hidden: Tensor, above: Tensor) -> Tensor:

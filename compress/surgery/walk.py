@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from compress.anatomy import Anatomy, channels_field, own_channels
 from compress.errors import ModelError, shown
@@ -145,10 +147,25 @@ class Walk:
         """Run one filled block on activations [B, T, D]."""
         return self.run(index, module, hidden)
 
-    def run(self, index: int, module: nn.Module, hidden: Tensor) -> Tensor:
-        """`call`, for those who have switched gradients off themselves."""
+    def run(
+        self,
+        index: int,
+        module: nn.Module,
+        hidden: Tensor,
+        made: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Tensor:
+        """`call`, for those who switch gradients on or off themselves.
+
+        Parameters `made`, by full stored name, take the place of the block's own meanwhile.
+        """
         args, kwargs = self._arguments(hidden.shape[1])[index]
-        out: Tensor | tuple[Tensor, ...] = module(hidden, *args, **kwargs)
+        prefix = self.anatomy.blocks[index].prefix + "."
+        own = {name.removeprefix(prefix): weight for name, weight in made.items()}
+        out: Tensor | tuple[Tensor, ...] = (
+            functional_call(module, own, (hidden, *args), kwargs)
+            if own
+            else module(hidden, *args, **kwargs)
+        )
         return out[0] if isinstance(out, tuple) else out
 
     @torch.inference_mode()
