@@ -20,6 +20,7 @@ from compress.kernels.distillation import Head, Objective, States, distillation
 from compress.kernels.grid import Rounded
 from compress.kernels.masks import pruned
 from compress.kernels.straight_through import start
+from compress.machine import freed_memory_kept
 from compress.recipe.distill import ROUNDED, Distill
 from compress.recipe.loss import Hidden
 from compress.results import Distilled, StageResult, from_json
@@ -80,7 +81,8 @@ def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
         learner, spec, context, unit=student.unit("training"), pruned=frozenset(student.kept),
         lessons=lessons, exam=exam,
     )  # fmt: skip
-    course = training.run()
+    with freed_memory_kept():
+        course = training.run()
     changed = 0
     if course.kept_step:
         learned = partial(_learned, learner, merge=bool(spec.lora))
