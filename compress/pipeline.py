@@ -10,15 +10,12 @@ from typing import Any
 
 import torch
 
-from compress import library, machine, storage
-from compress.artifact import manifest, output, provenance, signature, write
-from compress.artifact.held import Held
-from compress.artifact.layout import open_artifact
+from compress import attempts, library, machine, storage
+from compress.artifact import manifest, output, provenance, signature
 from compress.errors import GateMissed, RequestError, VerificationFailed
-from compress.evaluate import sizes, speed
+from compress.evaluate import speed
 from compress.evaluate.escalate import Attempt, until_accepted
 from compress.evaluate.glance import Hopes
-from compress.evaluate.judge import Asked, Judgement, Reads, Said
 from compress.evaluate.model import evaluate
 from compress.journal import Journal
 from compress.plan import memory, pace
@@ -30,11 +27,9 @@ from compress.recipe.source import Places
 from compress.recipe.suite import suite_of
 from compress.report import markdown, pages, verdict
 from compress.results import (
-    Divergence,
     Limits,
     Measured,
     Results,
-    StageResult,
     Verification,
     to_json,
 )
@@ -52,10 +47,7 @@ from compress.run import (
 )
 from compress.staged import carry_out, student_of
 from compress.stages.team import ALONE, Ended, Team
-from compress.student import Student
-from compress.surgery import load
 from compress.surgery.walk import Watch
-from compress.verify import reference
 from compress.verify.consumers import CONSUMERS
 from compress.verify.run import verify
 
@@ -126,7 +118,7 @@ def apply(  # noqa: PLR0913 - the options of a command
         )
         storage.write_text(folder / "recipe.lock.yaml", run.lock)
         results = until_accepted(
-            partial(_attempt, run, clock, hopes),
+            partial(attempts.judged, run, clock, hopes),
             recipe.evaluate.gates,
             anatomy=made(recipe, run.origin.anatomy, run.origin.config).anatomy,
             widths=recipe.widths,
@@ -194,7 +186,7 @@ def compress_only(
         with clock.step("compress"):
             student = student_of(run, Attempt())
             carry_out(run, student, Attempt())
-            _write(run, student)
+            attempts.write_student(run, student)
     fingerprint = run.windows.fingerprint if run.windows else None
     return {"seconds": clock.seconds["compress"], "calibration_fingerprint": fingerprint}
 
@@ -230,36 +222,6 @@ def _prepare(  # noqa: PLR0913 - the options of a command
 _FREE = Bounded(Limits())
 
 
-def _attempt(run: Run, clock: Clock, hopes: Hopes | None, attempt: Attempt) -> Results:
-    """Make one student and judge it."""
-    gates = run.recipe.evaluate.gates
-    if attempt.number and gates:
-        wider = f"more bits for {len(attempt.raised)} linears, from block {attempt.first_block} on"
-        run.tell("escalate", attempt.number, gates.rounds_max, "round", wider)
-    student = student_of(run, run.team.told(attempt))
-    with clock.step("compress"):
-        try:
-            stages = carry_out(run, student, attempt)
-        except GateMissed as gate:
-            return _ended(run, student, gate)
-        if not (gates and gates.escalates):
-            run.team.dismiss()
-        told = reference.record(
-            Held(student, run.recipe.artifact.format), load.tokenizer(run.teacher.folder)
-        )
-        run.ledger.add(_of(attempt.number, "reference"), told)
-        _write(run, student)
-    with clock.step("evaluate"):
-        if hopes and not (gates and gates.escalates):
-            _look_at(run, hopes)
-        return _judged(run, stages, attempt)
-
-
-def _of(attempt: int, unit: str) -> str:
-    """A unit of the journal that belongs to one attempt."""
-    return f"attempt-{attempt}/{unit}"
-
-
 def _record(run: Run, results: Results) -> None:
     """Write what decided the student and what it is worth, and the hashes of all of it."""
     storage.write_text(run.folder / "results.json", to_json(results))
@@ -273,75 +235,8 @@ def _record(run: Run, results: Results) -> None:
         commit=provenance.checkout_commit(),
     )
     rounds = len(results.verdict.rounds) if results.verdict else 0
-    manifest.write_manifest(run.folder, facts, run.ledger.get(_of(rounds, "reference")))
-
-
-def _write(run: Run, student: Student) -> None:
-    run.tell("write", 0, 1, "artifact")
-    # what a killed process or an attempt before this one wrote counts as whole no more
-    (run.folder / "config.json").unlink(missing_ok=True)
-    write.write(
-        run.folder,
-        student.parts(),
-        anatomy=student.anatomy,
-        config=student.config,
-        tokenizer_files=write.companions(run.origin.folder),
-        format=run.recipe.artifact.format,
-        max_shard_bytes=run.recipe.artifact.max_shard_bytes,
-        kept=student.kept,
-    )
-    run.tell("write", 1, 1, "artifact")
-
-
-def _ended(run: Run, student: Student, gate: GateMissed) -> Results:
-    """What is known of a student whose walk a gate has ended."""
-    before = sizes.side_before(run.teacher, sizes.parts_before(run.teacher), None)
-    linears = (*student.results(), *gate.linears)
-    name, method = next(
-        (stage.name, spec.method)
-        for stage in run.recipe.stages
-        if (spec := stage.quantize or stage.prune)
-    )
-    stages = (StageResult(name, method, linears),)
-    return Results(run.provenance, before, None, None, stages, ())
-
-
-def _look_at(run: Run, hopes: Hopes) -> None:
-    """Look at what was written before all of it is judged.
-
-    Raises:
-        GivenUp: it is far from what is hoped for.
-    """
-    artifact = open_artifact(run.folder)
-    hopes.check_size(artifact.size_bytes)
-    if run.judge and hopes.kl_mean_max is not None:
-        glance = partial(run.judge.glance, run.teacher, artifact)
-        hopes.check(run.once(_of(0, "glance"), Divergence, glance))
-
-
-def _judged(run: Run, stages: tuple[StageResult, ...], attempt: Attempt) -> Results:
-    """Judge what was written, as read back from disk."""
-    artifact, teacher = open_artifact(run.folder), run.teacher
-    parts = sizes.parts_before(teacher)
-    by_part = sizes.by_part(parts, artifact)
-    if (judge := run.judge) is None:
-        before, after = sizes.side_before(teacher, parts, None), sizes.side_after(artifact, None)
-        return Results(run.provenance, before, after, None, stages, by_part)
-    number = attempt.number
-    read = run.once(_of(number, "texts"), Reads, partial(judge.read, teacher, artifact))
-    asked = run.once(_of(number, "tasks"), Asked, partial(judge.ask, teacher, artifact))
-    said = Said(())
-    if "samples" not in run.bounded.left_out:
-        said = run.once(_of(number, "samples"), Said, partial(judge.say, teacher, artifact))
-    return Results(
-        run.provenance,
-        sizes.side_before(teacher, parts, Judgement(read.before, asked.before)),
-        sizes.side_after(artifact, Judgement(read.after, asked.after)),
-        read.divergence,
-        stages,
-        by_part,
-        said.samples,
-    )
+    reference = run.ledger.get(attempts.unit_of(rounds, "reference"))
+    manifest.write_manifest(run.folder, facts, reference)
 
 
 def _measured(run: Run, results: Results, clock: Clock) -> Measured:

@@ -22,6 +22,7 @@ RANKS = [
     {"prefixes"},
     {"run"},
     {"staged"},
+    {"attempts"},
     {"pipeline", "export", "logits"},
     {"compare", "api"},
     {"sweep", "auto"},

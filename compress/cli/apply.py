@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from compress.cli import completion, console, launch
+from compress.cli import completion, console, launch, progress
 from compress.errors import CompressError, GateMissed, RequestError, RunError
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def apply(
         _follow(located.recipe, where, among)
         return
     try:
-        with console.watching(quiet=quiet) as watch:
+        with progress.watching(quiet=quiet) as watch:
             outcome = pipeline.apply(
                 located.recipe,
                 out=folder,
@@ -185,7 +185,7 @@ def evaluate(
     """
     from compress import pipeline
 
-    with console.watching(quiet=quiet) as watch:
+    with progress.watching(quiet=quiet) as watch:
         side, divergence = pipeline.evaluate(
             model, suite=suite, device=found(device), threads=threads, watch=watch
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compress.cli import completion, console
+from compress.cli import completion, console, progress
 from compress.cli.apply import Device, Json, Quiet, Sets, Threads, found
 from compress.cli.recipes import write_new
 from compress.errors import ModelError, RecipeError, RequestError
@@ -85,7 +85,7 @@ def auto(
     from compress.auto import owned
     from compress.auto.choosing import Trials
 
-    with console.watching(quiet=quiet) as watch:
+    with progress.watching(quiet=quiet) as watch:
         how = Trials(folder, trials, suite, found(device), threads, watch)
         choice = _chosen(teacher, wanted, how, sets or ())
     if choice.chosen:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compress import storage
-from compress.cli import completion, console
+from compress.cli import completion, console, progress
 from compress.cli.apply import Device, Json, Quiet, Threads
 from compress.errors import RequestError
 
@@ -98,7 +98,7 @@ def _judge(
     from compress import pipeline
     from compress.cli.apply import found
 
-    with console.watching(quiet=quiet) as watch:
+    with progress.watching(quiet=quiet) as watch:
         yield functools.partial(
             pipeline.evaluate, suite=suite, device=found(device), threads=threads, watch=watch
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from compress.cli import console
+from compress.cli import console, progress
 from compress.cli.apply import Device, Json, Quiet, Threads, found
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def export(
     """
     from compress import export as room
 
-    with console.watching(quiet=quiet) as watch:
+    with progress.watching(quiet=quiet) as watch:
         made = room.export(folder, format=format, out=out, watch=watch)
     if json:
         console.emit_json({**facts(made), "exact": made.difference.exact})
@@ -72,7 +72,7 @@ def logits(
     from compress.recipe.load import locate
 
     located = locate(recipe, sets or ())
-    with console.watching(quiet=quiet) as watch:
+    with progress.watching(quiet=quiet) as watch:
         made = room.export(
             located.recipe, out=out, top_k=top_k, device=found(device), threads=threads, watch=watch
         )

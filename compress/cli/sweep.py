@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from compress.cli import completion, console
+from compress.cli import completion, console, progress
 from compress.cli.apply import Device, Json, Quiet, found
 from compress.report import numbers
 from compress.results.swept import Swept, Trial
@@ -69,7 +69,7 @@ def sweep(
     located = load(sweep)
     from compress import sweep as sweeps  # imports torch: only once the file is known to be right
 
-    with console.watching(quiet=quiet) as watch:
+    with progress.watching(quiet=quiet) as watch:
         ready = sweeps.plan(located, watch=watch)
     if dry_run:
         _show_plan(ready, json=json)
@@ -264,9 +264,9 @@ def _plain(value: object) -> str:
 
 
 def _state(row: Row) -> str:
-    trial, progress = row.trial, row.progress
-    if trial.state == "running" and progress:
-        return f"{progress.step} {console.count(progress)}"
+    trial, last = row.trial, row.progress
+    if trial.state == "running" and last:
+        return f"{last.step} {progress.count(last)}"
     again = f", begun again {trial.restarts} ×" if trial.restarts else ""
     return trial.state + again
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compress.cli import console
+from compress.cli import console, progress
 from compress.cli.apply import Json, Quiet
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def verify(
         check_signature(folder, signature)
     consumers = () if no_consumers else CONSUMERS
     pythons = Pythons(vllm_python, llama_python)
-    with console.watching(quiet=quiet) as watch:
+    with progress.watching(quiet=quiet) as watch:
         found = run.verify(folder, consumers=consumers, pythons=pythons, watch=watch)
     if json:
         console.emit_json({**dataclasses.asdict(found), "passed": found.passed})
