@@ -1,6 +1,7 @@
 """The teacher writes its own text: no data set, and exactly the distribution it models.
 
-Sampling from the model itself; after LLM-QAT (Liu et al. 2023, arXiv:2305.17888). To prompts, with
+Sampling from the model itself, from first words or from any token; after LLM-QAT (Liu et al. 2023,
+arXiv:2305.17888), whose first token is drawn from the whole vocabulary. To prompts, with
 reasons before answers: Hsieh et al. 2023 (Distilling Step-by-Step), arXiv:2305.02301.
 """
 
@@ -98,7 +99,8 @@ class Author:
             seed: decides every draw.
             options: the fields of `Asked`. `seeding` says what a document begins with where there
                 are no prompts: "openers", a few fixed words or, half of the time when there is a
-                chat template, a question; "bos", the beginning-of-text token. `deduplicate`
+                chat template, a question; "vocabulary", any of its tokens that are text; "bos",
+                the beginning-of-text token. `deduplicate`
                 leaves out a document that was written before, token by token.
 
         Returns:
@@ -233,11 +235,26 @@ def _openers(tokenizer: PreTrainedTokenizerBase, seeding: str) -> list[list[int]
                 "seeding: bos: the teacher has no such token. Use seeding: openers."
             )
         return [begin]
+    if seeding == "vocabulary":
+        return _words(tokenizer)
     if seeding != "openers":
-        raise CalibrationError(f"seeding: {seeding!r} is neither openers nor bos.")
+        raise CalibrationError(f"seeding: {seeding!r} is none of openers, vocabulary, bos.")
     texts = [tokenizer(text)["input_ids"] for text in OPENERS]
     turns = [prompts.turn(tokenizer, question) for question in QUESTIONS if tokenizer.chat_template]
     return texts + turns * (len(texts) // len(QUESTIONS))
+
+
+def _words(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Every token that is text by itself, behind what the tokenizer puts in front of a text."""
+    front = tokenizer("")["input_ids"]
+    ids = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
+    texts = tokenizer.batch_decode([[one] for one in ids])
+    return [[*front, one] for one, text in zip(ids, texts, strict=True) if _is_text(text)]
+
+
+def _is_text(text: str) -> bool:
+    """Whether a token holds something to read, and no half of a character."""
+    return bool(text.strip()) and "\ufffd" not in text
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:

@@ -32,7 +32,7 @@ _WALK_TOKENS = 4096  # surgery.walk: of one forward, when text is read
 _LOGITS_TOKENS, _LOGITS_COPIES = 512, 9  # evaluate.text: what comparing two models holds at a time
 _LOGITS_IN_HEAP = 17  # the same where a copy is smaller than what the C library keeps: 32 MiB
 _WRITER_BATCH = 32  # calibrate.selfgen
-WRITERS = ("self", "teacher")  # sets whose text the teacher writes
+WRITERS = ("self", "teacher", "words")  # sets whose text the teacher writes
 
 
 @dataclass(frozen=True)

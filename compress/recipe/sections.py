@@ -97,9 +97,10 @@ class Calibration(BaseModel):
     )
     prompts: Prompts = Field(
         default=None,
-        description="Sets that the teacher writes only (`self`, `teacher`): what each document "
-        "begins with, drawn from a list, or from a file: .txt, one a line, or .jsonl, in the field "
-        '"prompt". The first turn of a conversation, where the teacher has a chat template.',
+        description="Sets that the teacher writes only (`self`, `teacher`, `words`): what each "
+        "document begins with, drawn from a list, or from a file: .txt, one a line, or .jsonl, in "
+        'the field "prompt". The first turn of a conversation, where the teacher has a chat '
+        "template.",
         examples=['["Why is the sky blue?", "Write a short story about a lighthouse."]'],
     )
     templates: tuple[str, ...] | None = Field(

@@ -60,13 +60,26 @@ def test_every_document_begins_with_an_opener(author, tokenizer):
     assert all(text.startswith(openers) for text in texts)
 
 
+def test_documents_may_begin_with_any_token_that_is_text(author, tokenizer):
+    words = selfgen._openers(tokenizer, "vocabulary")
+    firsts = [word[-1] for word in words]
+    assert len(set(firsts)) == len(firsts)
+    assert {tokenizer(letter)["input_ids"][-1] for letter in "azAZ09"} <= set(firsts)
+    assert not set(firsts) & set(tokenizer.all_special_ids)
+    assert all(tokenizer.decode([first]).strip() for first in firsts)
+    front = len(tokenizer("")["input_ids"])
+    ids = author(16, 8, 0, seeding="vocabulary")
+    assert set(ids[:, front].tolist()) <= set(firsts)
+    assert len(set(ids[:, front].tolist())) > 8
+
+
 def test_without_a_template_there_are_no_questions(author, tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", None)
     assert len(selfgen._openers(tokenizer, "openers")) == len(selfgen.OPENERS)
 
 
 def test_a_seeding_that_cannot_be_is_refused(author, tiny_tied):
-    with pytest.raises(CalibrationError, match="neither openers nor bos"):
+    with pytest.raises(CalibrationError, match="none of openers, vocabulary, bos"):
         author(1, 8, 0, seeding="x")
     without = load.tokenizer(tiny_tied)
     without.bos_token = None
