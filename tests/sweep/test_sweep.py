@@ -52,9 +52,9 @@ def test_twelve_trials_one_of_them_killed_are_those_of_a_serial_run(run, tmp_pat
         if not killed and sum(one.state == "made" for one in board.trials) >= 4:
             row = board.rows.get(name)
             if row and row.trial.state == "running" and row.progress:
-                victim = trials_at_work()[0]
-                os.kill(victim.pid, signal.SIGKILL)
-                killed.append(victim.pid)
+                for victim in trials_at_work()[:1]:  # none at times: all between two reports
+                    os.kill(victim.pid, signal.SIGKILL)
+                    killed.append(victim.pid)
 
     found = run(TWELVE, kill_one)
     assert killed
