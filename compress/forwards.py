@@ -1,8 +1,35 @@
-"""What a forward keeps for the way back, and so how many windows a model can learn from at once."""
+"""What forwards keep, and so how many windows a model can learn from, or write, at once."""
 
 from __future__ import annotations
 
 from compress.anatomy import Anatomy, Block
+
+_PAGE_ROWS = 32, 128  # the fewest and the most that are written in step
+_PAGE_BYTES = 2**30
+_LOGITS = 4 * 4  # bytes a word: float32, and three copies while one is drawn
+
+
+def writing_rows(anatomy: Anatomy, seq_len: int) -> int:
+    """How many rows of tokens a model writes in step: more take less time each, and more memory."""
+    least, most = _PAGE_ROWS
+    fitting = _PAGE_BYTES // writing_bytes(anatomy, 1, seq_len)
+    return max(least, min(most, fitting // least * least))
+
+
+def writing_bytes(anatomy: Anatomy, rows: int, seq_len: int) -> int:
+    """What writing so many rows holds beside weights: keys and values, and logits."""
+    return rows * (kv_bytes(anatomy, seq_len) + _LOGITS * anatomy.vocab_size)
+
+
+def kv_bytes(anatomy: Anatomy, tokens: int) -> int:
+    """Keys and values of a whole model, two bytes each."""
+    return 2 * 2 * tokens * sum(map(_key_width, anatomy.blocks))
+
+
+def _key_width(block: Block) -> int:
+    """Width of a token's keys; a third of what one linear makes of queries, keys and values."""
+    linear = next(x for role in ("k", "qkv") for x in block.linears if x.role == role)
+    return linear.out_features // (3 if linear.role == "qkv" else 1)
 
 
 def training_bytes(anatomy: Anatomy, tokens: int, item_bytes: int, *, recompute: bool) -> int:

@@ -20,9 +20,8 @@ from desk import SIZES, furnish, lay_out, map_to, small
 import compress
 from compress import library
 from compress import plan as plans
-from compress.calibrate import sets
 from compress.cli import app, manual
-from compress.recipe import sweep
+from compress.recipe import sweep, text_set
 from compress.recipe.load import load
 from compress.recipe.schema import Calibration, Recipe
 from compress.recipe.source import mapping
@@ -219,7 +218,7 @@ def validate(data: object, path: Path) -> None:
     elif "recipes" in keys:
         sweep.load(str(path))
     elif "kind" in keys:
-        sets.describe(Calibration(set=str(path)))
+        text_set.describe(Calibration(set=str(path)))
     elif "perplexity" in keys:
         load_suite(str(path))
     else:

@@ -21,6 +21,7 @@ from compress import machine, storage
 from compress.calibrate import prompts
 from compress.calibrate.pages import ANSWER, GIVEN, REASON, Page, Part, Row, Script, plain
 from compress.errors import CalibrationError, ModelError
+from compress.forwards import writing_rows
 from compress.kernels.drawing import drawn
 from compress.results import Progress
 from compress.surgery import load
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     from compress.surgery.walk import Weights
 
 log = logging.getLogger("compress")
-ALGORITHM = 2  # raise it when the same seed gives another text
-BATCH = 32
+ALGORITHM = 3  # raise it when the same seed gives another text
 _TRIED = 4  # documents for one that differs from all before it, beyond which writing ends
+_PATIENCE = 128  # documents before that is asked
 # First words of many kinds of text, so that what the teacher writes is not all alike.
 OPENERS = (
     "The", "In the year", "According to", "She", "He said", "It was", "How to", "What is",
@@ -140,8 +141,9 @@ class Author:
     ) -> Iterator[Page]:  # fmt: skip
         """Page after page; the last of those that are needed, if nothing is left out, is short."""
         (samples, seq_len), written = size, 0
+        most = writing_rows(self.weights.anatomy, seq_len)
         while True:
-            rows = min(BATCH, samples - written) if written < samples else min(BATCH, samples)
+            rows = min(most, samples - written if written < samples else samples)
             page = Page(scripts, self.tokenizer.eos_token_id, rows, generator)
             decoder = Decoder(model, seq_len)
             for position in range(seq_len - 1):
@@ -186,7 +188,7 @@ class Author:
         if asked != Asked(asked.seeding, asked.temperature, asked.top_k):
             settings += (asked.top_p, asked.deduplicate, scripts)
         here = machine.arithmetic(self.device, torch.float32)
-        key = repr((ALGORITHM, BATCH, self.fingerprint, settings, here))
+        key = repr((ALGORITHM, self.fingerprint, settings, here))
         return hashlib.sha256(key.encode()).hexdigest()
 
     def _tell(self, done: int, total: int) -> None:
@@ -217,7 +219,7 @@ def _without_twins(pages: Iterator[Page], samples: int, seq_len: int) -> tuple[T
             found = (torch.tensor(one[:wanted]) for one in (tokens, kinds))
             ids, parts_of = (one.view(samples, seq_len) for one in found)
             return ids, parts_of
-        if written > _TRIED * max(1, len(seen)) and written > _TRIED * BATCH:
+        if written > _TRIED * max(1, len(seen)) and written > _PATIENCE:
             break
     raise CalibrationError(
         f"deduplicate: of {written} documents that the teacher wrote {len(seen)} differ: "

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compress import library
 from compress.calibrate import documents, tokens
 from compress.calibrate.selfgen import Rationale
 from compress.calibrate.tokens import Document, Windows
-from compress.errors import CalibrationError, RecipeError
+from compress.errors import CalibrationError
+from compress.recipe import text_set
 from compress.recipe.sections import WRITING
 from compress.recipe.text import Text
 
@@ -25,15 +25,6 @@ if TYPE_CHECKING:
 
 # generate(samples, seq_len, seed, **what the set says) -> as `selfgen.Author`
 Generate = Callable[..., Tensor]
-
-_COMMON = {"version", "kind", "description"}
-_KEYS: dict[str, set[str]] = {
-    "self": {"seeding", "temperature", "top_k", "top_p", "deduplicate"},
-    "text": {"path", "field", "separator", "shuffle"},
-    "hub": {"dataset", "config", "split", "field", "revision", "separator", "shuffle"},
-}
-_NEEDED = {"self": set(), "text": {"path"}, "hub": {"dataset", "split"}}
-_OVERRIDES = {"self": set(WRITING), "text": {"field"}, "hub": {"revision", "split", "field"}}
 
 
 def load(
@@ -81,7 +72,7 @@ def _read(
     calibration: Calibration, tokenizer: PreTrainedTokenizerBase, generate: Generate | None
 ) -> Windows:
     """The windows of one set."""
-    described = describe(calibration)
+    described = text_set.describe(calibration)
     if described["kind"] == "self":
         return _written(calibration, described, generate)
     shuffle = bool(described.get("shuffle", False))
@@ -142,73 +133,6 @@ def texts_of(
     return found
 
 
-def describe(calibration: Calibration) -> dict[str, Any]:
-    """What a set is: its kind and that kind's keys, paths made absolute, the recipe's overrides in.
-
-    Args:
-        calibration: of one set.
-
-    Raises:
-        CalibrationError: no such set, a key that its kind does not have or lacks, or an override
-            that it cannot use.
-    """
-    try:
-        path = library.find("calib", calibration.told)
-    except LookupError as error:
-        raise CalibrationError(f"calibration.set: {error}") from error
-    if path.suffix.lower() in (".yaml", ".yml"):
-        described = _checked(path)
-    else:
-        described = {"kind": "text", "path": str(path)}
-    overrides = {
-        key: value
-        for key in ("revision", "split", "field", *WRITING)
-        if (value := getattr(calibration, key)) is not None
-    }
-    unused = sorted(overrides.keys() - _OVERRIDES[described["kind"]])
-    if unused:
-        raise CalibrationError(
-            f"{_section(calibration)}.{unused[0]}: a set of kind {described['kind']} does not use "
-            f"it (set: {calibration.told}). Leave it out."
-        )
-    return {**described, **overrides}
-
-
-def _section(calibration: Calibration) -> str:
-    return "distill.text" if isinstance(calibration, Text) else "calibration"
-
-
-def _checked(path: Path) -> dict[str, Any]:
-    data = _read_yaml(path)
-    kind = data.get("kind")
-    if kind not in _KEYS:
-        raise CalibrationError(f"{path}: kind: {kind!r} is none of {', '.join(_KEYS)}.")
-    unknown = sorted(data.keys() - _KEYS[kind] - _COMMON)
-    if unknown:
-        guess = library.nearest(unknown[0], _KEYS[kind])
-        hint = f" Did you mean {guess}?" if guess else f" Known: {', '.join(sorted(_KEYS[kind]))}."
-        raise CalibrationError(f"{path}: {unknown[0]}: a set of kind {kind} has no such key.{hint}")
-    if missing := sorted(_NEEDED[kind] - data.keys()):
-        raise CalibrationError(f"{path}: {missing[0]}: missing; a set of kind {kind} needs it.")
-    if kind == "text":
-        data = {**data, "path": str(path.parent / str(data["path"]))}
-    return data
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    from compress.recipe import source
-
-    try:
-        found = source.read(source.text_of(path), str(path))
-    except RecipeError as error:
-        raise CalibrationError("\n".join(error.mistakes)) from error
-    if found.mistakes:
-        raise CalibrationError("\n".join(text for _, text in found.mistakes))
-    if not isinstance(found.data, dict):
-        raise CalibrationError(f"{path}: holds no mapping. A set begins with version: 1 and kind.")
-    return found.data
-
-
 def _documents(
     described: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, str | None, Iterator[Document]]:
@@ -237,7 +161,7 @@ def _written(
             f"calibration.set: {calibration.told} is written by the teacher, and none is at hand "
             "here. Give a .txt or .jsonl file."
         )
-    known = _KEYS["self"] | set(WRITING)
+    known = text_set.KEYS["self"] | set(WRITING)
     options = {key: described[key] for key in sorted(known & described.keys())}
     asked = calibration.rationale if isinstance(calibration, Text) else None
     if asked is not None:

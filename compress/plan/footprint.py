@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from compress.anatomy import Anatomy, Block
+from compress.anatomy import Anatomy
 from compress.artifact.formats.matrix import Matrix
+from compress.forwards import kv_bytes, writing_bytes, writing_rows
 from compress.plan import sizes
 from compress.plan.rotation import turned
 from compress.recipe.schema import Calibration, Recipe
 from compress.recipe.suite import Suite
+from compress.recipe.text_set import describe
 from compress.teacher.headers import DTYPES, Headers
 
 MIB = 1024**2
@@ -31,8 +33,6 @@ _TASK_TOKENS = 30_000  # of all that the shipped tasks ask
 _WALK_TOKENS = 4096  # surgery.walk: of one forward, when text is read
 _LOGITS_TOKENS, _LOGITS_COPIES = 512, 9  # evaluate.text: what comparing two models holds at a time
 _LOGITS_IN_HEAP = 17  # the same where a copy is smaller than what the C library keeps: 32 MiB
-_WRITER_BATCH = 32  # calibrate.selfgen
-WRITERS = ("self", "teacher", "words")  # sets whose text the teacher writes
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Job:
         texts = [recipe.read_by(spec) for _, spec in recipe.distillations]
         texts += [recipe.calibration] if recipe.needs_calibration else []
         parts = (part for text in texts for part in text.parts)
-        return tuple(dict.fromkeys(part for part in parts if part.set in WRITERS))
+        return tuple(dict.fromkeys(part for part in parts if describe(part)["kind"] == "self"))
 
     @cached_property
     def tokens(self) -> int:
@@ -126,23 +126,12 @@ def write_text(job: Job) -> int:
     job = job.teachers
     copied = 0 if job.recipe.teacher.dtype == "bfloat16" else 2
     weights = copied * (job.anatomy.weights + job.ends)
-    batches = [(min(_WRITER_BATCH, text.samples), text.seq_len) for text in job.written]
-    caches = [
-        _cache(job, batch, seq_len) + 4 * batch * job.anatomy.vocab_size * 4
-        for batch, seq_len in batches
-    ]
-    return LIBRARIES + HEAP + weights + max(caches)
-
-
-def _cache(job: Job, batch: int, tokens: int) -> int:
-    """Keys and values of a whole model, two bytes each."""
-    return 2 * 2 * batch * tokens * sum(_width(b, "k", "qkv") for b in job.anatomy.blocks)
-
-
-def _width(block: Block, *roles: str) -> int:
-    """Outputs of the linear with the first of these roles; of one of three where they are one."""
-    linear = next(x for role in roles for x in block.linears if x.role == role)
-    return linear.out_features // (3 if linear.role == "qkv" else 1)
+    pages = (
+        (min(writing_rows(job.anatomy, text.seq_len), text.samples), text.seq_len)
+        for text in job.written
+    )
+    held = max(writing_bytes(job.anatomy, rows, seq_len) for rows, seq_len in pages)
+    return LIBRARIES + HEAP + weights + held
 
 
 def write(job: Job) -> int:
@@ -207,10 +196,10 @@ def samples(job: Job) -> int:
     dense = job.anatomy.weights + job.made_ends - whole
     expanded = (4 + job.item_bytes) * whole + job.copied_bytes * dense
     tokens = suite.samples.max_new_tokens + 64  # and the prompt, with its template
-    cache = _cache(job, len(suite.samples.prompts), tokens)
+    cache = len(suite.samples.prompts) * kv_bytes(job.anatomy, tokens)
     teacher = job.teachers
     answering = teacher.copied_bytes * (teacher.anatomy.weights + teacher.ends)
-    answering += _cache(teacher, len(suite.samples.prompts), tokens)
+    answering += len(suite.samples.prompts) * kv_bytes(teacher.anatomy, tokens)
     judged = JUDGING if suite.tasks else 0
     return job.base_bytes + judged + max(expanded + cache, answering if teacher is not job else 0)
 

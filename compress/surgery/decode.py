@@ -1,8 +1,8 @@
 """Decode many sequences in step with a whole transformers model, one token of each at a time.
 
 Two things make it several times faster than transformers' own loop on a CPU: keys and values lie
-in rooms of fixed size, neither concatenated nor copied, for which oneDNN compiles one kernel; and
-query heads that share keys are the rows of one product.
+in rooms that seldom grow, so they are not copied for every token, and oneDNN compiles few kernels;
+and query heads that share keys are the rows of one product.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from compress.surgery.caching import cached
 
 _ATTENTION = "compress_decode"  # the name under which transformers finds `_attend`
+_STRIDE = 64  # tokens by which rooms grow: all of a room is read, and each size is a kernel
 
 
 class Decoder:
@@ -36,7 +38,9 @@ class Decoder:
         cache: Any = StaticCache(config=model.config, max_cache_len=room)
         if dtype is not None:
             cache.update = partial(_cast, cache.update, dtype)
-        self._cache = cache
+        self._cache, self._written = cache, 0
+        self._rooms = [layer.max_cache_len for layer in cache.layers]  # of some only a window
+        self._grow()
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
@@ -48,9 +52,21 @@ class Decoder:
         Returns:
             Logits [B, V] float32 of the token that follows.
         """
+        if self._written and self._written % _STRIDE == 0:
+            self._grow()
+        self._written += 1
         out = self._model(input_ids=ids[:, None], past_key_values=self._cache, use_cache=True)
         logits: Tensor = out.logits[:, -1].float()
         return logits
+
+    def _grow(self) -> None:
+        """Make room for the next tokens in every layer, as far as it may go."""
+        for layer, most in zip(self._cache.layers, self._rooms, strict=True):
+            room = min(most, self._written + _STRIDE)
+            if self._written and room > layer.max_cache_len:
+                more = (0, 0, 0, room - layer.max_cache_len)
+                layer.keys, layer.values = pad(layer.keys, more), pad(layer.values, more)
+            layer.max_cache_len = room
 
 
 @contextlib.contextmanager

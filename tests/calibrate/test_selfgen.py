@@ -26,7 +26,7 @@ def built(monkeypatch):
 
 
 def test_shapes_and_seed(author, monkeypatch, built):
-    monkeypatch.setattr(selfgen, "BATCH", 2)
+    monkeypatch.setattr(selfgen, "writing_rows", lambda anatomy, seq_len: 2)
     ids = author(3, 24, 0)
     assert (ids.shape, ids.dtype) == ((3, 24), torch.int64)
     assert torch.equal(ids, author(3, 24, 0))

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress import library
 from compress.calibrate import documents, sets, tokens
 from compress.errors import CalibrationError
 
@@ -59,30 +58,6 @@ def test_hub_sets_take_the_recipes_overrides(calibration, tokenizer, tmp_path, m
     assert tokenizer.decode(found.ids.flatten()) == WORDS[:16]
 
 
-@pytest.mark.parametrize("name", library.names("calib"))
-def test_every_shipped_set_is_understood(name, calibration):
-    assert sets.describe(calibration(name))["kind"] in ("self", "text", "hub")
-
-
-@pytest.mark.parametrize(
-    ("yaml", "message"),
-    [
-        ("kind: txt\n", r"kind: 'txt' is none of self, text, hub"),
-        ("kind: text\npath: a\npth: b\n", r"pth: .*no such key\. Did you mean path\?"),
-        ("kind: text\n", r"path: missing"),
-        ("kind: hub\ndataset: x\n", r"split: missing"),
-        ("- 1\n", r"holds no mapping"),
-        ("kind: [\n", r"not YAML"),
-        ("kind: self\nkind: self\n", r"given twice"),
-    ],
-)
-def test_a_bad_set_file_is_refused(yaml, message, calibration, tmp_path):
-    path = tmp_path / "set.yaml"
-    path.write_text(yaml)
-    with pytest.raises(CalibrationError, match=message):
-        sets.describe(calibration(path))
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -95,13 +70,6 @@ def test_a_bad_set_file_is_refused(yaml, message, calibration, tmp_path):
 def test_what_a_text_file_cannot_give_is_refused(fields, message, calibration, text, tokenizer):
     with pytest.raises(CalibrationError, match=message):
         sets.load(calibration(text, **fields), tokenizer)
-
-
-def test_a_set_that_is_not_there_is_named(calibration, tmp_path):
-    with pytest.raises(CalibrationError, match=r"calibration\.set: .*Did you mean self"):
-        sets.describe(calibration("slef"))
-    with pytest.raises(CalibrationError, match="no such file"):
-        sets.describe(calibration(tmp_path / "none.txt"))
 
 
 def test_several_sets_share_the_samples_and_take_turns(calibration, text, tokenizer, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 from anatomies import job
 
 from compress.errors import RequestError
+from compress.forwards import writing_bytes, writing_rows
 from compress.plan import footprint, memory
 from compress.results import Limits
 
@@ -32,6 +33,15 @@ def test_memory_grows_with_what_is_held():
 def test_a_solver_holds_three_squares_of_its_width():
     narrow, wide = (compress_bytes("calibration.samples=1", hidden=n) for n in (8192, 16384))
     assert wide - narrow > 3 * 4 * (16384**2 - 8192**2) * 0.9
+
+
+def test_the_teacher_writes_as_many_rows_as_a_gibibyte_holds():
+    small, large = job(width=512).anatomy, job().anatomy
+    assert writing_rows(small, 128) == 128
+    assert writing_rows(large, 4096) == 32
+    rows = writing_rows(large, 48)
+    assert rows == 96
+    assert writing_bytes(large, rows, 48) <= GIB < writing_bytes(large, rows + 32, 48)
 
 
 def test_without_a_budget_the_limits_are_the_usual_ones():

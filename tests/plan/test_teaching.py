@@ -107,6 +107,14 @@ def test_a_text_that_the_teacher_writes_takes_its_memory(tiny_llama, recipe_for)
     assert work.work(job)["calibrate"] > 0
 
 
+def test_a_set_of_ones_own_may_ask_the_teacher_to_write_too(tiny_llama, recipe_for, tmp_path):
+    mine = tmp_path / "mine-set.yaml"
+    mine.write_text("version: 1\nkind: self\nseeding: vocabulary\n")
+    recipe = recipe_for(tiny_llama, f"calibration.set={mine}", "quantize.method=gptq")
+    job = Job(recipe, headers.read(str(tiny_llama)), None, 4)
+    assert [part.set for part in job.written] == [str(mine)]
+
+
 def test_blocks_that_are_not_there_cannot_be_matched(tiny_llama, recipe_for):
     pairs = "loss: {hidden: {blocks: [[0, 1], [2, 5]]}}"
     half = f"[{{restructure: {{depth: 0.5}}}}, {{distill: {{{FIELDS}, {pairs}}}}}]"
