@@ -31,7 +31,7 @@ RANKS = [
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 DOORS = {
     "typer": {"cli"}, "rich": {"cli"}, "uvicorn": {"cli"},
-    "ray": {"sweep.tuned"}, "optuna": {"sweep.tuned"},
+    "ray": {"sweep.tuned", "sweep.cluster"}, "optuna": {"sweep.tuned"},
     "psutil": {"cli"}, "mlflow": {"tracking"}, "wandb": {"tracking"},
     "accelerate": {"stages"}, "peft": {"stages"},
     "lm_eval": {"evaluate"},

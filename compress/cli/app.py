@@ -29,6 +29,7 @@ from compress.cli import (
     diff,
     env,
     export,
+    generate,
     look,
     manual,
     plan,
@@ -55,7 +56,7 @@ app.command()(plan.plan)
 app.command()(apply.apply)
 app.command()(auto.auto)
 app.command()(apply.evaluate)
-app.command()(serve.generate)
+app.command()(generate.generate)
 app.command()(serve.serve)
 app.command()(bench.bench)
 app.command()(look.inspect)

@@ -22,7 +22,7 @@ from compress.report.compared import page
 from compress.results import to_json
 from compress.results.swept import Swept, Trial
 from compress.surgery.walk import Watch as Progressing
-from compress.sweep import candidates, tuned, worker
+from compress.sweep import candidates, cluster, tuned, worker
 from compress.sweep.board import Board, Watch
 from compress.sweep.budget import best, score
 from compress.sweep.candidates import Planned, Planner, Point
@@ -90,7 +90,7 @@ def sweep(
         if work.left:
             tuned.check_installed()
             count = workers or spec.workers or _workers(spec.threads)
-            crew = tuned.Crew(count, address, spec.budget.seconds)
+            crew = cluster.Crew(count, address, spec.budget.seconds)
             tell = (lambda name: watch(board, name)) if watch else (lambda name: None)
             tuned.run(order, work, board, crew, tell)
         seconds = time.monotonic() - began

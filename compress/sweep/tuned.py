@@ -1,24 +1,18 @@
-"""The only door to Ray and Optuna: Tune decides who runs when, and begins again what was killed.
+"""Ray Tune and Optuna: Tune decides who runs when, and begins again what was killed.
 
 A trial that fails says so in its report; what Tune sees fail is a process that was ended.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
 import shutil
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import compress
 from compress.errors import CompressError, RequestError, RunError
 from compress.recipe.sweep import Dimension, Sweep
 from compress.results import Progress
@@ -27,34 +21,13 @@ from compress.sweep import worker
 from compress.sweep.board import Board
 from compress.sweep.budget import WORST, score
 from compress.sweep.candidates import Candidate, Point
+from compress.sweep.cluster import QUIET, Crew, environment, last_line, running
 from compress.sweep.work import Work
 from compress.sweep.worker import Order
 
 RESTARTS = 3  # of a trial whose process is killed
 _TOLD_SECONDS = 2.0  # between two reports of progress; each is a round trip to the driver
-_CONNECT_SECONDS = 10.0  # to a cluster
-_OBJECT_BYTES = 100 * 1024**2  # of Ray's store, which trials leave empty
 _RECIPE = "recipe"  # what a search calls the choice of a recipe; fields have a dot
-_QUIET = {  # read by Ray here and in its workers
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_worker_niceness": "0",  # trials are what this machine is for; Ray's own default is 15
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
-_INHERITED = ("COMPRESS_", "HF_", "GOMP_", "TOKENIZERS_", "TQDM_")  # variables that workers get too
-
-
-@dataclass(frozen=True)
-class Crew:
-    """Who runs trials."""
-
-    workers: int
-    address: str | None = None  # of a cluster; None: this machine by itself
-    seconds: float | None = None  # after which no trial begins, and those at work are cut
 
 
 def check_installed() -> None:
@@ -64,7 +37,7 @@ def check_installed() -> None:
         RequestError: they are not.
     """
     try:
-        with _environment(_QUIET):
+        with environment(QUIET):
             import optuna
             import ray.tune  # noqa: F401
     except ImportError as error:
@@ -104,7 +77,7 @@ def run(
     shutil.rmtree(storage, ignore_errors=True)
     need = {"cpu": float(sweep.threads), **({"gpu": 1.0} if order.device == "cuda" else {})}
     space = {"trial": tune.grid_search(list(range(len(todo))))} if todo else None
-    with _ray(crew, sweep.threads):
+    with running(crew, sweep.threads):
         tuner = tune.Tuner(
             tune.with_resources(partial(_work, order=order, todo=todo), need),
             param_space=space,
@@ -126,7 +99,7 @@ def run(
         try:
             tuner.fit()
         except (tune.TuneError, ray.exceptions.RayError) as error:
-            raise RunError(f"Ray Tune has failed: {_last_line(error)}") from error
+            raise RunError(f"Ray Tune has failed: {last_line(error)}") from error
     shutil.rmtree(storage, ignore_errors=True)
 
 
@@ -275,99 +248,4 @@ def _listener(
 
 
 def _told_error(trial: Any) -> str:
-    return _last_line(trial.get_error() or "its process was killed")
-
-
-def _last_line(error: object) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _ray(crew: Crew, threads: int) -> Iterator[None]:
-    """Ray, running: the cluster at an address, or one of this machine's own that ends with it.
-
-    Raises:
-        RequestError: there is no such cluster.
-    """
-    passed = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED)}
-    variables = {**_QUIET, **passed, "OMP_NUM_THREADS": str(threads)}
-    if crew.address is None:
-        variables["PYTHONPATH"] = _import_path()
-    with _environment({**_QUIET, "OMP_NUM_THREADS": str(threads)}), _silent():
-        import ray
-
-        local: dict[str, Any] = {
-            "num_cpus": crew.workers * threads,
-            "include_dashboard": False,
-            "object_store_memory": _OBJECT_BYTES,
-        }
-        try:
-            _check_reachable(crew.address)
-            ray.init(
-                address=crew.address or "local",
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                runtime_env={"env_vars": variables},
-                **({} if crew.address else local),
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            where = crew.address or "this machine"
-            raise RequestError(
-                f"--address {where}: Ray cannot be reached ({_last_line(error)}). Start it with "
-                "`ray start --head`; where it asks for its token, put RAY_AUTH_MODE=token in front "
-                "of this command; or leave out --address.",
-                section="sweep",
-            ) from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _import_path() -> str:
-    """Where workers of this machine find what this process has found, in whatever folder."""
-    own = Path(compress.__file__).resolve().parent.parent
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return os.pathsep.join(dict.fromkeys([str(own), *(str(Path(p).resolve()) for p in given if p)]))
-
-
-def _check_reachable(address: str | None) -> None:
-    """Check that somebody listens at HOST:PORT: Ray itself would try for ever.
-
-    Raises:
-        OSError: nobody does.
-    """
-    host, colon, port = (address or "").rpartition(":")
-    if colon and port.isdecimal():
-        name = host.rpartition("//")[2].strip("[]")
-        socket.create_connection((name, int(port)), timeout=_CONNECT_SECONDS).close()
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Variables of this process, until it is left."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Ray talks to the terminal about what trials tell themselves."""
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+    return last_line(trial.get_error() or "its process was killed")
