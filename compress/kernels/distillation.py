@@ -177,8 +177,8 @@ def _divergence(
     logits: Tensor, target: Tensor, asked: Objective, *, graded: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Of each token [n], and its gradient [n, V] by the student's logits over T."""
-    log_q = (logits / asked.temperature).log_softmax(-1)
-    log_p = (target / asked.temperature).log_softmax(-1)
+    log_q = _cooled(logits, asked.temperature).log_softmax(-1)
+    log_p = _cooled(target, asked.temperature).log_softmax(-1)
     if asked.kind == "forward_kl":
         p = log_p.exp()
         losses = (log_p.sub_(log_q).mul_(p)).sum(-1)
@@ -194,6 +194,10 @@ def _divergence(
     apart = log_q.sub_(log_m).mul_(1 - asked.beta)
     inner = (q * apart).sum(-1)
     return losses + inner, apart.sub_(inner[:, None]).mul_(q) if graded else None
+
+
+def _cooled(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1 else logits / temperature  # a copy of [n, V] less
 
 
 def _add(

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from compress.kernels.distillation import UNLABELLED, Head, Objective, States, distillation
 from compress.kernels.grid import Rounded
-from compress.surgery import grids
+from compress.surgery import attention, grids
 from compress.surgery.grids import Grid
 from compress.surgery.load import materialize
 from compress.surgery.matching import Matched, Matching
@@ -72,7 +72,7 @@ class Learner(nn.Module):
         self.anatomy, self.objective, self.dtype = student.anatomy, objective, dtype
         self.model: Any = materialize(student, torch.float32)
         if student.config.get("attn_logit_softcapping") is None:
-            self.model.set_attn_implementation("sdpa")  # whose backward is a kernel, too
+            self.model.set_attn_implementation(attention.register())
         self._cap = student.config.get("final_logit_softcapping")
         self._teacher_cap = teacher.config.get("final_logit_softcapping")
         weight, bias = head_of(teacher)

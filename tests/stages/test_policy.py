@@ -19,6 +19,7 @@ from compress.kernels.distillation import Head, States, distillation
 from compress.recipe.distill import Distill, OnPolicy
 from compress.stages import distill
 from compress.stages.policy import Writer
+from compress.surgery import attention
 from compress.surgery.decode import deciding
 from compress.surgery.walk import head_of, hidden_states
 
@@ -49,7 +50,7 @@ def test_beginnings_stay_and_what_is_drawn_counts_up_to_its_end(tiny_llama, tmp_
         again, counts = enders.write(ids, [0, 1, 2], 3)
     assert torch.equal(again, found)
     assert (counts[:, 9:] == 0).all()
-    assert learner.model.config._attn_implementation == "sdpa"
+    assert learner.model.config._attn_implementation == attention.NAME
 
 
 def test_what_is_drawn_is_told_by_seed_step_and_window_alone(tiny_llama, tmp_path):
