@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import datetime
 import hashlib
+import logging
 import platform
 import resource
 from collections.abc import Iterator
@@ -110,6 +111,20 @@ def computing_with(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def logging_from(level: int, *names: str) -> Iterator[None]:
+    """Libraries that talk to the terminal say nothing below a level, until it is left."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, level_before in zip(loggers, before, strict=True):
+            logger.setLevel(level_before)
 
 
 def give_back_memory() -> None:

@@ -314,15 +314,8 @@ def _quiet() -> Iterator[None]:
     import datasets
 
     datasets.disable_progress_bars()
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
+    with machine.logging_from(logging.ERROR, "lm_eval", "lm-eval", "datasets"):
         yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 @contextlib.contextmanager

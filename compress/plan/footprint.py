@@ -80,9 +80,9 @@ class Job:
         """Whether the teacher writes some of the text itself."""
         return bool(self.written)
 
-    @property
+    @cached_property
     def written(self) -> tuple[Calibration, ...]:
-        """The texts that it writes, each once."""
+        """The texts that it writes, each once; what sets are stands in files, read once."""
         recipe = self.recipe
         texts = [recipe.read_by(spec) for _, spec in recipe.distillations]
         texts += [recipe.calibration] if recipe.needs_calibration else []

@@ -74,9 +74,9 @@ def causal(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     Returns:
         [B, T, H, D] bfloat16.
     """
+    queries = _grouped(query.float().mul_(scaling), key)
     with bfloat16_products():
-        out = _mixed(_grouped(query.float() * scaling, key), key.float(), value.float())
-    return out.to(query.dtype)
+        return _mixed(queries, key.float(), value.float(), query.dtype)
 
 
 class _Learning(torch.autograd.Function):
@@ -87,7 +87,7 @@ class _Learning(torch.autograd.Function):
         """[B, H, T, D] → [B, T, H, D]."""
         ctx.save_for_backward(query, key, value)
         ctx.scaling = scaling
-        return _mixed(_grouped(query * scaling, key), key, value)
+        return _mixed(_grouped(query * scaling, key), key, value, value.dtype)
 
     @staticmethod
     @once_differentiable
@@ -122,10 +122,10 @@ def _slices(tokens: int) -> Iterator[slice]:
     return (slice(at, min(at + _SLICE, tokens)) for at in range(0, tokens, _SLICE))
 
 
-def _mixed(queries: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """What scaled queries, grouped, take of values: [B, T, H, D]."""
+def _mixed(queries: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """What scaled queries, grouped, take of values: [B, T, H, D] in `dtype`."""
     batch, shared, each, tokens, _ = queries.shape
-    out = value.new_empty(batch, tokens, shared, each, value.shape[-1])
+    out = value.new_empty(batch, tokens, shared, each, value.shape[-1], dtype=dtype)
     for piece in _slices(tokens):
         mixed = _shares(queries, key, piece) @ value[..., : piece.stop, :]
         out[:, piece] = mixed.unflatten(2, (each, -1)).permute(0, 3, 1, 2, 4)

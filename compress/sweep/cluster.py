@@ -13,6 +13,7 @@ from typing import Any
 
 import compress
 from compress.errors import RequestError
+from compress.machine import logging_from
 
 _CONNECT_SECONDS = 10.0  # to a cluster
 _OBJECT_BYTES = 100 * 1024**2  # of Ray's store, which trials leave empty
@@ -49,7 +50,8 @@ def running(crew: Crew, threads: int) -> Iterator[None]:
     variables = {**QUIET, **passed, "OMP_NUM_THREADS": str(threads)}
     if crew.address is None:
         variables["PYTHONPATH"] = _import_path()
-    with environment({**QUIET, "OMP_NUM_THREADS": str(threads)}), _silent():
+    here = {**QUIET, "OMP_NUM_THREADS": str(threads)}
+    with environment(here), logging_from(logging.CRITICAL, "ray", "ray.tune", "ray.train"):
         import ray
 
         local: dict[str, Any] = {
@@ -112,20 +114,6 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Ray talks to the terminal about what trials tell themselves."""
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 def last_line(error: object) -> str:
