@@ -13,7 +13,7 @@ from compress.plan import sizes
 from compress.plan.footprint import HEAP, Job
 from compress.plan.naming import Found
 from compress.plan.reshaping import made_headers
-from compress.recipe.distill import REREAD, ROUNDED, Distill
+from compress.recipe.distill import ROUNDED, Distill
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Loc
 from compress.results import Limits
@@ -219,7 +219,6 @@ def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
         text = recipe.read_by(spec)
         windows = text.samples - spec.held_out
         steps, a_step = spec.steps_on(windows, text.seq_len), spec.windows_a_step(text.seq_len)
-        there, read = windows * text.seq_len, steps * a_step * text.seq_len
         count = learned(recipe, spec, anatomy)
         yield (
             f"stages[{index}].distill: {steps:,} steps of {a_step * text.seq_len:,} tokens, "
@@ -228,9 +227,5 @@ def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
         if beside := _read_beside(spec, anatomy, headers.taught_by.anatomy):
             steps_of = "every step" if spec.loss.hidden else "steps on the student's own text"
             yield f"stages[{index}].distill: {beside} blocks of the teacher run beside {steps_of}"
-        if read > REREAD * there:
-            yield (
-                f"stages[{index}].distill: {there:,} tokens are read {read / there:.1f} times: a "
-                f"text read more than {REREAD:g} times is learned by heart. Give more samples, or "
-                "fewer steps"
-            )
+        if warning := spec.too_often(windows, text.seq_len):
+            yield f"stages[{index}].distill: {warning}"

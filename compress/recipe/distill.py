@@ -25,7 +25,7 @@ _USUAL: dict[str, dict[str, Any]] = {
 _USED_BY = {
     "scale_learning_rate": ("codes",), "weight_decay": ("all", "lora"), "lora": ("lora",)
 }  # fmt: skip
-REREAD = 4.0  # times; beyond it a text teaches less each time (Muennighoff et al. 2023)
+_REREAD = 4.0  # times; beyond it a text teaches less each time (Muennighoff et al. 2023)
 ROUNDED = ("scales_and_norms", "codes")  # what learns of weights that have become codes
 
 
@@ -210,6 +210,16 @@ class Distill(BaseModel):
     def windows_a_step(self, seq_len: int) -> int:
         """Windows that one optimizer step reads."""
         return max(1, self.batch_tokens // seq_len)
+
+    def too_often(self, windows: int, seq_len: int) -> str | None:
+        """What to know where the windows that are trained on are read again and again."""
+        times = self.steps_on(windows, seq_len) * self.windows_a_step(seq_len) / windows
+        if times <= _REREAD:
+            return None
+        return (
+            f"{windows * seq_len:,} tokens are read {times:.1f} times: a text read more than "
+            f"{_REREAD:g} times is learned by heart. Give more samples, or fewer steps"
+        )
 
 
 def _left_none(held_out: int, samples: int) -> str:

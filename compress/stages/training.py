@@ -20,7 +20,7 @@ import torch
 
 from compress.errors import TrainingError
 from compress.forwards import training_pass
-from compress.recipe.distill import REREAD, Distill
+from compress.recipe.distill import Distill
 from compress.results import HeldOut
 from compress.stages import moving
 from compress.stages.context import Context
@@ -80,7 +80,8 @@ class Training:
         if self.team.sharded:
             learner.shard(self.team.size, context.device)
         self.learner = learner.to(self.device)
-        self._warn(windows * seq_len, self.steps * a_step * seq_len)
+        if (warning := spec.too_often(windows, seq_len)) and not self.team.rank:
+            log.warning("distill: %s.", warning)
         optimizer = moving.adamw(learner, spec)
         schedule = moving.schedule(optimizer, spec, self.steps)
         self.optimizer, self.schedule = self.accelerator.prepare(optimizer, schedule)
@@ -204,13 +205,6 @@ class Training:
             return False
         self.checks, self.best = found
         return True
-
-    def _warn(self, there: int, read: int) -> None:
-        if read > REREAD * there and not self.team.rank:
-            log.warning(
-                "distill: %s tokens are read %.1f times; a text read more than %g times is learned "
-                "by heart. Give more samples, or fewer steps.", f"{there:,}", read / there, REREAD,
-            )  # fmt: skip
 
     def _state(self) -> State:
         return State(self.learner, self.optimizer, self.schedule, self.best)

@@ -316,7 +316,7 @@ def test_a_text_that_is_read_again_and_again_is_warned_of(tiny_llama, tmp_path, 
     assert "learned by heart" not in caplog.text
     again = pruned_student(tiny_llama, tmp_path / "again")
     teach(again, tmp_path / "again", steps=30)
-    assert "times; a text read more than 4 times is learned by heart" in caplog.text
+    assert "times: a text read more than 4 times is learned by heart" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
