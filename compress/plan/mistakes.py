@@ -71,6 +71,7 @@ def check(
         *sharing.mistakes(recipe, processes, sharded=sharded),
         *(one for read in reading for one in teaching.mistakes(recipe, read)),
         *teaching.unmatched(recipe, left, teacher.anatomy if teacher else anatomy),
+        *teaching.immovable(recipe, left),
         *(one for read in reading for one in _too_long(recipe, read, suite)),
         *_computed_otherwise(recipe, config or {}),
     ]

@@ -71,6 +71,21 @@ def unmatched(recipe: Recipe, student: Anatomy, teacher: Anatomy) -> Found:
             yield loc, "how many blocks there will be is searched for. Use uniform."
 
 
+def immovable(recipe: Recipe, student: Anatomy) -> Found:
+    """Embeddings that are to learn as floats, and become codes.
+
+    Args:
+        recipe: as loaded.
+        student: as it will be made.
+    """
+    for index, spec in recipe.distillations:
+        if spec.embedding_learning_rate and not _float_ends(recipe, student):
+            yield (
+                ("stages", index, "distill", "embedding_learning_rate"),
+                "the head is the embedding, and becomes codes, whose scales learn. Leave it out.",
+            )
+
+
 def learned(recipe: Recipe, spec: Distill, anatomy: Anatomy) -> int:
     """Numbers that a stage trains, given the anatomy of what will be made."""
     if spec.train == "all":
@@ -78,7 +93,22 @@ def learned(recipe: Recipe, spec: Distill, anatomy: Anatomy) -> int:
     if spec.lora:
         return spec.lora.rank * sum(x.in_features + x.out_features for x in anatomy.linears)
     codes = _coded(recipe, anatomy)[0] if spec.train == "codes" else 0
-    return codes + _scales_and_norms(recipe, anatomy)
+    return codes + _floats(recipe, spec, anatomy)
+
+
+def _floats(recipe: Recipe, spec: Distill, anatomy: Anatomy) -> int:
+    """Numbers that learn beside codes, or in their place."""
+    ends = _float_ends(recipe, anatomy) if spec.embedding_learning_rate else 0
+    return _scales_and_norms(recipe, anatomy) + ends
+
+
+def _float_ends(recipe: Recipe, anatomy: Anatomy) -> int:
+    """Numbers of embedding and head that do not become codes; a tied one is both."""
+    coded = anatomy.head in sizes.schemes(recipe, anatomy)
+    table = math.prod(anatomy.tensors[f"{anatomy.embedding}.weight"])
+    if anatomy.tied:
+        return 0 if coded else table
+    return table + (0 if coded else anatomy.head.weights)
 
 
 def _scales_and_norms(recipe: Recipe, anatomy: Anatomy) -> int:
@@ -205,7 +235,7 @@ def state_bytes(recipe: Recipe, headers: Headers) -> int:
     for _, spec in recipe.distillations:
         count = learned(recipe, spec, anatomy)
         count += _carried(spec, anatomy, headers.taught_by.anatomy)
-        parts = anatomy.weights + 4 * _scales_and_norms(recipe, anatomy)
+        parts = anatomy.weights + 4 * _floats(recipe, spec, anatomy)
         committed = parts if spec.train in ROUNDED else max(4 * count, 4 * anatomy.weights)
         total += (2 * _STATE_BYTES + 4) * count + committed
     return total

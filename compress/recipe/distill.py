@@ -22,11 +22,12 @@ _USUAL: dict[str, dict[str, Any]] = {
     # codes in steps of their grids; at the end they come to rest, on one side of what divides two
     "codes": {"learning_rate": 3e-3, "scale_learning_rate": 1e-3, "final_rate": 0.0},
 }
-_USED_BY = {
-    "scale_learning_rate": ("codes",), "weight_decay": ("all", "lora"), "lora": ("lora",)
-}  # fmt: skip
 _REREAD = 4.0  # times; beyond it a text teaches less each time (Muennighoff et al. 2023)
 ROUNDED = ("scales_and_norms", "codes")  # what learns of weights that have become codes
+_USED_BY = {
+    "scale_learning_rate": ("codes",), "embedding_learning_rate": ROUNDED,
+    "weight_decay": ("all", "lora"), "lora": ("lora",),
+}  # fmt: skip
 
 
 class Lora(BaseModel):
@@ -127,6 +128,13 @@ class Distill(BaseModel):
         le=10,
         description="With `codes`: that of scales and norms, 0.001 by default.",
     )
+    embedding_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=10,
+        description="With `scales_and_norms` or `codes`: embedding and head learn, too, at this "
+        "rate, where they have stayed floats; null: they stay as they are.",
+    )
     warmup: Share = Field(
         default=0.05, description="Share of the steps in which the learning rate rises to its peak."
     )
@@ -162,7 +170,7 @@ class Distill(BaseModel):
         found = _USUAL.get(str(data.get("train"))) if isinstance(data, Mapping) else None
         return {**found, **data} if found else data
 
-    @field_validator("scale_learning_rate", "weight_decay", "lora")
+    @field_validator("scale_learning_rate", "embedding_learning_rate", "weight_decay", "lora")
     @classmethod
     def _is_used(cls, value: Any, info: ValidationInfo) -> Any:
         train = info.data.get("train")

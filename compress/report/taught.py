@@ -38,7 +38,8 @@ def text(found: Distilled) -> str:
     """What was learned from what, and what it gained, in a few sentences."""
     told = (
         f"Asked for {found.asked} on {found.read_tokens:,} tokens ({_times(found)}) of {found.text}"
-        f": {numbers.amount(found.learned_weights)} numbers learned, {_LEARNED[found.train]}."
+        f": {numbers.amount(found.learned_weights)} numbers learned, {_LEARNED[found.train]}"
+        f"{', the embeddings' if found.embeddings else ''}."
     )
     if found.changed_codes is not None:
         told += f" {numbers.amount(found.changed_codes)} integers became others."

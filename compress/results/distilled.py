@@ -35,3 +35,4 @@ class Distilled:
     kl_after: float
     checks: tuple[HeldOut, ...]
     changed_codes: int | None = None  # where codes were trained
+    embeddings: bool = False  # whether embedding and head learned beside codes or their scales

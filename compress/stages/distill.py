@@ -95,6 +95,7 @@ def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
     return dataclasses.replace(
         told, kl_before=before, kl_after=after,
         changed_codes=changed if spec.train == "codes" else None,
+        embeddings=spec.embedding_learning_rate is not None,
     )  # fmt: skip
 
 
@@ -141,7 +142,7 @@ def _learner(student: Student, spec: Distill, context: Context) -> Learner:
         student, student.teacher, dtype=context.dtype,
         learns=_grids(student, spec, context) if spec.train in ROUNDED else None,
         objective=Objective(loss.kind, loss.temperature, loss.beta or 0.5, loss.cross_entropy),
-        matched=_matched(student, spec),
+        embeddings=spec.embedding_learning_rate is not None, matched=_matched(student, spec),
     )  # fmt: skip
     if spec.lora:
         lora.attach(learner.model, learner.anatomy, spec.lora, spec.seed)

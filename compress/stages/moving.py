@@ -50,7 +50,11 @@ def adamw(learner: Learner, spec: Distill) -> torch.optim.Optimizer:
     others = [p for p in learner.learning().values() if id(p) not in apart]
     groups: list[dict[str, Any]] = [
         {"params": latent, "weight_decay": 0.0},
-        {"params": matrices, "weight_decay": spec.weight_decay},
+        {
+            "params": matrices,
+            "weight_decay": spec.weight_decay,
+            "lr": spec.embedding_learning_rate or spec.learning_rate,
+        },
         {
             "params": others,
             "weight_decay": 0.0,

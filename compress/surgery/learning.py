@@ -55,7 +55,8 @@ class Learner(nn.Module):
 
     def __init__(
         self, student: Weights, teacher: Weights, *, learns: Iterable[tuple[str, Grid]] | None,
-        objective: Objective, dtype: torch.dtype, matched: Matched | None = None,
+        objective: Objective, dtype: torch.dtype, embeddings: bool = False,
+        matched: Matched | None = None,
     ) -> None:  # fmt: skip
         """Build the model in float32, and let learn what is to.
 
@@ -66,6 +67,7 @@ class Learner(nn.Module):
                 by name: it learns, and norms do. None: every weight learns.
             objective: the loss.
             dtype: in which products are made; weights, sums and gradients are float32.
+            embeddings: embedding and head learn, too, where they have weights of their own.
             matched: what is asked of its hidden states beside.
         """
         super().__init__()
@@ -84,7 +86,7 @@ class Learner(nn.Module):
         table = self.model.get_input_embeddings()
         if self.anatomy.tied and not hasattr(table, "weight"):
             grids.read_from(self.model.get_output_embeddings(), table)
-        _let_learn(self.model, everything=learns is None)
+        _let_learn(self.model, everything=learns is None, embeddings=embeddings)
         self.matching = None
         if matched is not None:
             self.matching = Matching(self.model, student.anatomy, teacher.anatomy, matched)
@@ -191,13 +193,17 @@ class Learner(nn.Module):
             yield head if name == _HEAD else name, grid.rounded()
 
 
-def _let_learn(model: nn.Module, *, everything: bool) -> None:
-    """Let all parameters learn, or grids and norms.
+def _let_learn(model: Any, *, everything: bool, embeddings: bool) -> None:
+    """Let all parameters learn, or grids, norms and, where asked, both ends.
 
     What learns gets memory of its own: weights may be mapped from files.
     """
     norms = [m for m in model.modules() if "norm" in type(m).__name__.lower()]
-    inside = {id(p) for module in norms for p in module.parameters()}
+    some = [p for module in norms for p in module.parameters()]
+    if embeddings:
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        some += [p for module in ends for n, p in module.named_parameters() if n == "weight"]
+    inside = set(map(id, some))
     for parameter in model.parameters():
         if everything or id(parameter) in inside:
             parameter.data = parameter.data.clone()

@@ -17,9 +17,10 @@ HEALED = f"[{{prune: {{method: magnitude, sparsity: 0.5}}}}, {{distill: {{{FIELD
 SCALES = f"[{ROUND}, {{distill: {{train: scales_and_norms, {FIELDS}}}}}]"
 LORA = f"[{{restructure: {{ffn: 0.5}}}}, {{distill: {{train: lora, {FIELDS}}}}}]"
 CODES = SCALES.replace("scales_and_norms", "codes")
+ENDS = SCALES.replace(FIELDS, f"embedding_learning_rate: 0.001, {FIELDS}")
 
 
-@pytest.mark.parametrize("stages", [HEALED, SCALES, CODES])
+@pytest.mark.parametrize("stages", [HEALED, SCALES, CODES, ENDS])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_what_learns_is_counted(tiny_model, recipe_for, tmp_path, monkeypatch, stages, family):
     folder, seen = tiny_model(family, tied=True), []
@@ -85,6 +86,18 @@ def test_a_window_longer_than_the_model_is_refused(tiny_llama, recipe_for):
             recipe, headers.read(str(tiny_llama)).anatomy,
             config=headers.read(str(tiny_llama)).config,
         )  # fmt: skip
+
+
+def test_an_embedding_that_becomes_codes_cannot_learn_as_floats(tiny_model, recipe_for):
+    stages = ENDS.replace("group_size: 32", "group_size: 32, head: 8")
+    for tied in (True, False):
+        folder = tiny_model("llama", tied=tied)
+        recipe, found = recipe_for(folder, f"stages={stages}"), headers.read(str(folder))
+        if not tied:  # the embedding is a matrix of its own
+            plan.check(recipe, found.anatomy, config=found.config)
+            continue
+        with pytest.raises(RecipeError, match=r"embedding_learning_rate: the head is the embed"):
+            plan.check(recipe, found.anatomy, config=found.config)
 
 
 def test_lora_without_peft_is_refused_before_any_work(tiny_llama, recipe_for, monkeypatch):

@@ -99,6 +99,29 @@ def test_scales_and_norms_learn_and_integers_stay(tiny_model, tmp_path, family, 
                 assert torch.equal(tensor, was[name])
 
 
+@pytest.mark.parametrize("train", ["scales_and_norms", "codes"])
+@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("llama", False), ("gpt2", True)])
+def test_embedding_and_head_learn_beside_codes_where_they_are_asked_to(
+    tiny_model, tmp_path, family, tied, train
+):
+    folder, found, ends = tiny_model(family, tied=tied), {}, {}
+    for rate in (None, 1e-3):
+        out = tmp_path / str(rate)
+        student, _ = run(folder, out, method="rtn", bits=3)
+        before = student.outside()
+        fields = {"train": train, "embedding_learning_rate": rate}
+        found[rate] = teach(student, out, **fields).distilled
+        assert found[rate].kl_after == pytest.approx(kl(student), rel=1e-4)
+        now = student.outside()
+        ends[rate] = {n for n, was in before.items() if not torch.equal(now[n], was)}
+    names = {f"{student.anatomy.embedding}.weight"}
+    names |= set() if tied else {f"{student.anatomy.head.name}.weight"}
+    assert ends[1e-3] - ends[None] == names
+    assert found[1e-3].kl_after < found[None].kl_after
+    learned = found[1e-3].learned_weights - found[None].learned_weights
+    assert learned == sum(before[name].numel() for name in names)
+
+
 @pytest.mark.parametrize(
     ("family", "fields"),
     [
