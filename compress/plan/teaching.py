@@ -82,7 +82,8 @@ def immovable(recipe: Recipe, student: Anatomy) -> Found:
         if spec.embedding_learning_rate and not _float_ends(recipe, student):
             yield (
                 ("stages", index, "distill", "embedding_learning_rate"),
-                "the head is the embedding, and becomes codes, whose scales learn. Leave it out.",
+                "the head is the embedding, and becomes codes, whose scales learn. Leave this out, "
+                "or the head as it is (quantize.head: null).",
             )
 
 

@@ -209,6 +209,17 @@ class Distill(BaseModel):
             raise ValueError(_shorter(value, text.seq_len))
         return value
 
+    @property
+    def rates(self) -> dict[str, float]:
+        """Every peak of a learning rate that is in use, by its field."""
+        found = {
+            "learning_rate": self.learning_rate,
+            "scale_learning_rate": self.scale_learning_rate,
+            "embedding_learning_rate": self.embedding_learning_rate,
+            "loss.hidden.learning_rate": self.loss.hidden and self.loss.hidden.learning_rate,
+        }
+        return {name: rate for name, rate in found.items() if rate}
+
     def steps_on(self, windows: int, seq_len: int) -> int:
         """Optimizer steps, given how many windows are trained on."""
         if self.steps is not None:

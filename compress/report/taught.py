@@ -39,7 +39,7 @@ def text(found: Distilled) -> str:
     told = (
         f"Asked for {found.asked} on {found.read_tokens:,} tokens ({_times(found)}) of {found.text}"
         f": {numbers.amount(found.learned_weights)} numbers learned, {_LEARNED[found.train]}"
-        f"{', the embeddings' if found.embeddings else ''}."
+        f"{', and embeddings that stay floats' if found.embeddings else ''}."
     )
     if found.changed_codes is not None:
         told += f" {numbers.amount(found.changed_codes)} integers became others."

@@ -44,21 +44,24 @@ def accelerator(context: Context) -> Any:
 
 
 def adamw(learner: Learner, spec: Distill) -> torch.optim.Optimizer:
-    """AdamW over all that learns; each kind of weights at its own peak, matrices alone decay."""
+    """AdamW over all that learns; each kind of weights at its own peak, matrices alone decay.
+
+    First comes what `learning_rate` is of, for reports to show.
+    """
     latent, matrices, carrying = learner.latent(), learner.matrices(), learner.projections()
     apart = {id(parameter) for parameter in (*latent, *matrices, *carrying)}
     others = [p for p in learner.learning().values() if id(p) not in apart]
     groups: list[dict[str, Any]] = [
         {"params": latent, "weight_decay": 0.0},
         {
-            "params": matrices,
-            "weight_decay": spec.weight_decay,
-            "lr": spec.embedding_learning_rate or spec.learning_rate,
-        },
-        {
             "params": others,
             "weight_decay": 0.0,
             "lr": spec.scale_learning_rate or spec.learning_rate,
+        },
+        {
+            "params": matrices,
+            "weight_decay": spec.weight_decay,
+            "lr": spec.embedding_learning_rate or spec.learning_rate,
         },
         {
             "params": carrying,

@@ -230,8 +230,8 @@ class Training:
         where = (
             f" in {self.context.scratch / self.best}" if self.best else ", the student as it was"
         )
+        rates = " or ".join(f"{name} (it is {rate:g})" for name, rate in self.spec.rates.items())
         return TrainingError(
-            f"distill: step {step}: {what}. The best state, {kept}, is kept{where}. Lower "
-            f"learning_rate (it is {self.spec.learning_rate:g}) or clip_norm, or raise warmup, and "
-            "give another --out."
+            f"distill: step {step}: {what}. The best state, {kept}, is kept{where}. Lower {rates} "
+            "or clip_norm, or raise warmup, and give another --out."
         )

@@ -33,6 +33,14 @@ def test_defaults_follow_what_is_trained_and_what_is_asked():
     assert (Loss().beta, Loss(kind="jensen_shannon").beta) == (None, 0.5)
 
 
+def test_every_rate_in_use_is_named_for_whoever_is_to_lower_one():
+    assert Distill().rates == {"learning_rate": 1e-4}
+    fields = {"train": "codes", "embedding_learning_rate": 0.5, "learning_rate": 0.01}
+    assert Distill(**fields).rates == {
+        "learning_rate": 0.01, "scale_learning_rate": 1e-3, "embedding_learning_rate": 0.5
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

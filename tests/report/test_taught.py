@@ -38,6 +38,12 @@ def test_integers_that_became_others_are_counted():
     assert "integers" not in taught.text(FOUND)
 
 
+def test_embeddings_that_learned_beside_scales_are_named():
+    beside = dataclasses.replace(FOUND, train="scales_and_norms", embeddings=True)
+    assert "scales of integers and norms, and embeddings that stay floats." in taught.text(beside)
+    assert "embeddings" not in taught.text(FOUND)
+
+
 def test_a_student_that_gained_nothing_says_so():
     stayed = dataclasses.replace(FOUND, kept_step=0, kl_after=FOUND.kl_before)
     assert "Nothing lowered the held-out KL, so the student stays as it was." in taught.text(stayed)
