@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json as json_
 import os
 import sys
 import time
@@ -137,7 +136,7 @@ def _show_plan(ready: Ready, *, json: bool) -> None:
     for (trial, one), large in zip(rows, over, strict=True):
         size = ("at most " if one.at_most else "") + numbers.size(one.size_bytes)
         alone = numbers.NONE if one.seconds is None else numbers.duration(one.seconds)
-        table.add_row(console.printable(_label(trial)), size, alone, "too large" if large else "")
+        table.add_row(console.printable(trial.label), size, alone, "too large" if large else "")
     console.show(table)
     if ready.located.sweep.search:
         console.tell("Those at the ends of what a search may choose; it may choose any between.")
@@ -204,7 +203,7 @@ class Lines:
         if row.trial.state == state == "running" and row.progress is None:
             return
         self._said[name] = (row.trial.state, now)
-        text = f"{_label(row.trial)}: {_state(row)}"
+        text = f"{row.trial.label}: {_state(row)}"
         if row.trial.state in _ENDED:
             text += f", {_found(row.trial)} ({_counted(board.trials)})"
         print(console.printable(text), file=self._stream, flush=True)
@@ -227,7 +226,7 @@ def trial_table(rows: Sequence[Row], caption: str = "", best: str | None = None)
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         trial = row.trial
-        label = Text(console.printable(_label(trial)), "bold" if trial.name == best else "")
+        label = Text(console.printable(trial.label), "bold" if trial.name == best else "")
         star = " ★" if trial.name == best else ""
         state = Text(console.printable(_state(row)), _TINTS.get(trial.state, ""))
         table.add_row(label + star, state, *_cells(trial), _seconds(row.seconds))
@@ -246,21 +245,6 @@ def _cells(trial: Trial) -> tuple[str, str, str]:
         numbers.NONE if kl is None else f"{about}{kl:.4f}{marks.get('kl_mean', '')}",
         numbers.NONE if speed is None else f"{speed:.0f}{marks.get('decode', '')}",
     )
-
-
-def _label(trial: Trial) -> str:
-    """A trial in the words of its sweep: w4g64-rtn, bits 4, head none."""
-    fields = [
-        f"{key.rpartition('.')[2]} {_plain(json_.loads(value))}"
-        for key, value in trial.fields.items()
-    ]
-    return ", ".join([trial.recipe, *fields])
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "none" if value is None else value if isinstance(value, str) else json_.dumps(value)
 
 
 def _state(row: Row) -> str:
@@ -309,11 +293,11 @@ def sentences(swept: Swept) -> Iterator[str]:
     by_name = {one.name: one for one in swept.trials}
     for one in swept.trials:
         if one.reason and one.state not in ("waiting", "running", "cut"):
-            yield f"{one.state}: {_label(one)}: {one.reason}"
+            yield f"{one.state}: {one.label}: {one.reason}"
     if any(one.over for one in swept.trials if one.state == "made"):
         yield "! is more, or less, than the budget allows."
     if swept.front:
-        names = "; ".join(_label(by_name[name]) for name in swept.front)
+        names = "; ".join(by_name[name].label for name in swept.front)
         yield f"Not beaten in both size and quality: {names}."
     if swept.ended_by:
         yield f"Ended early: {swept.ended_by}."
@@ -323,6 +307,6 @@ def sentences(swept: Swept) -> Iterator[str]:
         yield "None is within the budget. Allow more, or vary other fields."
         return
     chosen = by_name[swept.best]
-    yield f"Best by {_MEASURES[swept.objective]}, within the budget: {_label(chosen)}"
+    yield f"Best by {_MEASURES[swept.objective]}, within the budget: {chosen.label}"
     yield f"It is made: {Path(swept.folder) / 'trials' / chosen.name}"
     yield f"To make it again, to the same bytes: {swept.command}"

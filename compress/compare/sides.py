@@ -51,16 +51,19 @@ class Artifact:
         return str(self.lock.get("teacher", {}).get("dtype", "bfloat16"))
 
 
-def read(folders: Sequence[Path]) -> list[Artifact]:
+def read(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Artifact]:
     """Read every artifact; only headers and records are opened.
+
+    Without names, each goes by the name of its folder.
 
     Raises:
         ArtifactError: every folder that is missing or no artifact, and every name that two share.
     """
-    mistakes, found = list(_shared_names(folders)), []
-    for folder in folders:
+    names = names or [_name(folder) for folder in folders]
+    mistakes, found = list(_shared_names(folders, names)), []
+    for folder, name in zip(folders, names, strict=True):
         try:
-            found.append(_read(folder))
+            found.append(_read(folder, name))
         except ArtifactError as error:
             mistakes.append(str(error))
     if mistakes:
@@ -79,10 +82,10 @@ def judged(artifact: Artifact, evaluate: Evaluate) -> Artifact:
     return replace(artifact, side=side, divergence=divergence, notes=notes)
 
 
-def _shared_names(folders: Sequence[Path]) -> Iterator[str]:
+def _shared_names(folders: Sequence[Path], names: Sequence[str]) -> Iterator[str]:
     by_name = defaultdict(list)
-    for folder in folders:
-        by_name[_name(folder)].append(str(folder))
+    for folder, name in zip(folders, names, strict=True):
+        by_name[name].append(str(folder))
     for name, same in by_name.items():
         if len(same) > 1:
             yield (
@@ -95,7 +98,7 @@ def _name(folder: Path) -> str:
     return folder.name if folder.name not in ("", "..") else folder.resolve().name or str(folder)
 
 
-def _read(folder: Path) -> Artifact:
+def _read(folder: Path, name: str) -> Artifact:
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: no such folder. Give the folders of finished artifacts.")
     opened = open_artifact(folder)
@@ -104,7 +107,7 @@ def _read(folder: Path) -> Artifact:
     stored, held = sum(sizes[part] for part in inside), sum(weights[part] for part in inside)
     results = records.record(folder / "results.json", Results)
     return Artifact(
-        name=_name(folder), folder=folder, format=opened.format, size_bytes=opened.size_bytes,
+        name=name, folder=folder, format=opened.format, size_bytes=opened.size_bytes,
         parts_bytes=sizes, bits_per_weight=opened.bits_per_weight,
         bits_per_weight_with_head=8 * stored / held if held else opened.bits_per_weight,
         lock=records.lock(folder), results=results,

@@ -13,12 +13,17 @@ from compress.results.comparison import Comparison, Entry, Prompt
 
 
 def compare(
-    folders: Sequence[Path], *, suite: str = "", evaluate: Evaluate | None = None
+    folders: Sequence[Path],
+    *,
+    names: Sequence[str] = (),
+    suite: str = "",
+    evaluate: Evaluate | None = None,
 ) -> Comparison:
     """Put finished artifacts, or any model folders, side by side.
 
     Args:
-        folders: one or more; each goes by the name of its folder.
+        folders: one or more.
+        names: what each goes by; the name of its folder by default.
         suite: the name of what `evaluate` measures by.
         evaluate: judges one folder now, instead of reading what its run found.
 
@@ -26,7 +31,7 @@ def compare(
         ArtifactError: folders that are missing or no artifacts, records of another version, and
             names that two of them share, all at once.
     """
-    artifacts = sides.read(folders)
+    artifacts = sides.read(folders, names)
     if evaluate:
         artifacts = [sides.judged(one, evaluate) for one in artifacts]
     found = measures(artifacts)

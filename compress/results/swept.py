@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -31,6 +32,15 @@ class Trial:
     shared_units: int = 0  # taken over from other trials
     restarts: int = 0  # after its process was killed
     over: tuple[str, ...] = ()  # what of the budget it does not keep
+
+    @property
+    def label(self) -> str:
+        """In the words of its sweep: w4g64-rtn (bits 4, head none)."""
+        fields = [
+            f"{key.rpartition('.')[2]} {_plain(json.loads(value))}"
+            for key, value in self.fields.items()
+        ]
+        return f"{self.recipe} ({', '.join(fields)})" if fields else self.recipe
 
     @property
     def within(self) -> bool:
@@ -66,3 +76,9 @@ class Swept:
         """Plain values, for ``--json``."""
         plain = asdict(self)
         return {"schema_version": plain.pop("schema_version"), **plain}
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)

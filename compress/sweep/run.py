@@ -9,7 +9,8 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -180,8 +181,10 @@ def _concluded(order: Order, out: Path, board: Board, seconds: float, ended_by: 
         if not earned:
             (out / name).unlink(missing_ok=True)  # an earlier sweep's, with another budget
     if made:
-        found = compare([out / TRIALS / one.name for one in made])
-        front = found.front.names if found.front else ()
+        called = _called(made)
+        folders = [out / TRIALS / name for name in called.values()]
+        found = compare(folders, names=[*called])
+        front = tuple(called[label] for label in found.front.names) if found.front else ()
         storage.write_text(out / PAGE, page.render(found))
     swept = Swept(
         order.located.name, str(out), spec.objective, trials, front,
@@ -193,6 +196,12 @@ def _concluded(order: Order, out: Path, board: Board, seconds: float, ended_by: 
         storage.write_text(out / BEST, _head(chosen, swept) + lock)
     storage.write_text(out / RECORD, to_json(swept))
     return swept
+
+
+def _called(made: Sequence[Trial]) -> dict[str, str]:
+    """The folder of each trial by the name that people read: its label, if no other has it."""
+    often = Counter(one.label for one in made)
+    return {one.label if often[one.label] == 1 else one.name: one.name for one in made}
 
 
 def _head(chosen: Trial, swept: Swept) -> str:

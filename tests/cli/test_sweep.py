@@ -57,11 +57,11 @@ def test_a_pipe_gets_lines_and_one_table(run, sweeping):
     assert code == 0
     assert sweeping["asked"]["workers"] == 3
     assert "2 trials, of 1 thread each" in err
-    assert "./mine.yaml, bits 4, head none: made, 120 MB, KL 0.0432, 210 tokens/s" in err
-    assert "./mine.yaml, bits 4, head none ★" in out
+    assert "./mine.yaml (bits 4, head none): made, 120 MB, KL 0.0432, 210 tokens/s" in err
+    assert "./mine.yaml (bits 4, head none) ★" in out
     assert "0.5000 !" in out
     assert "≈ 0.7000" in out
-    assert "stopped: ./mine.yaml, bits 4, head none: KL 0.7 nats" in out
+    assert "stopped: ./mine.yaml (bits 4, head none): KL 0.7 nats" in out
     assert out.rstrip().endswith("compress apply mine-sweep/best.yaml")
     assert "\x1b" not in out + err
 
@@ -85,7 +85,7 @@ def test_json_and_quiet(run, sweeping):
 def test_a_dry_run_plans_and_runs_nothing(run, sweeping):
     code, out, _ = run("sweep", "./sweep.yaml", "--dry-run")
     assert code == 0
-    assert "./mine.yaml, bits 3" in out
+    assert "./mine.yaml (bits 3" in out
     told = json.loads(run("sweep", "./sweep.yaml", "--dry-run", "--json")[1])
     assert [one["fields"] for one in told] == [{"quantize.bits": "3"}, {"quantize.bits": "4"}]
     assert "asked" not in sweeping

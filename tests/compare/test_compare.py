@@ -52,6 +52,15 @@ def test_a_tied_head_counts_as_one(tiny_tied, tmp_path):
     assert entry.measure("bits_per_weight_with_head").numbers["a"].value in (16.0, 32.0)
 
 
+def test_folders_go_by_the_names_that_are_given(folders):
+    names = ["mine (bits 4)", "mine (bits 8)", "theirs"]
+    found = compare(folders, names=names)
+    assert [one.name for one in found.artifacts] == names
+    assert set(found.front.names) <= set(names)
+    with pytest.raises(ArtifactError, match="2 folders are called mine"):
+        compare(folders, names=["mine", "mine", "theirs"])
+
+
 @pytest.mark.parametrize(
     ("other", "field"),
     [

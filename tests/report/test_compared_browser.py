@@ -69,6 +69,29 @@ def test_points_are_told_on_hover_and_focus_and_lead_to_their_rows(look):
     assert page.evaluate("document.activeElement.id") == "artifact-0"
 
 
+def test_long_names_keep_both_ends_and_stand_above_the_axis(tiny_llama, tmp_path, window):
+    names = [f"a-recipe-of-a-long-name (bits 4, group_size {size})" for size in (32, 64, 128)]
+    path = tmp_path / "compare.html"
+    path.write_text(pages.render(compare(three(tiny_llama, tmp_path), names=names)), "utf-8")
+    for width in (1440, 390):
+        page = window(path.as_uri(), width, "light")
+        texts = page.locator("#plot a.point text")
+        told = texts.all_text_contents()
+        assert [text.rpartition(" ")[2] for text in told] == ["32)", "64)", "128)"]
+        assert all(text.startswith("a-recipe") and len(text) <= 32 for text in told)
+        floor = max(
+            page.eval_on_selector_all("#plot line", "all => all.map(e => e.y1.baseVal.value)")
+        )
+        assert (
+            max(
+                page.eval_on_selector_all(
+                    "#plot a.point text", "all => all.map(e => e.y.baseVal[0].value)"
+                )
+            )
+            < floor
+        )
+
+
 def test_axes_can_be_chosen_but_not_those_that_are_not_compared(look):
     page = look(390)
     page.select_option("#axis-y", "perplexity")

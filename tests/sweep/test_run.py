@@ -97,6 +97,13 @@ def test_what_an_earlier_sweep_has_chosen_goes_where_nothing_is_chosen(order, tm
     assert [path.name for path in (tmp_path / "out").iterdir()] == [run.RECORD]
 
 
+def test_trials_go_by_their_labels_and_by_their_folders_where_two_have_the_same():
+    fields = [{"quantize.bits": "4"}, {"quantize.bits": "8"}, {"allocate.bits": "8"}]
+    made = [Trial(f"mine-{place}", "mine", one, "made") for place, one in enumerate(fields)]
+    called = {"mine (bits 4)": "mine-0", "mine-1": "mine-1", "mine-2": "mine-2"}
+    assert run._called(made) == called
+
+
 def test_what_a_killed_driver_had_not_finished_writing_locks_nobody_out(tmp_path):
     out = tmp_path / "out"
     (out / "trials").mkdir(parents=True)

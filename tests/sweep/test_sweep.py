@@ -67,7 +67,8 @@ def test_twelve_trials_one_of_them_killed_are_those_of_a_serial_run(run, tmp_pat
         pipeline.apply(load_recipe("./mine.yaml", sets), out=alone, threads=1)
         assert hashes(tmp_path / "out" / "trials" / one.name) == hashes(alone)
     assert found.best in found.front
-    assert (tmp_path / "out" / "compare.html").is_file()
+    page = (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
+    assert all(one.label in page for one in found.trials)
     best = load_recipe(str(tmp_path / "out" / "best.yaml"))
     assert best.resolved.threads == 1
 

@@ -76,8 +76,14 @@
     row.focus({ preventScroll: true });
   }
 
+  // Both ends of a name that is too long: what tells it from others stands at either.
+  function short(name, most) {
+    const half = (most - 1) / 2;
+    return name.length > most ? `${name.slice(0, Math.ceil(half))}…${name.slice(-Math.floor(half))}` : name;
+  }
+
   // Beside its point, where no other name stands yet.
-  function placed(text, x, y, left, width, taken) {
+  function placed(text, x, y, room, taken) {
     const wide = text.length * 7.4 + 4;
     const spots = [[10, 4, "start"], [-10, 4, "end"], [0, -12, "middle"], [0, 22, "middle"],
       [10, -12, "start"], [10, 20, "start"], [-10, -12, "end"], [-10, 20, "end"],
@@ -86,9 +92,11 @@
       const from = x + dx - { start: 0, end: wide, middle: wide / 2 }[anchor];
       return { dx, dy, anchor, left: from, right: from + wide, top: y + dy - 12, bottom: y + dy + 4 };
     });
-    const free = boxes.find((box) => box.left >= left && box.right <= width && !taken.some((other) =>
+    const inside = boxes.filter((box) =>
+      box.left >= room.left && box.right <= room.right && box.bottom <= room.bottom);
+    const free = inside.find((box) => !taken.some((other) =>
       box.left < other.right && other.left < box.right && box.top < other.bottom && other.top < box.bottom));
-    const box = free || boxes.find((one) => one.left >= left && one.right <= width) || boxes[0];
+    const box = free || inside[0] || boxes[0];
     taken.push(box);
     return box;
   }
@@ -142,8 +150,8 @@
       const x = atX(point.values[mx.name]), y = atY(point.values[my.name]);
       const on = front.includes(point);
       const numbers = measures.map((m) => `${m.label} ${point.texts[m.name].trim()}`).join(", ");
-      const name = point.name.length > 24 ? `${point.name.slice(0, 23)}…` : point.name;
-      const spot = placed(name, x, y, left, width, taken);
+      const name = short(point.name, narrow ? 22 : 32);
+      const spot = placed(name, x, y, { left, right: width, bottom: height - bottom }, taken);
       const link = element("a", { class: on ? "point on" : "point", href: `#artifact-${point.index}`,
         "aria-label": `${point.name}: ${numbers}${on ? "; on the front" : ""}` },
         element("circle", { class: "hit", cx: x, cy: y, r: 14 }),
