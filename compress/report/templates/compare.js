@@ -87,7 +87,8 @@
     const wide = text.length * 7.4 + 4;
     const spots = [[10, 4, "start"], [-10, 4, "end"], [0, -12, "middle"], [0, 22, "middle"],
       [10, -12, "start"], [10, 20, "start"], [-10, -12, "end"], [-10, 20, "end"],
-      [0, -28, "middle"], [0, 38, "middle"]];
+      [0, -28, "middle"], [-10, -28, "end"], [10, -28, "start"], [0, 38, "middle"],
+      [0, -44, "middle"], [-10, -44, "end"], [10, -44, "start"]];
     const boxes = spots.map(([dx, dy, anchor]) => {
       const from = x + dx - { start: 0, end: wide, middle: wide / 2 }[anchor];
       return { dx, dy, anchor, left: from, right: from + wide, top: y + dy - 12, bottom: y + dy + 4 };
