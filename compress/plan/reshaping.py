@@ -29,6 +29,7 @@ from compress.shape import (
 )
 from compress.teacher.headers import Headers
 
+MANY = 3  # blocks that may go in one stage, or a third of them, without a word
 DEPTH_TOKENS = 4096  # stages.depth: on which blocks are left out
 CANDIDATES = 8  # stages.search: shapes that are tried at most
 FITTED_WINDOWS = 8  # on which each is repaired
@@ -255,3 +256,17 @@ def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
         changed.append(f"MLP channels {was:,} → {now:,} in all; here as uneven as they may come")
     told = ", ".join(changed) or "the shape is found while it runs; sizes are of the uncut model"
     yield f"restructure: {told}"
+    yield from _at_once(recipe, before)
+
+
+def _at_once(recipe: Recipe, shape: Shape) -> Iterator[str]:
+    """Stages that take so many blocks that the last are chosen among wrecks."""
+    for index, spec in recipe.restructurings:
+        before, shape = shape, target(shape, **spec.shares)
+        gone = before.blocks - shape.blocks
+        if spec.depth is not None and gone > max(MANY, before.blocks // 3):
+            yield (
+                f"stages[{index}].restructure: {gone} of {before.blocks} blocks go before anything "
+                "is repaired; two or three stages that take fewer each leave more of the teacher "
+                "(docs/pitfalls.md)"
+            )

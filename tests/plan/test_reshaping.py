@@ -65,6 +65,28 @@ def test_a_plan_tells_the_shape_and_who_opens_it(tiny_llama, recipe_for, tmp_pat
     assert found.kv_bytes_per_token[1] * 2 == found.kv_bytes_per_token[0]
 
 
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ("[{restructure: {depth: 0.5}}]", ["stages[0].restructure: 6 of 12"]),
+        ("[{restructure: {depth: 0.67}}, {restructure: {depth: 0.75}}]", []),
+        (
+            "[{restructure: {depth: 0.9}}, {restructure: {depth: 0.5}}]",
+            ["stages[1].restructure: 5 of 11"],
+        ),
+        ("[{restructure: {blocks: every_second}}]", []),
+    ],
+)
+def test_a_plan_says_where_too_many_blocks_go_at_once(
+    tiny_model, recipe_for, tmp_path, stages, told
+):
+    folder = tiny_model("llama", num_hidden_layers=12)
+    recipe = recipe_for(folder, f"stages={stages}", "artifact.format=dense")
+    notes = overview.make(recipe, headers.read(str(folder)), cache=tmp_path).notes
+    found = [note for note in notes if "blocks go before anything" in note]
+    assert [note[: len(start)] for note, start in zip(found, told, strict=True)] == told
+
+
 def mistakes(recipe, folder):
     found = headers.read(str(folder))
     with pytest.raises(RecipeError) as caught:
