@@ -1,8 +1,8 @@
 """How long a run will take on this machine: told by runs that have finished here, or not at all.
 
-Each step's work is counted in operations (`plan.work`); a step's pace is the work of past runs over
-their seconds, of those nearest in size to the one ahead. Steps whose work is not counted are taken
-to last as long as they did. The newest few of every size are kept: tiny runs push out no real one.
+Each step's work is counted in operations (`plan.work`); its pace is the median of the past runs in
+which it had about as much to do. Steps whose work is not counted are taken to last as long as they
+did. The newest few of every size are kept: tiny runs push out no real one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from compress import storage
@@ -27,6 +28,7 @@ from compress.plan.work import work
 log = logging.getLogger("compress")
 FILE = "pace.json"
 _KEPT = 5  # runs of one kind and size; older ones are forgotten
+_AS_NEAR = 2.0  # times as much work, beside the nearest run
 _TOO_SHORT = 1.0  # seconds; such a step found its result in a cache
 
 
@@ -125,19 +127,24 @@ def newest(runs: list[Run]) -> list[Run]:
 
 
 def _steps(runs: list[Run], ahead: Mapping[str, float]) -> Iterator[tuple[str, float]]:
-    """Seconds of every step that past runs tell of, those nearest in size first asked."""
-    wanted = size_class(ahead)
+    """Seconds of every step that past runs tell of."""
     for step in dict.fromkeys(step for run in runs for step in run.seconds):
         told = [run for run in runs if run.seconds.get(step, 0) >= _TOO_SHORT]
-        if not told:
+        if (amount := ahead.get(step)) is None:
+            amounts = [(sum(run.work.values()), run.seconds[step]) for run in told]
+            if near := _nearest(amounts, sum(ahead.values())):
+                yield step, median(seconds for _, seconds in near)
             continue
-        nearest = min(abs(size_class(run.work) - wanted) for run in told)
-        told = [run for run in told if abs(size_class(run.work) - wanted) == nearest]
-        taken = sum(run.seconds[step] for run in told)
-        if step not in ahead:
-            yield step, taken / len(told)
-        elif amount := sum(run.work.get(step, 0) for run in told):
-            yield step, ahead[step] * taken / amount
+        amounts = [(run.work[step], run.seconds[step]) for run in told if run.work.get(step)]
+        if near := _nearest(amounts, amount):
+            yield step, amount * median(seconds / work for work, seconds in near)
+
+
+def _nearest(told: list[tuple[float, float]], amount: float) -> list[tuple[float, float]]:
+    """Of pairs of work and seconds, those of work as near as the nearest, up to `_AS_NEAR`."""
+    far = [abs(math.log(max(work, 1.0) / max(amount, 1.0))) for work, _ in told]
+    most = min(far, default=0.0) + math.log(_AS_NEAR)
+    return [pair for pair, distance in zip(told, far, strict=True) if distance <= most]
 
 
 def _read(folder: Path) -> list[Run]:

@@ -73,6 +73,20 @@ def test_many_tiny_runs_push_out_no_large_one(tmp_path):
     assert pace.estimate(tmp_path, small()).steps["compress"] == pytest.approx(100)
 
 
+def test_a_run_that_stood_still_does_not_move_what_the_others_tell(tmp_path):
+    for slow in ({}, {}, {"compress": 9000.0, "time": 2000.0}):
+        pace.remember(tmp_path, small(), {**SECONDS, **slow}, device="cpu", threads=2)
+    assert pace.estimate(tmp_path, small()).seconds == pytest.approx(157)
+
+
+def test_runs_of_a_like_amount_tell_before_others_of_its_power_of_ten(tmp_path):
+    for blocks, seconds in ((4, 100.0), (40, 500.0)):
+        one = job("calibration.samples=8", width=512, hidden=1024, blocks=blocks, suite="smoke")
+        pace.remember(tmp_path, one, {**SECONDS, "compress": seconds}, device="cpu", threads=2)
+    near = job("calibration.samples=8", width=512, hidden=1024, blocks=36, suite="smoke")
+    assert pace.estimate(tmp_path, near).steps["compress"] == pytest.approx(450)
+
+
 def test_only_the_last_runs_are_kept_and_a_broken_file_is_begun_anew(tmp_path, caplog):
     for number in range(30):
         seconds = {**SECONDS, "compress": 100.0 + number}
