@@ -150,20 +150,23 @@ def _found(value: Any) -> str:
 def _known(spot: _Spot) -> str:
     if (meant := spot.meant()) != spot.loc:
         return f"Did you mean {meant[-1]}?"
-    homes = (name for name, inner in _sections(spot.root) if spot.loc[-1] in inner.model_fields)
-    if home := next(homes, None):
-        return f"It belongs in {home}."
+    for model in (spot.section(), spot.root):
+        homes = (name for name, inner in _sections(model) if spot.loc[-1] in inner.model_fields)
+        if inside := list(dict.fromkeys(homes)):
+            return f"It belongs in {' or '.join(inside if model is not spot.root else inside[:1])}."
     return f"Known here: {', '.join(spot.section().model_fields)}."
 
 
 def _choices(value: Any, field: FieldInfo) -> str:
     allowed = _literals(field.annotation)
+    others = [example for example in field.examples or () if example not in allowed]
+    other = f", or like {others[0]}" if others else ""  # of a field that takes more than words
     if len(allowed) == 1:
-        return f", must be {_found(allowed[0])}."
+        return f", must be {_found(allowed[0])}{other}."
     words = [choice for choice in allowed if isinstance(choice, str)]
     guess = nearest(value, words) if isinstance(value, str) else None
     hint = f" Did you mean {guess}?" if guess else ""
-    return f" is not one of {', '.join(map(str, allowed))}.{hint}"
+    return f" is not one of {', '.join(map(str, allowed))}{other}.{hint}"
 
 
 def _remedy(value: Any, kind: str, spot: _Spot) -> str:

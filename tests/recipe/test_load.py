@@ -324,3 +324,21 @@ def test_several_sets_share_the_samples_the_first_ones_have_the_rest(write):
     text = "{train: scales_and_norms, text: {set: [smoke, slf], samples: 9}}"
     (mistake,) = mistakes(write(GOOD + f"  - distill: {text}\n"))
     assert mistake.startswith("mine.yaml:6  stages[1].distill.text.set[1]: 'slf': no shipped")
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [
+        (
+            "{temperature: 2.0}",
+            "temperature: unknown field. It belongs in loss or text or on_policy.",
+        ),
+        (
+            "{loss: {hidden: {blocks: {3: 7}}}}",
+            'loss.hidden.blocks: {"3": 7}, must be "uniform", or like [[3, 7], [7, 15]].',
+        ),
+    ],
+)
+def test_a_field_is_looked_for_inside_and_another_form_is_shown(stage, told):
+    (found,) = mistakes("half-depth-distill", f"stages=[{{distill: {stage}}}]")
+    assert found.endswith(f"stages[0].distill.{told}")
