@@ -51,6 +51,15 @@ def left_in(out):
     return found[0]["tensors"], found[1]
 
 
+def test_rounds_leave_records_of_the_linears_that_are_there(recipe, tmp_path):
+    stages = "[{restructure: {depth: 0.75}}, {restructure: {depth: 0.67}}]"
+    asked = recipe(stages, "artifact.format=dense", "evaluate.suite=none")
+    made = pipeline.apply(asked, out=tmp_path / "out")
+    there = {linear.name for linear in open_artifact(tmp_path / "out").anatomy.linears}
+    assert {one.name for one in made.results.linears} <= there
+    assert {one.block for one in made.results.linears} == {0, 1}
+
+
 @pytest.mark.slow
 def test_a_cut_model_is_judged_verified_and_opened_by_all(recipe, tmp_path):
     out = tmp_path / "out"

@@ -150,8 +150,8 @@ def _zeros(results: Results) -> Iterator[str]:
 
 
 def _shapes(results: Results) -> Iterator[str]:
-    for found in shapes.stages(results):
-        yield "## What was taken away"
+    for place, found in enumerate(shapes.stages(results), 1):
+        yield f"## {shapes.heading(results, place)}"
         yield _plain(shapes.text(found))
         yield _table(shapes.block_table(found))
         if found.candidates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from compress.report import numbers
 from compress.report.numbers import NONE
@@ -19,8 +20,19 @@ _PARTS = (
 
 
 def stages(results: Results) -> tuple[Restructured, ...]:
-    """Every stage that changed the shape, in order."""
-    return tuple(stage.shape for stage in results.stages if stage.shape is not None)
+    """Every stage that changed the shape, in order; blocks by their numbers before the first."""
+    told, first = list[Restructured](), dict[int, int]()
+    for found in (stage.shape for stage in results.stages if stage.shape is not None):
+        blocks = [(cut, first.get(cut.block, cut.block)) for cut in found.blocks]
+        told.append(replace(found, blocks=tuple(replace(cut, block=was) for cut, was in blocks)))
+        first = {cut.now: was for cut, was in blocks if cut.now is not None}
+    return tuple(told)
+
+
+def heading(results: Results, place: int) -> str:
+    """What a stage that cut is called, by its place among such stages from 1 on."""
+    count = len(stages(results))
+    return "What was taken away" + (f", {place} of {count}" if count > 1 else "")
 
 
 def summary(results: Results) -> Iterator[Row]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from compress.results.distilled import Distilled
@@ -262,9 +263,8 @@ class Results:
 
     @property
     def linears(self) -> tuple[LinearResult, ...]:
-        """Every linear that a stage touched, as the last stage to touch it left it."""
-        last = {linear.name: linear for stage in self.stages for linear in stage.linears}
-        return tuple(last.values())
+        """Every linear of the student that a stage touched, as the last to touch it left it."""
+        return tuple({linear.name: linear for linear in _left(self.stages)}.values())
 
     @property
     def allocation(self) -> Allocation | None:
@@ -274,7 +274,27 @@ class Results:
     @property
     def fallbacks(self) -> tuple[LinearResult, ...]:
         """Linears that did not become what the recipe asked for: kept dense, or given more bits."""
-        return tuple(r for stage in self.stages for r in stage.linears if fell_back(r))
+        return tuple(linear for linear in _left(self.stages) if fell_back(linear))
+
+
+def _left(stages: Iterable[StageResult]) -> list[LinearResult]:
+    """All records of linears, by their names in the student; of blocks that are gone, none."""
+    found = list[LinearResult]()
+    for stage in stages:
+        if stage.shape is not None:
+            numbers = {cut.block: cut.now for cut in stage.shape.blocks}
+            found = [moved for one in found if (moved := _moved(one, numbers))]
+        found += stage.linears
+    return found
+
+
+def _moved(linear: LinearResult, numbers: Mapping[int, int | None]) -> LinearResult | None:
+    if linear.block is None:
+        return linear
+    if (now := numbers.get(linear.block)) is None:
+        return None
+    name = linear.name.replace(f".{linear.block}.", f".{now}.", 1)
+    return replace(linear, name=name, block=now)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ class ModelShape:
 class BlockCut:
     """What is left of one block."""
 
-    block: int  # its number in the teacher
-    now: int | None  # its number in the student; None: it was removed
+    block: int  # its number before the stage; in the teacher, where no stage before cut blocks
+    now: int | None  # its number behind the stage; None: it was removed
     heads: int
     kv_heads: int
     channels: int

@@ -3,7 +3,15 @@ import dataclasses
 import pytest
 
 from compress.report import html, markdown, shapes
-from compress.results import BlockCut, Candidate, ModelShape, Restructured, Results, StageResult
+from compress.results import (
+    BlockCut,
+    Candidate,
+    LinearResult,
+    ModelShape,
+    Restructured,
+    Results,
+    StageResult,
+)
 from compress.results.text import from_json, to_json
 
 BEFORE = ModelShape(3, 9, 3, 1536, 576, 134_515_008)
@@ -40,6 +48,33 @@ def test_what_was_removed_is_told_block_by_block(cut):
     rows = shapes.block_table(found).rows
     assert rows[1][:5] == ("1", "–", "–", "–", "–")
     assert rows[2][:5] == ("2", "1", "9", "3", "1,152")
+
+
+def test_rounds_name_blocks_as_the_first_found_them_and_linears_by_what_is_left(cut, measured):
+    (first,) = shapes.stages(cut)
+    blocks = (BlockCut(0, None, 0, 0, 0), BlockCut(1, 0, 9, 3, 1152))
+    second = dataclasses.replace(first, before=first.after, blocks=blocks)
+    records = [
+        LinearResult(f"model.layers.{block}.mlp.down_proj", block, "down", "restructure", outcome,
+                     None, None, error)
+        for block, outcome, error in ((0, "kept_dense", 0.1), (1, "kept_dense", 0.2))
+    ]  # fmt: skip
+    last = dataclasses.replace(records[0], outcome="solved", relative_error=0.3)
+    made = [
+        StageResult("restructure", "restructure", tuple(linears), shape=shape)
+        for linears, shape in ((records, first), ([], second), ([last], None))
+    ]
+    found = dataclasses.replace(cut, stages=tuple(made))
+    told = shapes.stages(found)
+    assert [shapes.text(one).partition("Removed: ")[2] for one in told] == ["1.", "0."]
+    assert [row[:2] for row in shapes.block_table(told[1]).rows] == [("0", "–"), ("2", "0")]
+    assert found.linears == (last,)
+    assert dataclasses.replace(found, stages=tuple(made[:2])).linears == found.fallbacks
+    (left,) = found.fallbacks  # of block 1 behind the first round, 0 behind the second
+    assert (left.name, left.relative_error) == ("model.layers.0.mlp.down_proj", 0.2)
+    page = markdown.render(found, measured)
+    assert "What was taken away, 1 of 2" in page
+    assert "What was taken away, 2 of 2" in page
 
 
 def test_a_shape_that_is_slower_than_asked_is_told(cut):
