@@ -79,8 +79,10 @@ def curve(found: Distilled, *, narrow: bool = False) -> str:
     with svg.settings(f"curve-{found.text_fingerprint[:8]}-{narrow}"):
         figure = svg.figure(NARROW if narrow else WIDE, 240 if narrow else 290)
         axes = svg.bare_axes(figure, left=48, right=70, top=12, bottom=44)
-        _line(axes, checks, [check.kl for check in checks], "held-out KL", "ink")
-        _line(axes, lost, [check.loss or 0.0 for check in lost], "loss", "soft")
+        over = bool(lost) and checks[-1].kl >= (lost[-1].loss or 0.0)
+        _line(axes, checks, [check.kl for check in checks], "held-out KL", "ink", over=over)
+        losses = [check.loss or 0.0 for check in lost]
+        _line(axes, lost, losses, "loss", "soft", over=not over)
         axes.set(xlim=(0, max(1, checks[-1].step)), ylim=(0, None))
         axes.set_xlabel("step", color=PAINT["soft"])
         axes.grid(axis="y", color=PAINT["line"], linewidth=0.8)
@@ -91,14 +93,21 @@ def curve(found: Distilled, *, narrow: bool = False) -> str:
 
 
 def _line(
-    axes: Axes, checks: Sequence[HeldOut], values: Sequence[float], name: str, paint: str
+    axes: Axes,
+    checks: Sequence[HeldOut],
+    values: Sequence[float],
+    name: str,
+    paint: str,
+    *,
+    over: bool,
 ) -> None:
-    """One curve, its name at its end."""
+    """One curve, its name at its end: over it or under it, clear of the other's."""
     if not checks:
         return
     steps, dots = [check.step for check in checks], "o" if paint == "ink" else ""
     axes.plot(steps, values, color=PAINT[paint], marker=dots, markersize=3.5, linewidth=1.4)
     axes.annotate(
-        name, (steps[-1], values[-1]), xytext=(6, 0), textcoords="offset points", va="center",
+        name, (steps[-1], values[-1]), xytext=(6, 0), textcoords="offset points",
+        va="bottom" if over else "top",
         color=PAINT[paint], fontsize=12, annotation_clip=False,
     )  # fmt: skip

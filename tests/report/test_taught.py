@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 
@@ -70,3 +71,11 @@ def test_pages_hold_it_and_json_gives_it_back(healed, measured):
     assert "## What the teacher taught" in page
     assert "What the teacher taught" in html.render(healed, measured)
     assert from_json(Results, to_json(healed)) == healed
+
+
+@pytest.mark.parametrize("loss", [0.30, 0.33, 0.36])
+def test_names_of_curves_that_end_together_stand_clear_of_each_other(loss):
+    checks = (*CHECKS[:2], dataclasses.replace(CHECKS[2], loss=loss))
+    figure = taught.curve(dataclasses.replace(FOUND, checks=checks))
+    heights = [float(y) for y in re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>(?=loss|held)', figure)]
+    assert abs(heights[0] - heights[1]) >= 12
