@@ -218,8 +218,9 @@ def _run(recipe: Path, out: Path, threads: int) -> applied.Left:
     """Run one recipe with a cache that holds the teacher and nothing of other runs."""
     cache = out.parent / "cache"
     if not out.is_dir():
-        for folder in KEPT_BY_RUNS:
-            shutil.rmtree(cache / folder, ignore_errors=True)
+        cut_short = out.with_name(f"{out.name}.partial")  # would hide the seconds that it took
+        for folder in (cut_short, *(cache / name for name in KEPT_BY_RUNS)):
+            shutil.rmtree(folder, ignore_errors=True)
     return applied.run(str(recipe), out, threads=threads, cache=cache)
 
 

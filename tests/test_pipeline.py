@@ -149,6 +149,10 @@ def test_a_student_judged_is_the_student_on_disk(recipe, out):
     side, divergence = pipeline.evaluate(str(out), suite=str(out.parent / "suite.yaml"))
     assert side.perplexity == outcome.results.after.perplexity
     assert divergence == outcome.results.divergence
+    lock = out / "recipe.lock.yaml"
+    assert "device: cpu" in lock.read_text()
+    lock.write_text(lock.read_text().replace("device: cpu", "device: cuda"))  # made elsewhere
+    assert pipeline.evaluate(str(out), suite=str(out.parent / "suite.yaml"))[0] == side
 
 
 def test_suite_none_measures_nothing_and_says_so(recipe, out):

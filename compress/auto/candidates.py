@@ -75,7 +75,11 @@ def candidates(
 def _pins(teacher: Teacher) -> list[str]:
     """What names this very teacher in a recipe."""
     pins = {"model": teacher.name, "revision": teacher.revision, "sha256": teacher.source_sha256}
-    return [f"teacher.{field}={json.dumps(value)}" for field, value in pins.items() if value]
+    return [
+        f"teacher.{field}={json.dumps(value, ensure_ascii=False)}"
+        for field, value in pins.items()
+        if value
+    ]
 
 
 def _candidate(

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from compress import machine, storage
-from compress.artifact import output
+from compress import machine
+from compress.artifact import output, records
 from compress.errors import ArtifactError
 from compress.recipe import resolve
 from compress.recipe.inputs import inputs
 from compress.recipe.schema import Recipe, Resolved
 from compress.recipe.suite import load_suite
-from compress.results import Measured, Results, from_json
+from compress.results import Measured, Results
 from compress.results.choice import (
     MEETS,
     MISSES,
@@ -38,7 +38,6 @@ TEXT = 64  # windows that `distill` trains on, at most
 STEPS = 16  # of its optimizer, at most
 SUITE = "short"
 TIMINGS = 3
-_NORMAL = statistics.NormalDist().inv_cdf(0.975)
 
 
 def protocol(suite: str) -> str:
@@ -114,8 +113,12 @@ def carry_out(
             raise ArtifactError(
                 f"{error}\nIt is a trial's: remove {there}, or give another --work."
             ) from error
-    results = from_json(Results, storage.read_text(folder / "results.json"))
-    measured = from_json(Measured, storage.read_text(folder / "measured.json"))
+    results = records.record(folder / "results.json", Results)
+    measured = records.record(folder / "measured.json", Measured)
+    if results is None or measured is None:
+        raise ArtifactError(
+            f"{folder}: a trial without its records. Remove it; the same command makes it anew."
+        )
     kl = results.divergence
     after = results.after or results.before
     return Trial(
@@ -135,16 +138,11 @@ def interval(mean: float, windows: Sequence[float]) -> Estimate:
     count = len(windows)
     if count < 2:
         return Estimate(mean, 0.0, math.inf)
-    around = _student(count - 1) * statistics.stdev(windows) / math.sqrt(count)
+    from scipy.stats import t as student
+
+    times = float(student.ppf(0.975, count - 1))
+    around = times * statistics.stdev(windows) / math.sqrt(count)
     return Estimate(mean, max(0.0, mean - around), mean + around)
-
-
-def _student(freedom: int) -> float:
-    """The 97.5th percentile of Student's t, within 1 % from five degrees of freedom on."""
-    z = _NORMAL
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def timed_decoding(folder: Path, threads: int | None) -> Estimate | None:

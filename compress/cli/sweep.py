@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from compress.sweep import Ready
     from compress.sweep.board import Board, Row
 
-NONE_WITHIN = 3  # exit code: everything ran, and nothing is within the budget
+NONE_WITHIN = 3  # exit code: nothing that was made, or looked at, is within the budget
+UNTOLD = 1  # exit code: no trial came as far as to be held against the budget
 _LINE_SECONDS = 15.0  # in a pipe, between two lines that tell how far one trial is
 _TINTS = {"made": "green", "running": "cyan", "failed": "bold red", "rejected": "red"}
 _MEASURES = {"size": "size", "kl_mean": "KL", "perplexity": "perplexity", "decode": "decode speed"}
@@ -61,7 +63,8 @@ def sweep(
 ) -> None:
     """Try many recipes, compare what they make, choose one.
 
-    Cut short, the same command goes on where it stopped. Exit code 3: none is within the budget.
+    Cut short, the same command goes on where it stopped. Exit code 3: none is within the budget;
+    1: no trial came so far.
     """
     from compress.recipe.sweep import load
 
@@ -69,7 +72,7 @@ def sweep(
     from compress import sweep as sweeps  # imports torch: only once the file is known to be right
 
     with progress.watching(quiet=quiet) as watch:
-        ready = sweeps.plan(located, watch=watch)
+        ready = sweeps.plan(located, device=found(device), watch=watch)
     if dry_run:
         _show_plan(ready, json=json)
         return
@@ -87,7 +90,7 @@ def sweep(
         raise
     _tell(swept, json=json, quiet=quiet)
     if swept.best is None:
-        raise typer.Exit(NONE_WITHIN)
+        raise typer.Exit(NONE_WITHIN if _judged(swept) else UNTOLD)
 
 
 def _announced(ready: Ready, workers: int | None) -> str:
@@ -102,10 +105,11 @@ def _announced(ready: Ready, workers: int | None) -> str:
     text += f", of {numbers.counted(spec.threads, 'thread')} each"
     known = [one.seconds for one in planned if one.seconds is not None and one not in large]
     if known and len(known) == len(planned) - len(large):
-        mean = sum(known) / len(known) * ((count or 0) - (0 if spec.search else len(large)))
-        at_once = workers or spec.workers
-        if at_once:
-            text += f"; about {numbers.duration(mean / at_once)}, told by past runs"
+        left = (count or 0) - (0 if spec.search else len(large))
+        if at_once := workers or spec.workers:
+            rounds = math.ceil(left / at_once)  # of as many at once as there are
+            took = numbers.duration(rounds * sum(known) / len(known))
+            text += f"; about {took}, told by past runs"
     return text
 
 
@@ -304,9 +308,24 @@ def sentences(swept: Swept) -> Iterator[str]:
     if swept.page:
         yield f"Compared in {swept.page}"
     if swept.best is None:
-        yield "None is within the budget. Allow more, or vary other fields."
+        yield _none(swept)
         return
     chosen = by_name[swept.best]
     yield f"Best by {_MEASURES[swept.objective]}, within the budget: {chosen.label}"
     yield f"It is made: {Path(swept.folder) / 'trials' / chosen.name}"
     yield f"To make it again, to the same bytes: {swept.command}"
+
+
+def _none(swept: Swept) -> str:
+    """Why there is no best."""
+    if any(one.state in ("waiting", "cut") for one in swept.trials):
+        finished = "None that is finished is within the budget" if _judged(swept) else ""
+        return f"{finished or 'None is finished'}; the same command goes on."
+    if _judged(swept):
+        return "None is within the budget. Allow more, or vary other fields."
+    return "No trial was made: the reasons stand above."
+
+
+def _judged(swept: Swept) -> bool:
+    """Whether any trial was held against the budget."""
+    return any(one.state in ("made", "rejected", "stopped", "too large") for one in swept.trials)

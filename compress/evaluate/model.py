@@ -57,7 +57,6 @@ def _beside_teacher(
         dtype=recipe.teacher.dtype,
         seed=recipe.seed,
         threads=threads or recipe.resolved.threads,
-        locked_device=recipe.resolved.device,
     )
     teacher, artifact = sources.of_recipe(recipe, watch=watch), open_artifact(folder)
     judge = judge_for(teacher.folder, suite, here, watch)

@@ -48,7 +48,14 @@ def _too_tight(recipe: Recipe, headers: Headers) -> Found:
 
 
 def at_most(recipe: Recipe, headers: Headers) -> Size:
-    """What the artifact takes, to the byte; where bits or zeros are to be shared out, at most."""
+    """What the artifact takes, to the byte; at most, where bits, zeros or a shape are not found."""
+    found = _shared_out(recipe, headers)
+    if any(spec.searches for _, spec in recipe.restructurings):  # planned as if nothing were cut
+        return replace(found, at_most=True, least_bytes=None)
+    return found
+
+
+def _shared_out(recipe: Recipe, headers: Headers) -> Size:
     made = made_headers(recipe, headers).anatomy
     wide = _uneven(size(recipe, headers), recipe, made)
     if (allocate := recipe.allocate) is None:

@@ -78,8 +78,9 @@ def make(
     threads: int | None = None,
     places: Places | None = None,
     processes: int = 1,
+    device: str = "cpu",
 ) -> Plan:
-    """Say what a run on this machine's processor would make, take and cost.
+    """Say what a run on this machine would make, take and cost.
 
     Args:
         recipe: as loaded.
@@ -89,6 +90,7 @@ def make(
         threads: that will compute; those of the last run by default.
         places: where the recipe's parts were written.
         processes: that will share the run.
+        device: whose past runs tell the time; memory is that of the processor.
 
     Raises:
         RecipeError: every mistake found.
@@ -103,7 +105,7 @@ def make(
     job = Job(recipe, headers, suite, memory.computes_in(recipe.teacher.dtype))
     bounded = memory.within(job, budget_bytes)
     steps = memory.predict(job, bounded.limits, bounded.left_out)
-    time = pace.estimate(cache, job, threads=threads)
+    time = pace.estimate(cache, job, device=device, threads=threads)
     left = reshaping.made_headers(recipe, headers)
     made = left.anatomy
     found = sizes.matrices(made, sizes.schemes(recipe, made))

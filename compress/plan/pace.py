@@ -93,20 +93,23 @@ def estimate(
         device: cpu or cuda.
         threads: of the processor; those of the last run by default.
     """
-    runs = [r for r in _read(folder) if (r.processor, r.device) == (processor(), device)]
-    if runs and threads is None:
-        threads = runs[-1].threads
-    runs = [run for run in runs if run.threads == threads]
+    here = [r for r in _read(folder) if (r.processor, r.device) == (processor(), device)]
+    if not here:
+        return Estimate(None, {}, "unknown: no run on this machine yet")
+    threads = threads or here[-1].threads
+    runs, computed = [r for r in here if r.threads == threads], _counted(threads, "thread")
+    if not runs:
+        return Estimate(None, {}, f"unknown: no run with {computed} here yet")
     ahead = work(job)
     steps = dict(_steps(runs, ahead))
-    if not runs or any(step not in steps for step, amount in ahead.items() if amount):
-        return Estimate(None, steps, "unknown: no run on this machine yet")
-    told, computed = (_counted(n, noun) for n, noun in ((len(runs), "run"), (threads, "thread")))
-    note = f"from {told} here with {computed}, the last on {runs[-1].date}"
+    if untold := [step for step, amount in ahead.items() if amount and step not in steps]:
+        what = " and ".join(untold)
+        return Estimate(None, steps, f"unknown: no run with {computed} here tells of {what} yet")
+    note = f"from {_counted(len(runs), 'run')} here with {computed}, the last on {runs[-1].date}"
     return Estimate(sum(steps.values()), steps, note)
 
 
-def _counted(number: int | None, noun: str) -> str:
+def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -129,12 +132,12 @@ def newest(runs: list[Run]) -> list[Run]:
 def _steps(runs: list[Run], ahead: Mapping[str, float]) -> Iterator[tuple[str, float]]:
     """Seconds of every step that past runs tell of."""
     for step in dict.fromkeys(step for run in runs for step in run.seconds):
-        told = [run for run in runs if run.seconds.get(step, 0) >= _TOO_SHORT]
-        if (amount := ahead.get(step)) is None:
+        told = [run for run in runs if step in run.seconds]
+        if (amount := ahead.get(step)) is None:  # nothing that a cache keeps, but for downloads
             amounts = [(sum(run.work.values()), run.seconds[step]) for run in told]
-            if near := _nearest(amounts, sum(ahead.values())):
-                yield step, median(seconds for _, seconds in near)
+            yield step, median(taken for _, taken in _nearest(amounts, sum(ahead.values())))
             continue
+        told = [run for run in told if run.seconds[step] >= _TOO_SHORT]
         amounts = [(run.work[step], run.seconds[step]) for run in told if run.work.get(step)]
         if near := _nearest(amounts, amount):
             yield step, amount * median(seconds / work for work, seconds in near)
@@ -176,4 +179,4 @@ def processor() -> str:
         lines = path.read_text(encoding="utf-8").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         name = names[0] if names else name
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"

@@ -40,7 +40,7 @@ class Size:
     bits_per_weight_with_head: float  # and of the head, with all that a tied one has become
     parts: tuple[SizePart, ...]
     shards: int
-    at_most: bool = False  # a budget has yet to be shared out; see `plan.budget`
+    at_most: bool = False  # bits, zeros or a shape have yet to be found; see `plan.budget`
     least_bytes: int | None = None  # where it is at most: no way of sharing takes less, if known
 
 

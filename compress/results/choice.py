@@ -53,7 +53,7 @@ class Option:
     verdict: Verdict
     reason: str = ""
     planned_size_bytes: int | None = None
-    at_most: bool = False  # bits are yet to be shared out
+    at_most: bool = False  # bits or a shape have yet to be found
     catalogue_kl: float | None = None  # as measured on the catalogue's teacher
     trial: Trial | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ from compress.teacher.headers import Headers
 Values: TypeAlias = Mapping[str, Any]  # of fields, by dotted name
 Point: TypeAlias = tuple[str, Values]  # a recipe's name or path, and what is varied in it
 T = TypeVar("T")
-_CORNERS = 1024  # combinations of a search that are checked before it begins
+_CORNERS = 64  # combinations of a search that are checked before it begins; seconds each
 _LABEL = 72  # characters of a folder's name in front of its hash
 
 
@@ -86,6 +87,7 @@ class Planner:
     located: LocatedSweep
     cache: Path
     bring: Callable[[Recipe], Models] = bring
+    device: str = "cpu"  # whose past runs tell the time
     _models: dict[str, Models] = field(default_factory=dict)
 
     def load(self, point: Point) -> Located:
@@ -116,7 +118,7 @@ class Planner:
         try:
             made = plan.make(
                 found.recipe, models.headers, cache=self.cache, threads=sweep.threads,
-                places=found.places,
+                places=found.places, device=self.device,
             )  # fmt: skip
         except RecipeError as error:
             sets = _sets({**sweep.set, **point[1]})
@@ -145,12 +147,19 @@ def grid(located: LocatedSweep) -> list[Point]:
 
 
 def corners(located: LocatedSweep) -> list[Point]:
-    """What a search may choose at its ends: every value, and both ends of every range."""
+    """What a search may choose at its ends: every value, and both ends of every range.
+
+    All combinations, or where they are many, each end beside the first of all the others.
+    """
     sweep = located.sweep
     ends = {key: _ends(one) for key, one in sweep.search.items()}
-    combined = itertools.product(sweep.recipes, *ends.values())
-    chosen = itertools.islice(combined, _CORNERS)
-    return [(recipe, dict(zip(ends, values, strict=True))) for recipe, *values in chosen]
+    if len(sweep.recipes) * math.prod(map(len, ends.values())) <= _CORNERS:
+        combined = [dict(zip(ends, one, strict=True)) for one in itertools.product(*ends.values())]
+    else:
+        first = {key: values[0] for key, values in ends.items()}
+        alone = [{**first, key: value} for key, values in ends.items() for value in values[1:]]
+        combined = [first, *alone, {key: values[-1] for key, values in ends.items()}]
+    return [(recipe, values) for recipe in sweep.recipes for values in combined]
 
 
 def check(planner: Planner, points: Iterable[Point]) -> list[Planned]:
@@ -270,7 +279,7 @@ def _keys(recipe: Recipe) -> list[str]:
 
 def _sets(values: Values) -> dict[str, str]:
     """As `--set` takes them, by what they set; JSON is YAML."""
-    return {f"{key}={json.dumps(value)}": key for key, value in values.items()}
+    return {f"{key}={json.dumps(value, ensure_ascii=False)}": key for key, value in values.items()}
 
 
 def _placed(text: str, sets: Mapping[str, str], point: Point, located: LocatedSweep) -> str:

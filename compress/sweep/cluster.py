@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import compress
-from compress.errors import RequestError
+from compress.errors import RequestError, RunError
 from compress.machine import logging_from
 
 _CONNECT_SECONDS = 10.0  # to a cluster
@@ -45,6 +45,7 @@ def running(crew: Crew, threads: int) -> Iterator[None]:
 
     Raises:
         RequestError: there is no such cluster.
+        RunError: Ray does not start here.
     """
     passed = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED)}
     variables = {**QUIET, **passed, "OMP_NUM_THREADS": str(threads)}
@@ -69,11 +70,12 @@ def running(crew: Crew, threads: int) -> Iterator[None]:
                 **({} if crew.address else local),
             )
         except (OSError, RuntimeError, ValueError) as error:
-            where = crew.address or "this machine"
+            if crew.address is None:
+                raise RunError(f"Ray does not start here: {last_line(error)}") from error
             raise RequestError(
-                f"--address {where}: Ray cannot be reached ({last_line(error)}). Start it with "
-                "`ray start --head`; where it asks for its token, put RAY_AUTH_MODE=token in front "
-                "of this command; or leave out --address.",
+                f"--address {crew.address}: Ray cannot be reached ({last_line(error)}). Start it "
+                "with `ray start --head`; where it asks for its token, put RAY_AUTH_MODE=token in "
+                "front of this command; or leave out --address.",
                 section="sweep",
             ) from error
         try:

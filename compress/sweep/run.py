@@ -43,7 +43,7 @@ class Ready:
     planned: tuple[Planned, ...]  # its trials; of a search, those at its corners
 
 
-def plan(located: LocatedSweep, *, watch: Progressing = None) -> Ready:
+def plan(located: LocatedSweep, *, device: str = "cpu", watch: Progressing = None) -> Ready:
     """Look at everything of a sweep that can be known before it runs.
 
     Teachers are brought, as workers will need them.
@@ -51,7 +51,8 @@ def plan(located: LocatedSweep, *, watch: Progressing = None) -> Ready:
     Raises:
         RequestError: all that cannot work, with its place in the sweep's file.
     """
-    planner = Planner(located, library.cache_folder(), partial(candidates.bring, watch=watch))
+    bring = partial(candidates.bring, watch=watch)
+    planner = Planner(located, library.cache_folder(), bring, device)
     points = candidates.corners if located.sweep.search else candidates.grid
     return Ready(located, planner, tuple(candidates.check(planner, points(located))))
 
@@ -112,15 +113,19 @@ def _begun(order: Order, ready: Ready, board: Board) -> Work:
 
 
 def _begun_search(order: Order, planner: Planner, board: Board) -> Work:
-    spec, work = order.located.sweep, Work()
+    spec, work, unfinished = order.located.sweep, Work(), list[Trial]()
     for trial in _noted(order):
         chosen = (trial.recipe, {key: json.loads(value) for key, value in trial.fields.items()})
         known, name = _known(order, planner, chosen, trial)
-        board.show([known or replace(trial, name=name, state="waiting")])
         if known:
+            board.show([known])
             work.known.append((chosen, score(known, spec.objective, spec.budget)))
         else:
             work.begun.append(chosen)
+            unfinished.append(replace(trial, name=name, state="waiting"))
+    most = max(0, (spec.trials or 0) - len(work.known))
+    del work.begun[most:]
+    board.show(unfinished[:most])
     tried = len(work.known) + len(work.begun)
     work.free = max(0, (spec.trials or 0) - tried) if tried < spec.most else 0
     return work

@@ -189,6 +189,6 @@ def _checked(teacher: Teacher, sha256: str | None, section: str) -> Teacher:
     if sha256 not in (None, teacher.fingerprint):
         raise ModelError(
             f"{teacher.name}: has fingerprint {teacher.fingerprint}, the recipe pins {sha256}. Its "
-            "files are not those that were pinned. Fetch them again, or change {section}.sha256."
+            f"files are not those that were pinned. Fetch them again, or change {section}.sha256."
         )
     return teacher

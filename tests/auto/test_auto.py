@@ -240,6 +240,7 @@ def test_the_interval_of_a_mean_is_students():
     assert found.low > 0
     assert trial.interval(0.3, [0.3]) == Estimate(0.3, 0.0, math.inf)
     assert trial.interval(0.1, [0.0, 0.2]).low == 0.0
+    assert trial.interval(0.1, [0.0, 0.2]).high == pytest.approx(0.1 + 12.706 * 0.1, rel=1e-3)
 
 
 def test_a_verdict_is_as_sure_as_its_least_sure_limit():

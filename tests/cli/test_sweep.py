@@ -73,6 +73,24 @@ def test_none_within_the_budget_is_exit_3(run, sweeping):
     assert "None is within the budget." in out
 
 
+@pytest.mark.parametrize(
+    ("states", "told", "expected"),
+    [
+        (("cut", "waiting"), "None is finished; the same command goes on.", 1),
+        (("failed", "failed"), "No trial was made: the reasons stand above.", 1),
+        (("rejected", "cut"), "None that is finished is within the budget; the same command", 3),
+    ],
+)
+def test_what_was_never_held_against_the_budget_is_not_said_to_be_beyond_it(
+    run, sweeping, states, told, expected
+):
+    sweeping["swept"] = swept(*(dataclasses.replace(OVER, state=state) for state in states))
+    code, out, _ = run("sweep", "./sweep.yaml")
+    assert code == expected
+    assert told in out
+    assert "Allow more" not in out
+
+
 def test_json_and_quiet(run, sweeping):
     sweeping["swept"] = swept(MADE, best=MADE.name)
     code, out, err = run("sweep", "./sweep.yaml", "--json", "--quiet")

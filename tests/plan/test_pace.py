@@ -45,7 +45,8 @@ def test_twice_the_work_takes_twice_the_time(tmp_path):
 
 def test_runs_elsewhere_or_with_other_threads_tell_nothing(tmp_path, monkeypatch):
     pace.remember(tmp_path, small(), SECONDS, device="cpu", threads=2)
-    assert pace.estimate(tmp_path, small(), threads=1).seconds is None
+    found = pace.estimate(tmp_path, small(), threads=1)
+    assert (found.seconds, found.note) == (None, "unknown: no run with 1 thread here yet")
     assert pace.estimate(tmp_path, small(), device="cuda").seconds is None
     monkeypatch.setattr(pace, "processor", lambda: "another")
     assert pace.estimate(tmp_path, small()).seconds is None
@@ -59,7 +60,16 @@ def test_a_step_that_found_its_result_in_a_cache_teaches_nothing(tmp_path):
 
 def test_a_step_never_taken_leaves_the_time_unknown(tmp_path):
     pace.remember(tmp_path, small(), SECONDS, device="cpu", threads=2)
-    assert pace.estimate(tmp_path, small("calibration.set=self")).seconds is None
+    found = pace.estimate(tmp_path, small("calibration.set=self"))
+    assert found.seconds is None
+    assert found.note == "unknown: no run with 2 threads here tells of calibrate yet"
+
+
+def test_a_download_of_one_run_is_not_expected_of_the_next(tmp_path):
+    for seconds in (300.0, 0.4, 0.3):
+        run = {**SECONDS, "teacher": seconds}
+        pace.remember(tmp_path, small(), run, device="cpu", threads=2)
+    assert pace.estimate(tmp_path, small()).steps["teacher"] == pytest.approx(0.4)
 
 
 def test_many_tiny_runs_push_out_no_large_one(tmp_path):

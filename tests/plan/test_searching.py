@@ -9,7 +9,7 @@ from anatomies import CONFIG, headers, llama
 
 from compress import plan
 from compress.errors import RecipeError
-from compress.plan import overview
+from compress.plan import budget, overview
 from compress.plan.sizes import Counter
 from compress.recipe.load import load, locate
 from compress.recipe.restructure import Restructure
@@ -37,6 +37,15 @@ def test_a_target_that_the_model_reaches_as_it_is_leaves_all(asked):
     field, _, value = asked.partition(": ")
     (mistake,) = mistakes(f"{{restructure: {{{asked}}}}}", format="dense")
     assert mistake == f"stages[0].restructure.{field}: {value} leaves all. Ask for less."
+
+
+def test_a_shape_that_is_searched_for_is_planned_as_the_most_it_may_take():
+    cut, rounded = "{restructure: {keep: 0.7}}", "{quantize: {method: rtn, group_size: 32}}"
+    both = recipe(cut, rounded), recipe(rounded)
+    found, whole = (budget.at_most(one, headers(SMALL)) for one in both)
+    assert (found.at_most, found.least_bytes) == (True, None)
+    assert 0 <= found.size_bytes - whole.size_bytes < 100  # what the lock says of it
+    assert not whole.at_most
 
 
 @pytest.mark.parametrize("asked", ["keep: 0.01", "parameters: 1M", "size: 10 MB"])

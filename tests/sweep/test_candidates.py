@@ -107,6 +107,22 @@ def test_the_corners_of_a_search_are_planned(planned):
         planned(text.replace("0.01", "-1"))
 
 
+def test_of_many_corners_every_end_of_every_recipe_is_planned(swept):
+    ranges = "".join(f"  quantize.x{n}: {{low: 1, high: 2}}\n" for n in range(12))
+    recipes = "recipes: [./mine.yaml, quickstart]\n"
+    located = swept(f"{recipes}search:\n{ranges}trials: 3\nobjective: size")
+    found = candidates.corners(located)
+    assert len(found) == 2 * (1 + 12 + 1)
+    for recipe in ("./mine.yaml", "quickstart"):
+        for field in located.sweep.search:
+            assert {values[field] for name, values in found if name == recipe} == {1, 2}
+
+
+def test_a_value_with_any_character_is_one_that_yaml_reads():
+    (assignment,) = candidates._sets({"calibration.set": "./\U0001f600.txt"})
+    assert assignment == 'calibration.set="./\U0001f600.txt"'
+
+
 def test_what_nothing_measures_cannot_be_asked_for(planned):
     with pytest.raises(RecipeError, match=r"sweep\.yaml:4  objective: evaluate.suite is none"):
         planned("recipes: ./mine.yaml\nset: {evaluate.suite: none}\nobjective: kl_mean")

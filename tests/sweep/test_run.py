@@ -61,6 +61,17 @@ def test_what_a_search_may_no_longer_choose_is_not_told_to_its_sampler(order):
     assert [one.name for one in run._noted(fewer)] == ["t1"]
 
 
+def test_of_what_was_begun_no_more_goes_on_than_is_asked_for(order, monkeypatch):
+    noted = [{"quantize.damp_percent": one} for one in (0.01, 0.02, 0.03)]
+    text = SEARCH.replace("trials: 20", "trials: 2")
+    two = order(text + "{quantize.damp_percent: {low: 0.01, high: 0.1}}", *noted)
+    monkeypatch.setattr(run, "_known", lambda *asked: (None, asked[3].name))
+    shown = Board()
+    work = run._begun_search(two, None, shown)
+    assert (len(work.begun), work.left) == (2, 2)
+    assert [one.name for one in shown.trials] == ["t0", "t1"]
+
+
 def test_a_search_that_has_chosen_all_there_is_says_so_and_not_that_time_was_over(order):
     two = order(SEARCH + "{quantize.bits: [4, 8]}", budget="{wall_clock: 30 min}")
     assert two.located.sweep.most == 2
