@@ -83,6 +83,8 @@ def distillation(
     """
     _check(student.head, teacher.head, objective, labels)
     hidden, head = student.hidden, student.head
+    if not torch.is_grad_enabled():  # which is always off within the function, asked or not
+        hidden, head = hidden.detach(), _detached(head)
     dtype = dtype or hidden.dtype
     exact = torch.promote_types(dtype, torch.float32)
     every = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
@@ -95,6 +97,11 @@ def distillation(
     apply: Any = _Distillation.apply
     loss: Tensor = apply(hidden, head.weight, head.bias, head.cap, work)
     return loss
+
+
+def _detached(head: Head) -> Head:
+    bias = None if head.bias is None else head.bias.detach()
+    return Head(head.weight.detach(), bias, head.cap)
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,8 @@ def _wrong(loc: Loc, spec: Restructure, found: Made) -> Found:
 
 def _unknown(loc: Loc, spec: Restructure) -> Found:
     """Numbers that are held against a shape which an earlier stage has yet to find."""
-    for field, what in (("blocks", "blocks"), ("kv_heads", "heads of keys and values")):
+    counts = ("blocks", "blocks"), ("heads", "heads"), ("kv_heads", "heads of keys and values")
+    for field, what in counts:
         value = getattr(spec, field)
         if value is not None and not isinstance(value, str):
             text = f"how many {what} there will be is searched for by a stage before it"

@@ -161,7 +161,11 @@ class Distill(BaseModel):
         description="Looks without a lower KL after which training ends; null: never.",
     )
     seed: int = Field(
-        default=0, ge=0, lt=2**32, description="Decides in which order windows are read."
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="Decides in which order windows are read; which steps are `on_policy`, and "
+        "what is drawn in them; with what `lora` and the matrices of `loss.hidden` begin.",
     )
 
     @model_validator(mode="before")
@@ -211,7 +215,7 @@ class Distill(BaseModel):
 
     @property
     def rates(self) -> dict[str, float]:
-        """Every peak of a learning rate that is in use, by its field."""
+        """Every peak of a learning rate by its field; of `loss.hidden` where widths differ."""
         found = {
             "learning_rate": self.learning_rate,
             "scale_learning_rate": self.scale_learning_rate,

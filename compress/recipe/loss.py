@@ -108,7 +108,7 @@ class Loss(BaseModel):
     cross_entropy: Share = Field(
         default=0.0,
         description="Share of the loss that is cross-entropy with the text itself; the rest is the "
-        "divergence.",
+        "divergence. Where a step is `on_policy` all of it is the divergence.",
     )
 
     hidden: Hidden | None = Field(

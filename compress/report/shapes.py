@@ -63,7 +63,8 @@ def text(found: Restructured) -> str:
     how = "what is left was repaired" if found.repaired else "nothing was repaired"
     share = found.stream_share
     stream = "" if share is None else f" Of the stream's squares {100 * share:.1f} % stay."
-    return f"Asked for {found.asked}; {how}.{removed}{stream}{_missed(found)}"
+    all_stayed = " It leaves all there was." if found.before == found.after else ""
+    return f"Asked for {found.asked}; {how}.{removed}{stream}{all_stayed}{_missed(found)}"
 
 
 def _missed(found: Restructured) -> str:

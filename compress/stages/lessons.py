@@ -71,7 +71,7 @@ class Lessons:
             ids = self.said.ids[windows].to(device)
             ids, weights = self.writer.write(ids, windows, step)
             inside, last = self.beside.read(ids, self.blocks)
-            found = Lesson(ids, self.beside.finish(last), weights=weights)
+            found = Lesson(ids, self.beside.finish(last), weights=weights, drawn=True)
         else:
             found = self.said.of(windows).to(device)
             if not (self.beside and self.blocks):

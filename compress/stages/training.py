@@ -230,7 +230,10 @@ class Training:
         where = (
             f" in {self.context.scratch / self.best}" if self.best else ", the student as it was"
         )
-        rates = " or ".join(f"{name} (it is {rate:g})" for name, rate in self.spec.rates.items())
+        used = self.spec.rates
+        if not self.learner.projections():  # states are as wide as the teacher's
+            used.pop("loss.hidden.learning_rate", None)
+        rates = " or ".join(f"{name} (it is {rate:g})" for name, rate in used.items())
         return TrainingError(
             f"distill: step {step}: {what}. The best state, {kept}, is kept{where}. Lower {rates} "
             "or clip_norm, or raise warmup, and give another --out."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,12 +33,13 @@ class Lesson:
     said: Tensor  # [B, T, D_t], its final hidden states
     inside: tuple[Tensor, ...] = ()  # its states behind each block that is matched, [B, T, D_t]
     weights: Tensor | None = None  # [B, T], how much each token counts; None: alike
+    drawn: bool = False  # by the student itself: what follows there is no text to expect
 
     def to(self, device: torch.device) -> Lesson:
         """The same on a device."""
         inside = tuple(states.to(device) for states in self.inside)
         weights = None if self.weights is None else self.weights.to(device)
-        return Lesson(self.ids.to(device), self.said.to(device), inside, weights)
+        return Lesson(self.ids.to(device), self.said.to(device), inside, weights, self.drawn)
 
     @property
     def asked(self) -> Tensor | None:
@@ -97,7 +98,8 @@ class Learner(nn.Module):
 
     def forward(self, lesson: Lesson) -> Tensor:
         """The loss of windows, within `made`: a scalar float32, nats per token."""
-        loss = self._held(lesson, self.objective, self.dtype)
+        asked_for = replace(self.objective, cross_entropy=0.0) if lesson.drawn else self.objective
+        loss = self._held(lesson, asked_for, self.dtype)
         if self.matching is None:
             return loss
         asked = lesson.asked

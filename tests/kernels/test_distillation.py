@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compress.kernels import distillation as distilling
 from compress.kernels.distillation import UNLABELLED, Head, Objective, States, distillation
 
 KINDS = ["forward_kl", "reverse_kl", "jensen_shannon"]
@@ -227,3 +228,15 @@ def test_a_word_that_both_rule_out_costs_nothing(kind):
     loss.backward()
     assert float(loss) == pytest.approx(0, abs=1e-6)
     assert hidden.grad.isfinite().all()
+
+
+def test_where_no_gradient_is_wanted_none_is_made(monkeypatch):
+    (hidden, weight, bias), said, theirs, labels, counted = made()
+    wanting([hidden, weight, bias])
+    whole = States(hidden, Head(weight, bias)), States(said, theirs), Objective(cross_entropy=0.3)
+    expected = distillation(*whole, labels=labels, counted=counted)
+    monkeypatch.setattr(distilling, "_add", None)
+    with torch.no_grad():
+        found = distillation(*whole, labels=labels, counted=counted)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected.detach())

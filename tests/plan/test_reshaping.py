@@ -250,7 +250,12 @@ def test_an_uneven_model_is_exported_to_no_other_reader(wide, recipe_for, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("asked", "what"), [("blocks: [3]", "blocks"), ("kv_heads: 1", "heads of keys and values")]
+    ("asked", "what"),
+    [
+        ("blocks: [3]", "blocks"),
+        ("heads: 2", "heads"),
+        ("kv_heads: 1", "heads of keys and values"),
+    ],
 )
 def test_numbers_are_not_held_against_a_shape_that_is_searched_for(wide, recipe_for, asked, what):
     recipe = recipe_for(

@@ -45,6 +45,8 @@ def test_what_was_removed_is_told_block_by_block(cut):
     assert shapes.text(found) == "Asked for keep 0.8; what is left was repaired. Removed: 1."
     narrower = dataclasses.replace(found, stream_share=0.9876)
     assert shapes.text(narrower).endswith("Removed: 1. Of the stream's squares 98.8 % stay.")
+    same = dataclasses.replace(found, after=BEFORE, blocks=())
+    assert shapes.text(same).endswith("was repaired. It leaves all there was.")
     rows = shapes.block_table(found).rows
     assert rows[1][:5] == ("1", "–", "–", "–", "–")
     assert rows[2][:5] == ("2", "1", "9", "3", "1,152")
@@ -53,7 +55,8 @@ def test_what_was_removed_is_told_block_by_block(cut):
 def test_rounds_name_blocks_as_the_first_found_them_and_linears_by_what_is_left(cut, measured):
     (first,) = shapes.stages(cut)
     blocks = (BlockCut(0, None, 0, 0, 0), BlockCut(1, 0, 9, 3, 1152))
-    second = dataclasses.replace(first, before=first.after, blocks=blocks)
+    smaller = dataclasses.replace(AFTER, blocks=1)
+    second = dataclasses.replace(first, before=AFTER, after=smaller, blocks=blocks)
     records = [
         LinearResult(f"model.layers.{block}.mlp.down_proj", block, "down", "restructure", outcome,
                      None, None, error)

@@ -74,10 +74,12 @@ def test_a_share_of_the_steps_is_written():
     assert steps(0.3) == steps(0.3) != steps(0.3, seed=1)
 
 
-def test_the_teacher_scores_what_the_student_has_written(tiny_llama, tmp_path):
+@pytest.mark.parametrize("cross_entropy", [0.0, 0.5])
+def test_the_teacher_alone_scores_what_the_student_has_written(tiny_llama, tmp_path, cross_entropy):
     student = pruned_student(tiny_llama, tmp_path)
     on_policy = {"share": 1.0, "prompt_tokens": 6}
-    learner, lessons = lessons_of(student, tmp_path, on_policy=on_policy)
+    loss = {"cross_entropy": cross_entropy}  # with no text: its own draws are none
+    learner, lessons = lessons_of(student, tmp_path, on_policy=on_policy, loss=loss)
     with learner.made():
         lesson = lessons.of([0, 1], 0, CPU)
         found = learner(lesson)
@@ -90,7 +92,8 @@ def test_the_teacher_scores_what_the_student_has_written(tiny_llama, tmp_path):
         States(hidden.flatten(0, 1), Head(*head_of(one)))
         for hidden, one in ((own, student), (said, student.teacher))
     ]
-    expected = distillation(*pair, learner.objective, weights=lesson.asked)
+    asked = dataclasses.replace(learner.objective, cross_entropy=0.0)
+    expected = distillation(*pair, asked, weights=lesson.asked)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert lessons.count([0, 1], 0) == 2.0
 
