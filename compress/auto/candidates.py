@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compress import catalogue, library, plan
 from compress.auto.wanted import excess
@@ -64,12 +64,19 @@ def candidates(
         ModelError: the teacher is missing, broken or unsupported.
         RecipeError: `sets` fit no recipe.
     """
-    found, laid = catalogue.read(), (*_pins(teacher), *sets)
+    found, laid = _still_true(catalogue.read()), (*_pins(teacher), *sets)
     made = [_candidate(name, wanted, laid, threads, found) for name in library.names("recipes")]
     if sets and not any(one.located for one in made):
         locate(library.names("recipes")[0], sets)  # tells what is wrong with them
     able = [one for one in made if not one.why_not]
     return [*_sorted(able, wanted), *(one for one in made if one.why_not)]
+
+
+def _still_true(found: Catalogue) -> Catalogue:
+    """Without what was measured of recipes before they were changed."""
+    old = catalogue.changed(found)
+    kept = {name: one for name, one in found.recipes.items() if name not in old}
+    return replace(found, recipes=kept)
 
 
 def _pins(teacher: Teacher) -> list[str]:

@@ -57,6 +57,7 @@ def teacher(tiny_tied, tmp_path, monkeypatch):
     names = library.names
     monkeypatch.setattr(library, "names", lambda kind: SOME if kind == "recipes" else names(kind))
     measured = {name: replace(ONE, kl_mean=kl) for name, kl in KL.items()}
+    monkeypatch.setattr(catalogue, "changed", lambda found: [])
     dense = replace(ONE, size_bytes=4 * 10**8)
     monkeypatch.setattr(catalogue, "read", lambda: Catalogue(dense, measured))
     return open_folder(tiny_tied)
@@ -126,6 +127,14 @@ def test_plans_rule_out_what_cannot_be_and_say_why(teacher):
     assert found["w4-best"].planned.size_bytes <= 150_000
     with pytest.raises(RecipeError, match="quantise: unknown field"):
         candidates(teacher, Wanted(100_000), sets=("quantise.bits=4",))
+
+
+def test_what_was_measured_of_a_recipe_before_it_was_changed_says_nothing_of_it(
+    teacher, monkeypatch
+):
+    monkeypatch.setattr(catalogue, "changed", lambda found: ["w4-best"])
+    found = {one.name: one.kl for one in candidates(teacher, Wanted(10**9), sets=SHORT)}
+    assert (found["w4-best"], found["w3-best"]) == (None, KL["w3-best"])
 
 
 def test_a_recipe_that_shares_bits_out_is_ruled_out_where_its_narrowest_is_too_large(
