@@ -225,7 +225,7 @@ def _name(axes: Axes, points: Sequence[Point], leading: Sequence[Point]) -> None
             box = _box(x + dx, y + dy, len(one.name) * LETTER, side)
             inside = box[0] > edge.x0 and box[2] < edge.x1 + 20 and edge.y0 < box[1] < edge.y1
             if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
+                taken.append((box[0] - LETTER, box[1], box[2] + LETTER, box[3]))
                 axes.annotate(one.name, (one.size_bytes / 1e6, one.loss), xytext=(dx, dy),
                               textcoords="offset points", ha=side, fontsize=11,
                               color=PAINT[MARKS[one.by][0]])  # fmt: skip
