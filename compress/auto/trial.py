@@ -15,6 +15,7 @@ import torch
 from compress import machine
 from compress.artifact import output, records
 from compress.errors import ArtifactError
+from compress.kernels.divergence import half_width
 from compress.recipe import resolve
 from compress.recipe.inputs import inputs
 from compress.recipe.schema import Recipe, Resolved
@@ -138,10 +139,7 @@ def interval(mean: float, windows: Sequence[float]) -> Estimate:
     count = len(windows)
     if count < 2:
         return Estimate(mean, 0.0, math.inf)
-    from scipy.stats import t as student
-
-    times = float(student.ppf(0.975, count - 1))
-    around = times * statistics.stdev(windows) / math.sqrt(count)
+    around = half_width(windows)
     return Estimate(mean, max(0.0, mean - around), mean + around)
 
 
