@@ -127,7 +127,7 @@ def _begun_search(order: Order, planner: Planner, board: Board) -> Work:
     del work.begun[most:]
     board.show(unfinished[:most])
     tried = len(work.known) + len(work.begun)
-    work.free = max(0, (spec.trials or 0) - tried) if tried < spec.most else 0
+    work.free = most - len(work.begun) if tried < spec.most else 0
     return work
 
 
