@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from compress.errors import ModelError, RecipeError, RequestError
 from compress.plan.sizes import Size
 from compress.recipe.gates import in_words
 from compress.recipe.load import Located, locate
+from compress.recipe.sets import spelled
 from compress.report import numbers
 from compress.results.choice import Wanted
 from compress.teacher import headers
@@ -82,11 +82,7 @@ def _still_true(found: Catalogue) -> Catalogue:
 def _pins(teacher: Teacher) -> list[str]:
     """What names this very teacher in a recipe."""
     pins = {"model": teacher.name, "revision": teacher.revision, "sha256": teacher.source_sha256}
-    return [
-        f"teacher.{field}={json.dumps(value, ensure_ascii=False)}"
-        for field, value in pins.items()
-        if value
-    ]
+    return list(spelled({"teacher": {field: value for field, value in pins.items() if value}}))
 
 
 def _candidate(
