@@ -31,6 +31,7 @@ from compress.results.records import (
     Verdict,
     Width,
     fell_back,
+    renumbered,
 )
 from compress.results.restructured import BlockCut, Candidate, ModelShape, Restructured
 from compress.results.text import from_json, to_json
@@ -76,5 +77,6 @@ __all__ = [
     "fell_back",
     "from_json",
     "items_fingerprint",
+    "renumbered",
     "to_json",
 ]

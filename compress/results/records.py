@@ -282,19 +282,23 @@ def _left(stages: Iterable[StageResult]) -> list[LinearResult]:
     found = list[LinearResult]()
     for stage in stages:
         if stage.shape is not None:
-            numbers = {cut.block: cut.now for cut in stage.shape.blocks}
-            found = [moved for one in found if (moved := _moved(one, numbers))]
+            found = renumbered(found, {cut.block: cut.now for cut in stage.shape.blocks})
         found += stage.linears
     return found
 
 
-def _moved(linear: LinearResult, numbers: Mapping[int, int | None]) -> LinearResult | None:
-    if linear.block is None:
-        return linear
-    if (now := numbers.get(linear.block)) is None:
-        return None
-    name = linear.name.replace(f".{linear.block}.", f".{now}.", 1)
-    return replace(linear, name=name, block=now)
+def renumbered(
+    linears: Iterable[LinearResult], numbers: Mapping[int, int | None]
+) -> list[LinearResult]:
+    """Records by the numbers that blocks have now; a block without one is gone."""
+    found = list[LinearResult]()
+    for linear in linears:
+        if (was := linear.block) is None:
+            found.append(linear)
+        elif (now := numbers.get(was)) is not None:
+            name = linear.name.replace(f".{was}.", f".{now}.", 1)
+            found.append(replace(linear, name=name, block=now))
+    return found
 
 
 @dataclass(frozen=True)

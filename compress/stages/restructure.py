@@ -13,7 +13,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from compress.recipe.restructure import Restructure
-from compress.results import BlockCut, LinearResult, ModelShape, Restructured, StageResult
+from compress.results import (
+    BlockCut,
+    LinearResult,
+    ModelShape,
+    Restructured,
+    StageResult,
+    renumbered,
+)
 from compress.shape import (
     Kept,
     Remains,
@@ -63,8 +70,8 @@ def run(student: Student, spec: Restructure, context: Context) -> StageResult:
         tuple(search.told(before, one, found) for one in tried), width.share if width else None,
         spec.most_time,
     )  # fmt: skip
-    linears = tuple(_renamed(before, student, remains, result) for result in fitted)
-    return StageResult("restructure", "restructure", linears, shape=told)
+    linears = renumbered(fitted, {was: now for now, was in enumerate(remains.blocks)})
+    return StageResult("restructure", "restructure", tuple(linears), shape=told)
 
 
 def _order(student: Student, spec: Restructure, context: Context, keep: int) -> depth.Order:
@@ -125,14 +132,3 @@ def _told_blocks(
             order.influence[index] if order.influence else None,
             None if index in numbers else kl.get(index), errors.get(index), shares.get(index),
         )  # fmt: skip
-
-
-def _renamed(
-    before: Weights, student: Weights, remains: Remains, result: LinearResult
-) -> LinearResult:
-    """A record of a linear by the name that it has in the student."""
-    if (block := result.block) is None:
-        return result
-    now = list(remains.blocks).index(block)
-    old, new = (w.anatomy.blocks[i].prefix for w, i in ((before, block), (student, now)))
-    return dataclasses.replace(result, name=new + result.name.removeprefix(old), block=now)
