@@ -38,12 +38,10 @@ def describe(
         root: the model that was validated.
     """
     details = error.errors()[:_JUDGED]
-    found = _told_once([(_spot(root, detail), detail) for detail in details])
-    misspelt = {spot.meant() for spot, detail in found if detail["type"] == "extra_forbidden"}
+    found = _told_once(_causes([(_spot(root, detail), detail) for detail in details]))
     return [
         (places.order(spot.loc), f"{places.label(spot.loc)}  {spot.path()}{_said(detail, spot)}")
         for spot, detail in found
-        if not _follows_from_another(detail, misspelt)
     ]
 
 
@@ -62,14 +60,6 @@ class _Spot:
     def path(self) -> str:
         return f"{dotted(self.loc)}: " if self.loc else ""
 
-    def whole(self) -> _Spot:
-        """The field, where the location goes on to one of the types that it may have."""
-        try:
-            self.field()
-        except KeyError:
-            return _Spot(self.root, self.loc[:-1]).whole()
-        return self
-
     def section(self) -> type[BaseModel]:
         """The model that holds the last part of the location."""
         return self._walk(self.loc[:-1])[0]
@@ -77,6 +67,14 @@ class _Spot:
     def field(self) -> FieldInfo:
         """The field at the location; what a list or mapping holds counts as that field."""
         return self._walk(self.loc)[1]
+
+    def known(self) -> bool:
+        """Whether the location is one of the model's."""
+        try:
+            self.field()
+        except KeyError:
+            return False
+        return True
 
     def meant(self) -> Loc:
         """The field that a misspelt one stands for, as far as can be told."""
@@ -96,8 +94,32 @@ class _Spot:
 
 
 def _spot(root: type[BaseModel], detail: Any) -> _Spot:
-    spot = _Spot(root, _plain(detail["loc"]))
-    return spot if detail["type"] in ("extra_forbidden", "missing") else spot.whole()
+    """Where it is, without what pydantic puts between fields: which of the types a field may have.
+
+    Only a field that nothing knows has a name that no model has.
+    """
+    spot, unknown = _Spot(root, ()), detail["type"] == "extra_forbidden"
+    for at, part in enumerate(detail["loc"], start=1):
+        longer = _Spot(root, (*spot.loc, part))
+        if (unknown and at == len(detail["loc"])) or longer.known():
+            spot = longer
+    return spot
+
+
+def _causes(found: list[tuple[_Spot, Any]]) -> list[tuple[_Spot, Any]]:
+    """What does not follow from something else that is wrong.
+
+    A misspelt field is not also missing; a list with wrong entries is neither too short nor of the
+    other type that its field may have.
+    """
+    misspelt = {spot.meant() for spot, detail in found if detail["type"] == "extra_forbidden"}
+    holding = {spot.loc[:end] for spot, _ in found for end in range(len(spot.loc))}
+    return [
+        (spot, detail)
+        for spot, detail in found
+        if not (detail["type"] == "missing" and spot.loc in misspelt)
+        and not (detail["type"] in (*_KINDS, "too_short") and spot.loc in holding)
+    ]
 
 
 def _told_once(found: list[tuple[_Spot, Any]]) -> list[tuple[_Spot, Any]]:
@@ -108,10 +130,6 @@ def _told_once(found: list[tuple[_Spot, Any]]) -> list[tuple[_Spot, Any]]:
         if spot.loc not in kept or fits:
             kept[spot.loc] = (spot, detail)
     return list(kept.values())
-
-
-def _plain(loc: Loc) -> Loc:
-    return loc[:-1] if loc[-1:] == ("[key]",) else loc
 
 
 def _said(detail: Any, spot: _Spot) -> str:
@@ -133,13 +151,9 @@ def _said(detail: Any, spot: _Spot) -> str:
         return f"{found} does not have the right form. {spot.field().description}"
     if kind in ("too_short", "string_too_short"):
         return f"{found} is empty. {_example(spot)}"
+    if kind == "too_long":
+        return f"{found} holds more than {context['max_length']}. {_example(spot)}"
     return f"{found}: {detail['msg']}. {_example(spot)}"
-
-
-def _follows_from_another(detail: Any, misspelt: set[Loc]) -> bool:
-    """A misspelt field is not also missing; a list with wrong entries is not also too short."""
-    missing = detail["type"] == "missing" and detail["loc"] in misspelt
-    return missing or (detail["type"] == "too_short" and bool(detail["input"]))
 
 
 def _found(value: Any) -> str:
@@ -178,13 +192,13 @@ def _remedy(value: Any, kind: str, spot: _Spot) -> str:
 
 
 def _example(spot: _Spot) -> str:
-    field, name = spot.field(), spot.loc[-1] if spot.loc else ""
+    field, name = spot.field(), next((part for part in spot.loc[::-1] if isinstance(part, str)), "")
     if kind := next(_models(field.annotation), None):
         return f"Fields: {', '.join(kind.model_fields)}."
     if name not in spot.section().model_fields:
         return "Write text."  # an entry of a list of names or patterns
     if field.is_required() and not field.examples:
-        return str(field.description)
+        return str(field.description) if name == spot.loc[-1] else "Write text."
     value = field.examples[0] if field.examples else field.default
     return f"For example {name}: {value if isinstance(value, str) else json.dumps(value)}"
 

@@ -146,7 +146,7 @@ class Prune(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _dependent_defaults(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("method") in _REFINE:
+        if isinstance(data, Mapping) and str(data.get("method")) in _REFINE:
             return {"refine": _REFINE[data["method"]], **data}
         return data
 

@@ -101,8 +101,9 @@ class Student(BaseModel):
     @field_validator("init", "seed", "revision", "sha256")
     @classmethod
     def _is_used(cls, value: Any, info: ValidationInfo) -> Any:
-        made = info.data.get("config") is not None
-        name = info.field_name
+        if "config" not in info.data:  # it is wrong, which is told
+            return value
+        made, name = info.data["config"] is not None, info.field_name
         if value is not None and made != (name in ("init", "seed")):
             whose = "model" if made else "config"
             raise ValueError(f"belongs to {whose}, which is not given. Leave it out.")

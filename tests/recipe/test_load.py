@@ -301,7 +301,7 @@ def test_a_field_of_several_types_has_one_mistake(value, said):
         ("set: [smoke, smoke]", "calibration.set: smoke is named twice."),
         ("set: [smoke, self], samples: 1", "calibration.samples: 1, and 2 sets have a share in"),
         ("set: [smoke, selv]", "calibration.set[1]: 'selv': no shipped calibration set of this"),
-        ("set: [smoke, 3]", 'calibration.set: 3 is not text. Quote it: "3".'),
+        ("set: [smoke, 3]", 'calibration.set[1]: 3 is not text. Quote it: "3".'),
         ("set: 3", 'calibration.set: 3 is not text. Quote it: "3".'),
         ("set: [smoke, self], split: test", "calibration.split: belongs to one set, and set lists"),
         (
