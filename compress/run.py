@@ -36,7 +36,7 @@ from compress.stages.team import ALONE, Team
 from compress.student import Ledger
 from compress.surgery import load
 from compress.surgery.walk import Watch
-from compress.teacher import finite, headers, sources
+from compress.teacher import finite, headers, license, sources
 from compress.teacher.folder import Teacher
 from compress.teacher.hidden import HiddenCache
 
@@ -173,6 +173,8 @@ class Run:
             versions=machine.versions(),
             student=self.origin.name if recipe.student else "",
             student_fingerprint=self.origin.fingerprint if recipe.student else "",
+            teacher_license=license.stated(self.teacher.folder),
+            student_license=license.stated(self.origin.folder) if recipe.student else "",
         )
 
 

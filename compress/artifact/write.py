@@ -27,6 +27,7 @@ COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
     "generation_config.json",
+    "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt",  # most ask to go along
 )  # fmt: skip
 _LEFTOVER = re.compile(r"shard-\d{5}\.part|.+\.tmp|model-\d{5}-of-\d{5}\.safetensors")
 

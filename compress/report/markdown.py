@@ -17,9 +17,10 @@ from compress.report import (
     zeros,
 )
 from compress.report.rows import Table
-from compress.results import Measured, Results, Sample
+from compress.results import Measured, Provenance, Results, Sample
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_LICENSE = re.compile(r"([a-z][a-z0-9.+-]*)(?: \(([\w.-]+)\))?")
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
 
 
@@ -68,7 +69,7 @@ def render(results: Results, measured: Measured | None) -> str:
 
 
 def model_card(results: Results, measured: Measured | None) -> str:
-    """Write the README.md of an artifact; the license is left to whoever publishes it.
+    """Write the README.md of an artifact, with what is known of its teacher's license.
 
     Args:
         results: the run's results.
@@ -110,10 +111,20 @@ def _license(results: Results) -> str:
     source = results.provenance
     if (begun := _begun(results)) != source.teacher:
         return (
-            f"It began as {_plain(begun)} and learned from {_plain(source.teacher)}: what "
-            "the licenses of both ask for holds."
+            f"It began as {_plain(begun)} (license: {_named(source.student_license)}) and learned "
+            f"from {_plain(source.teacher)} (license: {_named(source.teacher_license)}): what the "
+            "licenses of both ask for holds."
         )
-    return "The license is that of the teacher."
+    if not source.teacher_license:
+        return (
+            "The license is that of the teacher, which its files do not name. Look it up before "
+            "you hand this on."
+        )
+    return f"The license is that of the teacher: {_named(source.teacher_license)}."
+
+
+def _named(license: str) -> str:
+    return _plain(license or "not stated")
 
 
 def _outcome(results: Results) -> Iterator[str]:
@@ -252,7 +263,16 @@ def _front_matter(results: Results) -> str:
         else []
     )
     tags = [f"- {tag}" for tag in _tags(results)]
-    return "\n".join(["---", *base, "pipeline_tag: text-generation", "tags:", *tags, "---"])
+    terms = [] if begun != results.provenance.teacher else _terms(results.provenance)
+    return "\n".join(["---", *base, *terms, "pipeline_tag: text-generation", "tags:", *tags, "---"])
+
+
+def _terms(source: Provenance) -> list[str]:
+    """The teacher's license as the hub spells it, where it is one of its words."""
+    if not (found := _LICENSE.fullmatch(source.teacher_license)):
+        return []
+    word, name = found.groups()
+    return [f"license: {word}", *([f"license_name: {name}"] if name else [])]
 
 
 def _tags(results: Results) -> list[str]:

@@ -172,6 +172,7 @@ def provenance_table(results: Results, measured: Measured | None) -> Table:
         ("recipe", source.recipe),
         ("teacher", source.teacher),
         ("teacher fingerprint", source.teacher_fingerprint),
+        ("its license", source.teacher_license or "not stated"),
         *([("student began as", source.student)] if source.student else []),
         *([("its fingerprint", source.student_fingerprint)] if source.student else []),
         ("calibration", f"{source.calibration}, {source.calibration_tokens:,} tokens"),

@@ -245,6 +245,8 @@ class Provenance:
     versions: dict[str, str] = field(default_factory=dict)
     student: str = ""  # the model that the student began as, where it was not the teacher
     student_fingerprint: str = ""
+    teacher_license: str = ""  # as its card or its GGUF file names it; "" where it names none
+    student_license: str = ""
 
 
 @dataclass(frozen=True)

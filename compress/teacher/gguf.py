@@ -8,9 +8,10 @@ from pathlib import Path
 from compress.errors import ModelError, shown
 from compress.storage import GgufHeader, read_gguf
 from compress.surgery import load
+from compress.teacher import license
 from compress.teacher.folder import Teacher, seal, sealed
 
-CONVERTER = 1  # raise it when the dense folder that a GGUF file becomes changes
+CONVERTER = 2  # raise it when the dense folder that a GGUF file becomes changes
 # GGUF's names of architectures whose dense models transformers rebuilds from such a file.
 _ARCHITECTURES = ("gemma2", "gemma3", "gpt2", "llama", "mistral", "qwen2", "qwen3")
 _BLOCK = re.compile(r"blk\.([0-9]{1,6})\.")
@@ -43,8 +44,13 @@ def convert(gguf: Path, folder: Path, dtype: str) -> Teacher:
         ModelError: the file is truncated, a mixture of experts, or of another architecture.
         StorageError: the cache cannot be written.
     """
-    checked(gguf)
-    return seal(folder, lambda made: load.convert_gguf(gguf, made, dtype))
+    header = checked(gguf)
+
+    def make(made: Path) -> None:
+        load.convert_gguf(gguf, made, dtype)
+        license.note(made, header.fields)
+
+    return seal(folder, make)
 
 
 def checked(gguf: Path) -> GgufHeader:

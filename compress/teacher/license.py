@@ -1,0 +1,53 @@
+"""What a model's makers say of its license: in its card, or in the fields of a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_CARD = "README.md"
+_MOST_BYTES = 1024**2  # of a card that is looked into
+_FIELDS = {
+    "license": "general.license", "license_name": "general.license.name",
+    "license_link": "general.license.link",
+}  # fmt: skip
+
+
+def stated(folder: Path) -> str:
+    """The license that the card of a model folder names, "" where it names none.
+
+    One that the hub has no word for is told as "other", with its name: ``other (NAME)``.
+    """
+    from huggingface_hub import metadata_load
+
+    card = folder / _CARD
+    if not card.is_file() or card.stat().st_size > _MOST_BYTES:
+        return ""
+    try:
+        found = metadata_load(card) or {}
+    except (OSError, ValueError, yaml.YAMLError):  # a card that is none is no reason to stop
+        return ""
+    license, name = (_line(found.get(key)) for key in ("license", "license_name"))
+    return f"{license} ({name})" if license == "other" and name else license
+
+
+def note(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Write the license that a GGUF file states into the card of the folder made of it.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    from huggingface_hub import metadata_save
+
+    told = {key: _line(fields.get(field)) for key, field in _FIELDS.items()}
+    if told["license"]:
+        metadata_save(folder / _CARD, {key: text for key, text in told.items() if text})
+
+
+def _line(value: Any) -> str:
+    """A short text on one line; "" where it is anything else."""
+    text = value.strip() if isinstance(value, str) else ""
+    return text if text.isprintable() and len(text) <= 200 else ""
