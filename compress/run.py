@@ -109,8 +109,10 @@ class Run:
 
         def told(record: Progress) -> None:
             if watch:
-                watch(dataclasses.replace(record, step="teacher reads"))
+                watch(dataclasses.replace(record, step="teacher reads", detail=kept))
 
+        width, item = self.teacher.anatomy.hidden_size, self.here.dtype.itemsize
+        kept = f"{width * item:,} bytes a token"
         return HiddenCache(self.teacher, folder, self.here.device, self.here.dtype, told)
 
     def once(self, unit: str, kind: type[T], make: Callable[[], T]) -> T:

@@ -22,7 +22,8 @@ def from_text(path: Path) -> Iterator[Document]:
     """A text file, as one document.
 
     Raises:
-        CalibrationError: it cannot be read, is not UTF-8, or is too large to be held.
+        CalibrationError: it cannot be read, is not UTF-8, holds nothing, or is too large to be
+            held.
     """
     try:
         if (size := path.stat().st_size) > MAX_TEXT_BYTES:
@@ -31,11 +32,7 @@ def from_text(path: Path) -> Iterator[Document]:
                 "whole. Cut it, or write it as .jsonl, of which only what is needed is read."
             )
         with path.open("rb") as file:  # never past the bound, whatever its size claims to be
-            yield Document(
-                str(file.read(MAX_TEXT_BYTES), "utf-8-sig")
-                .replace("\r\n", "\n")
-                .replace("\r", "\n")
-            )
+            text = str(file.read(MAX_TEXT_BYTES), "utf-8-sig")
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
@@ -43,6 +40,9 @@ def from_text(path: Path) -> Iterator[Document]:
             f"{path}: byte {error.object[error.start]:#04x} at {error.start:,} is not UTF-8. "
             "Save it as UTF-8 text."
         ) from error
+    if not text.strip():
+        raise CalibrationError(f"{path}: holds no text.")
+    yield Document(text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def from_jsonl(

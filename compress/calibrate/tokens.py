@@ -111,6 +111,8 @@ def windows(
     Raises:
         CalibrationError: the text is too short.
     """
+    if not ids.numel():
+        raise CalibrationError(f"{source or 'calibration text'}: holds no text.")
     available = ids.numel() // seq_len
     if available < samples:
         remedy = f"samples: {available}, " if available else ""

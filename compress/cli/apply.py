@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from compress.cli import completion, console, launch, progress
-from compress.errors import CompressError, GateMissed, RequestError, RunError
+from compress.errors import CompressError, GateMissed, RequestError, RunError, TrainingError
 
 if TYPE_CHECKING:
     from compress.pipeline import Outcome
@@ -113,6 +113,7 @@ def apply(
     folder = out or default_folder(located.recipe)
     budget = parse_bytes(max_memory) if max_memory else None
     member, locked = launch.member(), located.recipe.resolved
+    launch.told_alone(member)
     count = launch.wanted(member, nproc, locked.processes, bounded=budget is not None)
     shard = shard or bool(locked.sharded)
     if shard and count == 1:
@@ -147,6 +148,8 @@ def apply(
                 sign=sign,
                 team=among,
             )
+    except TrainingError:  # says itself what is kept, and the same command would end alike
+        raise
     except (KeyboardInterrupt, RunError):
         console.say(left_behind(folder))
         raise

@@ -38,6 +38,15 @@ def member() -> Member:
     return Member()
 
 
+def told_alone(here: Member) -> None:
+    """Say that a launcher has started one process, which `accelerate launch --cpu` does unasked."""
+    if here.size == 1 and any(name.startswith("ACCELERATE_") for name in os.environ):
+        console.say(
+            "accelerate launch has started one process, so the run has one. For several on "
+            "processors: accelerate launch --multi_gpu --num_processes 2 …, with --device cpu."
+        )
+
+
 def wanted(here: Member, asked: int | None, locked: int | None, *, bounded: bool) -> int:
     """How many processes share a run.
 

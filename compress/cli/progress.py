@@ -59,7 +59,7 @@ class LiveBars:
         fields: dict[str, Any] = {
             "count": count(record),
             "left": "" if left is None else f"{numbers.duration(left)} left",
-            "detail": record.detail if record.done < record.total else "",
+            "detail": detail(record),
             "resident": numbers.size(resident_bytes()),
         }
         task = self._tasks.get(record.step)
@@ -129,11 +129,16 @@ def seen(record: Progress, now: float, pace: Pace | None) -> Pace:
     return pace
 
 
+def detail(record: Progress) -> str:
+    """What is at work, while it is; what a step of training measured stays to be read."""
+    return record.detail if record.done < record.total or record.unit == "step" else ""
+
+
 def line(record: Progress, elapsed_seconds: float, left_seconds: float | None) -> str:
     """One record as text: step, block i of n, what is at work, elapsed, left, resident memory."""
     parts = [f"{record.step}: {count(record)}"]
-    if record.detail and record.done < record.total:
-        parts.append(record.detail)
+    if said := detail(record):
+        parts.append(said)
     parts.append(f"{numbers.duration(elapsed_seconds)} elapsed")
     if left_seconds is not None:
         parts.append(f"{numbers.duration(left_seconds)} left")

@@ -258,5 +258,5 @@ def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
         if beside := _read_beside(spec, anatomy, headers.taught_by.anatomy):
             steps_of = "every step" if spec.loss.hidden else "steps on the student's own text"
             yield f"stages[{index}].distill: {beside} blocks of the teacher run beside {steps_of}"
-        if warning := spec.too_often(windows, text.seq_len):
-            yield f"stages[{index}].distill: {warning}"
+        for caution in spec.cautions(windows, text.seq_len, count):
+            yield f"stages[{index}].distill: {caution}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
@@ -23,6 +23,7 @@ _USUAL: dict[str, dict[str, Any]] = {
     "codes": {"learning_rate": 3e-3, "scale_learning_rate": 1e-3, "final_rate": 0.0},
 }
 _REREAD = 4.0  # times; beyond it a text teaches less each time (Muennighoff et al. 2023)
+_TINY, _TINY_EXAM = 16_384, 1_024  # tokens
 ROUNDED = ("scales_and_norms", "codes")  # what learns of weights that have become codes
 _USED_BY = {
     "scale_learning_rate": ("codes",), "embedding_learning_rate": ROUNDED,
@@ -234,15 +235,31 @@ class Distill(BaseModel):
         """Windows that one optimizer step reads."""
         return max(1, self.batch_tokens // seq_len)
 
-    def too_often(self, windows: int, seq_len: int) -> str | None:
-        """What to know where the windows that are trained on are read again and again."""
+    def cautions(self, windows: int, seq_len: int, learned: int) -> Iterator[str]:
+        """What to know where a text is too little for what learns from it.
+
+        Args:
+            windows: that are trained on.
+            seq_len: tokens of each, and of each that is held out.
+            learned: how many numbers learn.
+        """
+        tokens, held = windows * seq_len, self.held_out * seq_len
         times = self.steps_on(windows, seq_len) * self.windows_a_step(seq_len) / windows
-        if times <= _REREAD:
-            return None
-        return (
-            f"{windows * seq_len:,} tokens are read {times:.1f} times: a text read more than "
-            f"{_REREAD:g} times is learned by heart. Give more samples, or fewer steps"
-        )
+        if times > _REREAD:
+            yield (
+                f"{tokens:,} tokens are read {times:.1f} times: a text read more than {_REREAD:g} "
+                "times is learned by heart. Give more samples, or fewer steps"
+            )
+        if tokens < _TINY:
+            yield (
+                f"{learned:,} numbers learn from {tokens:,} tokens: less than {_TINY:,} teach a "
+                "student these, not its teacher. Give more samples"
+            )
+        if held < _TINY_EXAM:
+            yield (
+                f"{held:,} tokens are held out: less than {_TINY_EXAM:,} hardly tell which state "
+                "is best. Raise held_out, and samples with it"
+            )
 
 
 def _left_none(held_out: int, samples: int) -> str:

@@ -19,6 +19,7 @@ def summary(results: Results, measured: Measured | None) -> list[Row]:
     """
     rows = [*_size_rows(results.before, results.after), *_bits_rows(results)]
     rows += _sparsity_rows(results)
+    rows += _taught_rows(results)
     after = results.after.perplexity if results.after else None
     rows += _perplexity_rows(results.before.perplexity, after)
     rows += _divergence_rows(results.divergence) if results.divergence else ()
@@ -65,6 +66,19 @@ def _sparsity_rows(results: Results) -> Iterator[Row]:
         share = least if least == most else f"{least} to {most}"
         note = f"of {numbers.counted(len(found), 'linear')}; nothing here runs faster for it"
         yield Row("zeros", NONE, share, NONE, note)
+
+
+def _taught_rows(results: Results) -> Iterator[Row]:
+    """What each stage that trained gained where it did not train."""
+    found = [stage.distilled for stage in results.stages if stage.distilled]
+    for place, taught in enumerate(found, 1):
+        label = "held-out KL, distill" + (f" {place} of {len(found)}" if len(found) > 1 else "")
+        was, now = (f"{numbers.digits(kl)} nats" for kl in (taught.kl_before, taught.kl_after))
+        note = (
+            f"kept step {taught.kept_step:,} of {taught.steps:,}; {taught.held_out_tokens:,} "
+            f"tokens of {taught.text}, not trained on"
+        )
+        yield Row(label, was, now, numbers.change(taught.kl_before, taught.kl_after), note)
 
 
 def _cache_rows(results: Results) -> Iterator[Row]:

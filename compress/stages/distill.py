@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -36,6 +37,8 @@ from compress.surgery.grids import Grid
 from compress.surgery.learning import Learner
 from compress.surgery.matching import Matched
 from compress.surgery.walk import Weights, head_of, hidden_states
+
+log = logging.getLogger("compress")
 
 
 def run(student: Student, spec: Distill, context: Context) -> StageResult:
@@ -77,6 +80,7 @@ def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
     learner = _learner(student, spec, context)
     lessons = _lessons(learner, student, spec, context)
     learned_weights = sum(p.numel() for p in learner.learning().values())
+    _warn(spec, lessons.said.ids, exam.ids, learned_weights, context)
     training = Training(
         learner, spec, context, unit=student.unit("training"), pruned=frozenset(student.kept),
         lessons=lessons, exam=exam,
@@ -97,6 +101,21 @@ def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
         changed_codes=changed if spec.train == "codes" else None,
         embeddings=spec.embedding_learning_rate is not None,
     )  # fmt: skip
+
+
+def _warn(spec: Distill, read: Tensor, exam: Tensor, learned: int, context: Context) -> None:
+    """Say where a text is too little, or no test of what was learned from it."""
+    if context.team.rank:
+        return
+    windows, seq_len = read.shape
+    for caution in spec.cautions(windows, seq_len, learned):
+        log.warning("distill: %s.", caution)
+    known = {window.numpy().tobytes() for window in read}
+    if again := sum(window.numpy().tobytes() in known for window in exam):
+        log.warning(
+            "distill: %d of %d held-out windows are trained on, too: the held-out KL flatters the "
+            "student. Give a text that does not repeat itself.", again, len(exam),
+        )  # fmt: skip
 
 
 def _said(context: Context, which: slice) -> Said:

@@ -9,7 +9,6 @@ asked to (`Team.sharded`), each holds a shard of all weights, gradients and mome
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +28,17 @@ from compress.stages.lessons import Lessons, Order, Said
 from compress.surgery.learning import Learner, Lesson
 from compress.surgery.sharding import plain
 
-log = logging.getLogger("compress")
+_BARS, _BARS_SHOWN = "▁▂▃▄▅▆▇█", 16
 _GROWN = (2.0, 0.5)  # a held-out KL of more than so many times the first, and so much, diverges
+
+
+def curve(values: Sequence[float]) -> str:
+    """The last values of a row as bars between their least and their most; "" of less than two."""
+    last = values[-_BARS_SHOWN:]
+    least, most = min(last, default=0.0), max(last, default=0.0)
+    if len(last) < 2 or not math.isfinite(most - least):
+        return ""
+    return "".join(_BARS[round((len(_BARS) - 1) * (v - least) / (most - least or 1))] for v in last)
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,6 @@ class Training:
         if self.team.sharded:
             learner.shard(self.team.size, context.device)
         self.learner = learner.to(self.device)
-        if (warning := spec.too_often(windows, seq_len)) and not self.team.rank:
-            log.warning("distill: %s.", warning)
         optimizer = moving.adamw(learner, spec)
         schedule = moving.schedule(optimizer, spec, self.steps)
         self.optimizer, self.schedule = self.accelerator.prepare(optimizer, schedule)
@@ -109,10 +115,11 @@ class Training:
             if self._impatient():
                 break
             losses.append(self._step(step))
-            self._tell(step + 1, losses[-1])
             if (step + 1) % self.spec.check_every == 0 or step + 1 == self.steps:
-                self._check(step + 1, losses)
+                self._check(step + 1, losses)  # tells, too
                 losses = []
+            else:
+                self._tell(step + 1, losses[-1])
         if self.best is not None:
             self.learner.load(self.kept.read(self.best))
         finished = self.checks[-1].step == self.steps
@@ -221,20 +228,25 @@ class Training:
         return float(self.schedule.get_last_lr()[0])
 
     def _tell(self, step: int, loss: float) -> None:
-        now = f"loss {loss:.4g}, held-out KL {self.checks[-1].kl:.4g}"
+        looks = [look.loss for look in self.checks if look.loss is not None]
+        kls = [look.kl for look in self.checks]
+        shown = (("loss", loss, looks), ("held-out KL", kls[-1], kls))
+        now = ", ".join(f"{name} {last:.4g} {curve(row)}".rstrip() for name, last, row in shown)
         self.context.tell("distill", step, self.steps, now, unit="step")
 
     def _failed(self, step: int, what: str) -> TrainingError:
         best = self._best()
-        kept = f"of step {best.step} (held-out KL {best.kl:.4g} nats)"
-        where = (
-            f" in {self.context.scratch / self.best}" if self.best else ", the student as it was"
+        kept = (
+            f"The best state, of step {best.step} (held-out KL {best.kl:.4g} nats), is kept in "
+            f"{self.context.scratch / self.best}"
+            if self.best
+            else f"No state was better than the first (held-out KL {best.kl:.4g} nats)"
         )
         used = self.spec.rates
         if not self.learner.projections():  # states are as wide as the teacher's
             used.pop("loss.hidden.learning_rate", None)
         rates = " or ".join(f"{name} (it is {rate:g})" for name, rate in used.items())
         return TrainingError(
-            f"distill: step {step}: {what}. The best state, {kept}, is kept{where}. Lower {rates} "
-            "or clip_norm, or raise warmup, and give another --out."
+            f"distill: step {step}: {what}. {kept}. Lower {rates} or clip_norm, or raise warmup, "
+            "and give another --out."
         )

@@ -65,6 +65,9 @@ def test_a_text_that_is_missing_or_not_utf8_is_refused(tmp_path, tokenizer):
         list(documents.from_text(path))
     with pytest.raises(CalibrationError, match="not UTF-8"):
         list(documents.from_jsonl(path, None, tokenizer))
+    path.write_bytes(b" \n\n")
+    with pytest.raises(CalibrationError, match=r"a\.txt: holds no text"):
+        list(documents.from_text(path))
     path.write_bytes("\ufeffab".encode())
     assert [d.text for d in documents.from_text(path)] == ["ab"]
 

@@ -109,7 +109,7 @@ def test_a_file_of_prompts_without_any_is_refused(tmp_path):
     empty, odd = tmp_path / "p.txt", tmp_path / "p.jsonl"
     empty.write_text("\n \n")
     odd.write_text('{"prompt": "a"}\n{"text": "b"}\n')
-    with pytest.raises(CalibrationError, match="holds no prompt"):
+    with pytest.raises(CalibrationError, match="holds no text"):
         prompts.read(str(empty))
     with pytest.raises(CalibrationError, match=r'p.jsonl:2: holds no "prompt" that is text'):
         prompts.read(str(odd))

@@ -8,6 +8,7 @@ import pytest
 from compress import tracking
 from compress.artifact.output import short_name
 from compress.cli.apply import left_behind
+from compress.errors import TrainingError
 
 
 def test_apply_hands_the_request_to_the_pipeline_and_ends_with_one_table(run, pipeline):
@@ -110,6 +111,14 @@ def test_interrupt_is_130_and_says_what_is_left(run, pipeline, tmp_path):
         left_behind(Path("small")) + "\n"
     )
     assert "small.partial holds what is finished" in left_behind(Path("small"))
+
+
+def test_a_training_that_failed_says_itself_what_is_kept(run, pipeline, tmp_path):
+    (tmp_path / "small.partial").mkdir()
+    pipeline.fails = TrainingError("distill: step 2: the loss is nan.")
+    code, out, err = run("apply", "quickstart", "--out", "small")
+    assert (code, out) == (1, "")
+    assert "Cut short" not in err
 
 
 def test_a_device_that_is_not_there_is_a_wrong_request(run, pipeline, monkeypatch):

@@ -59,6 +59,16 @@ def test_a_process_knows_which_it_is(monkeypatch):
     assert launch.member() == launch.Member(3, 4)
 
 
+def test_accelerate_that_starts_one_process_where_several_were_meant_is_told(monkeypatch, capsys):
+    launch.told_alone(launch.Member())
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    launch.told_alone(launch.Member(0, 2))
+    assert capsys.readouterr().err == ""
+    launch.told_alone(launch.Member())
+    assert "accelerate launch has started one process" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("started", "asked", "locked", "count"),
     [(1, None, None, 1), (1, 2, None, 2), (1, None, 3, 3), (1, 2, 3, 2), (2, 2, 3, 2),
@@ -168,3 +178,24 @@ def test_a_run_in_shards_is_locked_as_one(recipe, tmp_path):
     assert "sharded: true" in (tmp_path / "out" / "recipe.lock.yaml").read_text()
     told = json.loads((tmp_path / "out" / "results.json").read_text())["stages"][1]["distilled"]
     assert told["kl_after"] < told["kl_before"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_a_launcher_that_people_know_starts_the_same_run(recipe, tmp_path, launcher):
+    stages = STAGES.replace("steps: 30", "steps: 3")
+    modules = {
+        "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
+        "torchrun": ["torch.distributed.run", "--nproc-per-node", "2"],
+    }
+    alone = ["-m", "compress", "apply", recipe(stages), "--device", "cpu", "--threads", "2"]
+    for out, command in {
+        "theirs": ["-m", *modules[launcher], *alone], "ours": [*alone, "--nproc", "2"]
+    }.items():  # fmt: skip
+        command = [sys.executable, *command, "--out", str(tmp_path / out)]
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    found = [
+        json.loads((tmp_path / out / "manifest.json").read_text()) for out in ("theirs", "ours")
+    ]
+    assert "processes: 2" in (tmp_path / "theirs" / "recipe.lock.yaml").read_text()
+    assert found[0] == found[1]

@@ -53,6 +53,9 @@ def test_a_plan_tells_steps_bytes_and_rereading(tiny_llama, recipe_for, tmp_path
     many = recipe_for(tiny_llama, f"stages={HEALED.replace('steps: 3', 'steps: 30')}")
     notes = overview.make(many, headers.read(str(tiny_llama)), cache=tmp_path).notes
     assert "192 tokens are read 10.0 times" in " ".join(notes)
+    assert "numbers learn from 192 tokens: less than 16,384 teach a student these" in " ".join(
+        notes
+    )
 
 
 def test_training_counts_in_memory_and_time(tiny_llama, recipe_for):

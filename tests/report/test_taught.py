@@ -4,6 +4,7 @@ import re
 import pytest
 
 from compress.report import html, markdown, taught
+from compress.report.summary import summary
 from compress.results import Distilled, HeldOut, Results, StageResult
 from compress.results.text import from_json, to_json
 
@@ -48,6 +49,17 @@ def test_embeddings_that_learned_beside_scales_are_named():
 def test_a_student_that_gained_nothing_says_so():
     stayed = dataclasses.replace(FOUND, kept_step=0, kl_after=FOUND.kl_before)
     assert "Nothing lowered the held-out KL, so the student stays as it was." in taught.text(stayed)
+
+
+def test_the_summary_tells_the_held_out_kl_of_every_stage_that_trained(healed):
+    (row,) = (row for row in summary(healed, None) if row.label.startswith("held-out KL"))
+    assert (row.label, row.before, row.after) == (
+        "held-out KL, distill", "0.520 nats", "0.311 nats"
+    )  # fmt: skip
+    assert row.note == "kept step 20 of 60; 4,096 tokens of wikitext (train), not trained on"
+    twice = dataclasses.replace(healed, stages=healed.stages[:1] * 2)
+    labels = [row.label for row in summary(twice, None) if "distill" in row.label]
+    assert labels == ["held-out KL, distill 1 of 2", "held-out KL, distill 2 of 2"]
 
 
 def test_every_look_has_a_row_and_the_kept_one_is_marked():

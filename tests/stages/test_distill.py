@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -307,6 +308,13 @@ def test_a_training_that_diverges_is_stopped(tiny_llama, tmp_path):
     student = pruned_student(tiny_llama, tmp_path)
     with pytest.raises(TrainingError, match=r"held-out KL went from .* Lower learning_rate"):
         teach(student, tmp_path, learning_rate=3.0, warmup=0.0)
+    with pytest.raises(TrainingError, match=r"No state was better than the first \(held-out KL"):
+        teach(
+            pruned_student(tiny_llama, tmp_path / "b"),
+            tmp_path / "b",
+            learning_rate=3.0,
+            warmup=0.0,
+        )
 
 
 def test_a_student_that_gains_nothing_stays_as_it_was(tiny_llama, tmp_path):
@@ -325,7 +333,7 @@ def test_steps_are_told_with_loss_and_held_out_kl(tiny_llama, tmp_path):
     student, told = pruned_student(tiny_llama, tmp_path), []
     teach(student, tmp_path, context={"watch": told.append}, steps=2)
     steps = [record for record in told if record.unit == "step"]
-    assert [(record.done, record.total) for record in steps] == [(1, 2), (2, 2), (2, 2)]
+    assert [(record.done, record.total) for record in steps] == [(1, 2), (2, 2)]
     assert "loss " in steps[0].detail
     assert "held-out KL " in steps[0].detail
 
@@ -342,6 +350,27 @@ def test_a_text_that_is_read_again_and_again_is_warned_of(tiny_llama, tmp_path, 
     again = pruned_student(tiny_llama, tmp_path / "again")
     teach(again, tmp_path / "again", steps=30)
     assert "times: a text read more than 4 times is learned by heart" in caplog.text
+
+
+def test_a_text_that_is_too_little_is_warned_of_with_the_numbers(tiny_llama, tmp_path, caplog):
+    found = teach(pruned_student(tiny_llama, tmp_path), tmp_path, steps=1).distilled
+    learned = f"{found.learned_weights:,} numbers learn from 256 tokens: less than 16,384"
+    assert learned in caplog.text
+    assert "128 tokens are held out: less than 1,024" in caplog.text
+
+
+def test_a_held_out_text_that_is_trained_on_is_no_test_and_is_told(tiny_llama, tmp_path, caplog):
+    window = torch.randint(0, 256, (1, 16), generator=GENERATOR)
+    same = tokens.whole(window.expand(24, 16).contiguous(), source="same")
+    teach(pruned_student(tiny_llama, tmp_path), tmp_path, context={"text": same}, steps=1)
+    assert "8 of 8 held-out windows are trained on, too" in caplog.text
+
+
+def test_the_course_of_a_training_is_drawn_in_a_line():
+    assert training.curve([4.0, 3.0, 2.0, 0.5]) == "█▆▄▁"
+    assert training.curve([1.0, 1.0]) == "▁▁"
+    assert training.curve(list(range(40))) == training.curve(list(range(24, 40)))
+    assert training.curve([1.0]) == training.curve([]) == training.curve([1.0, math.inf]) == ""
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
