@@ -54,7 +54,8 @@ def load(
             found.append(_read(part, tokenizer, generate))
         except CalibrationError as error:
             share = f"its share is {part.samples} of {calibration.samples} samples"
-            raise CalibrationError(f"calibration.set[{index}], {share}: {error}") from error
+            where = text_set.section(calibration)
+            raise CalibrationError(f"{where}.set[{index}], {share}: {error}") from error
     return _taking_turns(found)
 
 

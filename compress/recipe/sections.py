@@ -159,7 +159,7 @@ class Calibration(BaseModel):
     def _hold_the_prompt(
         cls, value: tuple[str, ...] | None, info: ValidationInfo
     ) -> tuple[str, ...] | None:
-        if value is not None and info.data.get("prompts") is None:
+        if value is not None and info.data.get("prompts", ()) is None:
             raise ValueError("there is nothing to put into them. Give prompts.")
         if without := [text for text in value or () if "{prompt}" not in text]:
             raise ValueError(f"{without[0]!r} has no place for a prompt. Write {{prompt}} there.")

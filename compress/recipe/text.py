@@ -60,6 +60,6 @@ class Text(Calibration):
     @field_validator("rationale")
     @classmethod
     def _is_asked_for(cls, value: Rationale | None, info: ValidationInfo) -> Rationale | None:
-        if value is not None and info.data.get("prompts") is None:
+        if value is not None and info.data.get("prompts", ()) is None:
             raise ValueError("there is nothing to reason about. Give prompts.")
         return value

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from compress import library
 from compress.errors import CalibrationError, RecipeError
 from compress.recipe import source
+from compress.recipe.mistakes import describe as describe_mistakes
 from compress.recipe.sections import WRITING, Calibration
+from compress.recipe.source import Places, Source
 from compress.recipe.text import Text
 
 _COMMON = {"version", "kind", "description"}
 KEYS: dict[str, set[str]] = {
-    "self": {"seeding", "temperature", "top_k", "top_p", "deduplicate"},
+    "self": {"seeding", "top_k", *WRITING},
     "text": {"path", "field", "separator", "shuffle"},
     "hub": {"dataset", "config", "split", "field", "revision", "separator", "shuffle"},
 }
@@ -34,7 +39,7 @@ def describe(calibration: Calibration) -> dict[str, Any]:
     try:
         path = library.find("calib", calibration.told)
     except LookupError as error:
-        raise CalibrationError(f"calibration.set: {error}") from error
+        raise CalibrationError(f"{section(calibration)}.set: {error}") from error
     if path.suffix.lower() in (".yaml", ".yml"):
         described = _checked(path)
     else:
@@ -47,18 +52,20 @@ def describe(calibration: Calibration) -> dict[str, Any]:
     unused = sorted(overrides.keys() - _OVERRIDES[described["kind"]])
     if unused:
         raise CalibrationError(
-            f"{_section(calibration)}.{unused[0]}: a set of kind {described['kind']} does not use "
+            f"{section(calibration)}.{unused[0]}: a set of kind {described['kind']} does not use "
             f"it (set: {calibration.told}). Leave it out."
         )
     return {**described, **overrides}
 
 
-def _section(calibration: Calibration) -> str:
+def section(calibration: Calibration) -> str:
+    """What messages call a text: that of the calibration, or of a stage that trains."""
     return "distill.text" if isinstance(calibration, Text) else "calibration"
 
 
 def _checked(path: Path) -> dict[str, Any]:
-    data = _read_yaml(path)
+    found = _read_yaml(path)
+    data: dict[str, Any] = found.data
     kind = data.get("kind")
     if kind not in KEYS:
         raise CalibrationError(f"{path}: kind: {kind!r} is none of {', '.join(KEYS)}.")
@@ -69,12 +76,25 @@ def _checked(path: Path) -> dict[str, Any]:
         raise CalibrationError(f"{path}: {unknown[0]}: a set of kind {kind} has no such key.{hint}")
     if missing := sorted(_NEEDED[kind] - data.keys()):
         raise CalibrationError(f"{path}: {missing[0]}: missing; a set of kind {kind} needs it.")
-    if kind == "text":
-        data = {**data, "path": str(path.parent / str(data["path"]))}
+    if kind == "self":
+        _check_writing(data, found.places)
+    beside = {"text": "path", "self": "prompts"}.get(kind, "")  # a file beside this one
+    if isinstance(data.get(beside), str):
+        data = {**data, beside: str(path.parent / data[beside])}
     return data
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _check_writing(data: Mapping[str, Any], places: Places) -> None:
+    """Check what is said of how a text is written, as if a recipe said it."""
+    said = {key: data[key] for key in WRITING if key in data}
+    try:
+        Calibration.model_validate({"set": "self", **said})
+    except ValidationError as error:
+        wrong = sorted(describe_mistakes(error, places, Calibration), key=lambda found: found[0])
+        raise CalibrationError("\n".join(text for _, text in wrong)) from error
+
+
+def _read_yaml(path: Path) -> Source:
     try:
         found = source.read(source.text_of(path), str(path))
     except RecipeError as error:
@@ -83,4 +103,4 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise CalibrationError("\n".join(text for _, text in found.mistakes))
     if not isinstance(found.data, dict):
         raise CalibrationError(f"{path}: holds no mapping. A set begins with version: 1 and kind.")
-    return found.data
+    return found
