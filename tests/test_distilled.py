@@ -12,6 +12,7 @@ from compress.recipe.load import load
 from compress.runtime.engine import Engine
 from compress.teacher import headers
 
+CUT = "{restructure: {ffn: 0.5, repair: false}}"
 LEARN = "text: {set: %s, samples: 24, seq_len: 16}, steps: 8, check_every: 4, batch_tokens: 64"
 
 
@@ -139,15 +140,28 @@ def test_every_second_block_is_taught_and_opened_by_all(recipe, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("train", ["scales_and_norms", "codes"])
-def test_what_was_learned_of_integers_is_verified_and_judged(recipe, tmp_path, train):
-    rounding = "{quantize: {method: rtn, bits: 4, group_size: 32}}"
-    teaching = f"{{distill: {{train: {train}, LEARN, learning_rate: 0.01}}}}"
+@pytest.mark.parametrize(
+    ("rounding", "format"),
+    [
+        ("{quantize: {method: rtn, bits: 2, group_size: 32}}", "packed"),
+        ("{quantize: {method: gptq, bits: 3, group_size: 32}}", "packed"),
+        ("{quantize: {method: rtn, bits: 4, group_size: 32}}", "compressed-tensors"),
+        (f"{CUT}, {{quantize: {{method: w8a8}}}}", "compressed-tensors"),  # alone it loses nothing
+    ],
+)
+def test_what_was_learned_of_integers_is_verified_and_judged(
+    recipe, tmp_path, rounding, format, train
+):
+    teaching = f"{{distill: {{train: {train}, LEARN, learning_rate: 0.02}}}}"
     kl = []
     for name, stages in (("plain", rounding), ("taught", f"{rounding}, {teaching}")):
-        asked = recipe(f"[{stages}]", "artifact.format=compressed-tensors")
+        asked = recipe(f"[{stages}]", f"artifact.format={format}")
         outcome = pipeline.apply(asked, out=tmp_path / name)
         assert outcome.verification.passed
         kl.append(outcome.results.divergence.kl_mean)
+    taught = outcome.results.stages[-1].distilled
+    assert taught.kept_step > 0
+    assert (taught.changed_codes or 0) > 0 or train == "scales_and_norms"
     assert kl[1] < kl[0]
 
 
