@@ -36,7 +36,8 @@ def mistakes(recipe: Recipe, begun: Anatomy, teacher: Model | None) -> Found:
             ("student", "model"),
             f"{recipe.student.told} has a vocabulary of {ours:,} and the teacher one of "
             f"{theirs:,}: what both expect next is compared token by token. Choose a model with "
-            "the teacher's vocabulary.",
+            "the teacher's vocabulary; one that is only padded to another length fits behind "
+            "transformers' resize_token_embeddings.",
         )
 
 
