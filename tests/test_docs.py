@@ -118,6 +118,10 @@ ELSEWHERE = {  # what a page shows and a test does not run: its beginning, and w
     "compress sweep mine.yaml": "trials run in workers of their own: tests/sweep",
     "compress auto": "plans every recipe and tries some: tests/auto",
     "compress bench": "times the runtime: its own tests, and seconds of compiling",
+    "compress apply quickstart --track": "needs its library: tests/cli/test_tracking.py",
+    "compress apply quickstart --nproc": "in processes of their own: tests/cli/test_processes.py",
+    "torchrun": "in processes of their own: tests/cli/test_processes.py",
+    "accelerate launch": "in processes of their own: tests/cli/test_processes.py",
     "make": "makes an environment, from a package index; CI runs it",
     "pip": "needs a package index",
     "python3 -m venv": "needs a package index",
@@ -132,6 +136,7 @@ OTHERS = {  # programs of other libraries, by their first import
     "from transformers import AutoModelForCausalLM": "tests/verify/test_consumers.py does",
 }
 ENDS = {"compress diff": 1}  # exit codes that are no mistake
+RECORDS = ("docs/results.md", "docs/log.md", "benchmarks/README.md")  # of what was run once
 SLOW = ("docs/tutorial.md",)
 
 
@@ -182,6 +187,17 @@ def test_every_command_and_program_of_a_page_runs(page, desk):
 def test_every_command_and_program_of_a_long_page_runs(page, desk):
     for one in work(page):
         carry_out(one)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_command_of_a_page_is_fenced_and_parses_run_or_not(page):
+    if name(page) not in RECORDS:
+        text = FENCE.sub("", page.read_text(encoding="utf-8"))
+        assert re.findall(r"^    (?:compress|accelerate|torchrun|pip) .*", text, re.MULTILINE) == []
+    for block in blocks(page, *SHELL):
+        for one in commands_of(block):
+            if one.startswith("compress "):
+                parse(one)
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(manual.examples()))
