@@ -200,6 +200,18 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def most_resident_bytes() -> int | None:
+    """The high-water mark of what this program has had resident; None where no system tells it.
+
+    Not that of `peak_memory_bytes`, in which a process begun by a large one finds that one, too.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
 def forget_peak_memory() -> None:
     """Begin a new high-water mark, where the system can (Linux): a process may see several runs."""
     with contextlib.suppress(OSError):

@@ -8,6 +8,8 @@ memory, which never are, live in ``measured.json`` as a `Measured`. Field names 
 from compress.results.distilled import Distilled, HeldOut
 from compress.results.items import items_fingerprint
 from compress.results.records import (
+    NEW_TOKENS,
+    PROMPT_TOKENS,
     SCHEMA_VERSION,
     Allocation,
     Divergence,
@@ -28,6 +30,7 @@ from compress.results.records import (
     SizePart,
     StageResult,
     TaskScore,
+    Timed,
     Verdict,
     Width,
     fell_back,
@@ -39,6 +42,8 @@ from compress.results.verification import Check, CheckOutcome, Consumer, Verific
 from compress.results.zeros import ZeroAllocation, ZeroCost, ZeroShare
 
 __all__ = [
+    "NEW_TOKENS",
+    "PROMPT_TOKENS",
     "SCHEMA_VERSION",
     "Allocation",
     "BlockCut",
@@ -68,6 +73,7 @@ __all__ = [
     "SizePart",
     "StageResult",
     "TaskScore",
+    "Timed",
     "Verdict",
     "Verification",
     "Width",
