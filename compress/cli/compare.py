@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +15,6 @@ from compress.cli.apply import Device, Json, Quiet, Threads
 from compress.errors import RequestError
 
 if TYPE_CHECKING:
-    from compress.results import Divergence, Side
     from compress.results.comparison import Comparison
 
 _FLIPS = 10  # flipped items that the terminal lists
@@ -46,6 +43,14 @@ def compare(
             autocompletion=completion.suites,
         ),
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            metavar="MODEL",
+            help="With --evaluate: whom all are held against; else the one that all locks name.",
+        ),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     quiet: Quiet = False,
@@ -57,10 +62,19 @@ def compare(
     from compress.compare import compare as compared
 
     _check(html, csv, markdown=markdown, json=json)
+    if teacher and evaluate is None:
+        raise RequestError("--teacher: nothing is measured without --evaluate. Say it, too.")
     if evaluate is None:
         found = compared(folders)
     else:
-        with _judge(evaluate, device, threads, quiet=quiet) as judge:
+        from compress.cli.apply import found as device_found
+        from compress.evaluate.alike import judge_alike  # imports torch
+
+        with progress.watching(quiet=quiet) as watch:
+            judge = functools.partial(
+                judge_alike, suite=evaluate, teacher=teacher, device=device_found(device),
+                threads=threads, watch=watch,
+            )  # fmt: skip
             found = compared(folders, suite=evaluate, evaluate=judge)
     _write(found, html, csv)
     _print(found, markdown=markdown, json=json)
@@ -89,19 +103,6 @@ def _check(html: Path | None, csv: Path | None, *, markdown: bool, json: bool) -
         mistakes.append(f"--html and --csv: both are {html}. Name two files.")
     if mistakes:
         raise RequestError("\n".join(mistakes))
-
-
-@contextlib.contextmanager
-def _judge(
-    suite: str, device: str, threads: int | None, *, quiet: bool
-) -> Iterator[Callable[[str], tuple[Side, Divergence | None]]]:
-    from compress import pipeline
-    from compress.cli.apply import found
-
-    with progress.watching(quiet=quiet) as watch:
-        yield functools.partial(
-            pipeline.evaluate, suite=suite, device=found(device), threads=threads, watch=watch
-        )
 
 
 def _write(found: Comparison, html: Path | None, csv: Path | None) -> None:

@@ -7,13 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from compress.compare.sides import Artifact
-from compress.results import Divergence, TaskScore
+from compress.results import (
+    NEW_TOKENS,
+    PROMPT_TOKENS,
+    Divergence,
+    Measured,
+    TaskScore,
+    Timed,
+)
 from compress.results.comparison import Field, Front, Measure, Number
 
 ABSENT = "–"
 _Unit: TypeAlias = Literal["bytes", "bits", "", "nats", "share", "tokens/s", "seconds"]
 _Z = 1.959964  # standard deviations that hold 95 of 100 cases
 _CLOSE = 1e-3  # two readings of one teacher on one text are nearer than that
+_DECIDING = ("compress", "torch")  # of the versions of a run: who answers, who multiplies
 _QUALITY = ("kl_mean", "perplexity", "top1_agreement")  # the first that can be ranked is drawn
 
 
@@ -37,6 +45,7 @@ KINDS = {
     "decode_tokens_per_second": Kind("decode", "tokens/s", "high"),
     "prefill_tokens_per_second": Kind("prefill", "tokens/s", "high"),
     "ttft_seconds": Kind("first token", "seconds", "low"),
+    "answering_memory_bytes": Kind("peak memory of answering", "bytes", "low"),
     "peak_memory_bytes": Kind("peak memory of its making", "bytes", "low"),
 }
 
@@ -185,12 +194,36 @@ def _witness(artifact: Artifact, text: str) -> dict[str, Any]:
 
 
 def _speed(artifact: Artifact) -> Iterator[tuple[str, Number]]:
+    if artifact.judged:
+        yield from _timed(artifact.judged.timed)
     if (measured := artifact.measured) is None:
         return
     made = artifact.made
     machine: dict[str, Any] = {"hardware": measured.hardware}
     machine |= {"device": made.device, "threads": made.threads} if made else {}
-    for name in ("decode_tokens_per_second", "prefill_tokens_per_second", "ttft_seconds"):
-        if (value := getattr(measured, name)) is not None:
-            yield name, Number(value, protocol=machine)
+    if not artifact.judged:
+        yield from _rates(measured, machine | _asked(made.versions if made else {}))
     yield "peak_memory_bytes", Number(measured.peak_memory_bytes, protocol=machine)
+
+
+def _timed(found: Timed | None) -> Iterator[tuple[str, Number]]:
+    if found is None:
+        return
+    machine = {"hardware": found.hardware, "device": "cpu", "threads": found.threads}
+    protocol = machine | _asked(found.versions)
+    yield from _rates(found, protocol)
+    if found.memory_bytes is not None:
+        inside = {**protocol, "of": "a process that opens the folder and answers, Python included"}
+        yield "answering_memory_bytes", Number(found.memory_bytes, protocol=inside)
+
+
+def _rates(found: Measured | Timed, protocol: dict[str, Any]) -> Iterator[tuple[str, Number]]:
+    for name in ("decode_tokens_per_second", "prefill_tokens_per_second", "ttft_seconds"):
+        if (value := getattr(found, name)) is not None:
+            yield name, Number(value, protocol=protocol)
+
+
+def _asked(versions: Mapping[str, str]) -> dict[str, Any]:
+    """What is answered, by the code, and the versions that decide how fast."""
+    told = {name: versions[name] for name in _DECIDING if name in versions}
+    return {"prompt tokens": PROMPT_TOKENS, "new tokens": NEW_TOKENS, **told}

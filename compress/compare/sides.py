@@ -12,8 +12,9 @@ from compress.artifact import records
 from compress.artifact.layout import open_artifact
 from compress.errors import ArtifactError
 from compress.results import Divergence, Measured, Provenance, Results, Side
+from compress.results.comparison import Judged, Reply
 
-Evaluate: TypeAlias = Callable[[str], tuple[Side, Divergence | None]]
+Evaluate: TypeAlias = Callable[[Sequence[Path]], Sequence[Judged]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Artifact:
     side: Side | None  # as judged: when it was made, or now
     divergence: Divergence | None
     notes: tuple[str, ...]
+    judged: Judged | None = None  # now; None where records are read
 
     @property
     def made(self) -> Provenance | None:
@@ -41,14 +43,26 @@ class Artifact:
 
     @property
     def teacher(self) -> str:
-        """Fingerprint of its teacher, "" where it is not known."""
+        """Fingerprint of the teacher that it is held against, "" where none is known."""
+        if self.judged:
+            return self.judged.teacher_fingerprint
         made = self.made
         return made.teacher_fingerprint if made else ""
 
     @property
     def dtype(self) -> str:
         """In which its tasks were answered."""
+        if self.judged:
+            return self.judged.dtype
         return str(self.lock.get("teacher", {}).get("dtype", "bfloat16"))
+
+    @property
+    def replies(self) -> tuple[Reply, ...]:
+        """What it answered to prompts."""
+        if self.judged:
+            return self.judged.replies
+        said = self.results.samples if self.results else ()
+        return tuple(Reply(one.prompt, one.teacher, one.student) for one in said)
 
 
 def read(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Artifact]:
@@ -73,13 +87,13 @@ def read(folders: Sequence[Path], names: Sequence[str] = ()) -> list[Artifact]:
     return found
 
 
-def judged(artifact: Artifact, evaluate: Evaluate) -> Artifact:
+def judged(artifact: Artifact, now: Judged) -> Artifact:
     """The same artifact as it is judged now."""
-    side, divergence = evaluate(str(artifact.folder))
     notes = tuple(note for note in artifact.notes if not note.startswith("sizes only"))
-    if divergence is None:
-        notes += ("no KL: it has no lock that names its teacher",)
-    return replace(artifact, side=side, divergence=divergence, notes=notes)
+    side = Side(artifact.size_bytes, artifact.bits_per_weight, now.perplexity, now.tasks)
+    return replace(
+        artifact, side=side, divergence=now.divergence, notes=(*notes, *now.notes), judged=now
+    )
 
 
 def _shared_names(folders: Sequence[Path], names: Sequence[str]) -> Iterator[str]:

@@ -25,7 +25,7 @@ def compare(
         folders: one or more.
         names: what each goes by; the name of its folder by default.
         suite: the name of what `evaluate` measures by.
-        evaluate: judges one folder now, instead of reading what its run found.
+        evaluate: judges all folders now, alike, instead of reading what their runs found.
 
     Raises:
         ArtifactError: folders that are missing or no artifacts, records of another version, and
@@ -33,7 +33,8 @@ def compare(
     """
     artifacts = sides.read(folders, names)
     if evaluate:
-        artifacts = [sides.judged(one, evaluate) for one in artifacts]
+        now = evaluate([one.folder for one in artifacts])
+        artifacts = [sides.judged(one, its) for one, its in zip(artifacts, now, strict=True)]
     found = measures(artifacts)
     return Comparison(
         artifacts=tuple(_entry(one) for one in artifacts),
@@ -52,7 +53,7 @@ def _entry(artifact: Artifact) -> Entry:
     made, measured, kl = artifact.made, artifact.measured, artifact.divergence
     entry = Entry(
         artifact.name, str(artifact.folder), artifact.format, made.recipe if made else "",
-        made.teacher if made else "", artifact.size_bytes, artifact.parts_bytes,
+        _teacher(artifact), artifact.size_bytes, artifact.parts_bytes,
         notes=artifact.notes,
     )  # fmt: skip
     if measured:
@@ -63,17 +64,21 @@ def _entry(artifact: Artifact) -> Entry:
     return entry
 
 
+def _teacher(artifact: Artifact) -> str:
+    """Whom its numbers are held against, by name."""
+    if artifact.judged:
+        return artifact.judged.teacher
+    return artifact.made.teacher if artifact.made else ""
+
+
 def _prompts(artifacts: Sequence[Artifact]) -> Iterator[Prompt]:
     """Every prompt that an artifact has answered, in the order in which they are met."""
-    said = {one.name: one.results.samples for one in artifacts if one.results}
-    met = dict.fromkeys(sample.prompt for samples in said.values() for sample in samples)
-    for prompt in met:
+    said = {one.name: one.replies for one in artifacts}
+    for prompt in dict.fromkeys(reply.prompt for replies in said.values() for reply in replies):
         theirs = {
-            who: sample
-            for who, samples in said.items()
-            for sample in samples
-            if sample.prompt == prompt
-        }
-        teachers = {sample.teacher for sample in theirs.values()}
-        answers = {who: sample.student for who, sample in theirs.items()}
+            who: reply for who, replies in said.items() for reply in replies
+            if reply.prompt == prompt
+        }  # fmt: skip
+        teachers = {reply.teacher for reply in theirs.values()}
+        answers = {who: reply.answer for who, reply in theirs.items()}
         yield Prompt(prompt, teachers.pop() if len(teachers) == 1 else None, answers)

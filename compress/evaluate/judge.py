@@ -115,20 +115,29 @@ class Judge:
 
     def say(self, teacher: Weights, student: Weights) -> Said:
         """Both answer the suite's prompts, greedily."""
-        wanted = self.suite.samples
-        if wanted is None or not wanted.prompts:
+        if not self.prompts:
             return Said(())
         said: list[list[str]] = []
         for who, weights in (("teacher", teacher), ("student", student)):
             self._tell("samples", len(said), f"{who} answers")
-            said.append(
-                answers(
-                    weights, self.tokenizer, wanted.prompts,
-                    max_new_tokens=wanted.max_new_tokens, device=self.device, dtype=self.dtype,
-                )
-            )  # fmt: skip
+            said.append(self.answers(weights))
         self._tell("samples", len(said))
-        return Said(tuple(Sample(*three) for three in zip(wanted.prompts, *said, strict=True)))
+        return Said(tuple(Sample(*three) for three in zip(self.prompts, *said, strict=True)))
+
+    def answers(self, weights: Weights) -> list[str]:
+        """What one model answers to the suite's prompts, greedily."""
+        wanted = self.suite.samples
+        if wanted is None or not wanted.prompts:
+            return []
+        return answers(
+            weights, self.tokenizer, wanted.prompts, max_new_tokens=wanted.max_new_tokens,
+            device=self.device, dtype=self.dtype,
+        )  # fmt: skip
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What models are asked to go on with, or to answer."""
+        return tuple(self.suite.samples.prompts) if self.suite.samples else ()
 
     def alone(self, weights: Weights) -> Judgement:
         """Judge one model that has no teacher at hand."""

@@ -39,7 +39,7 @@ def evaluate(
     if lock.is_file():
         return _beside_teacher(folder, lock, chosen, device, threads, watch)
     here = machine.prepare(device, dtype="bfloat16", seed=0, threads=threads)
-    if _is_quantized(folder):
+    if is_quantized(folder):
         artifact = open_artifact(folder)
         found = judge_for(folder, chosen, here, watch).alone(artifact)
         return sizes.side_after(artifact, found), None
@@ -72,7 +72,8 @@ def judge_for(folder: Path, suite: Suite, here: Machine, watch: Watch) -> Judge:
     return Judge(suite, tokenizer, cache, here.device, here.dtype, watch)
 
 
-def _is_quantized(folder: Path) -> bool:
+def is_quantized(folder: Path) -> bool:
+    """Whether its config says so; a folder without a config is none."""
     try:
         config = storage.read_json(folder / "config.json")
     except (OSError, ValueError):

@@ -5,7 +5,33 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from compress.results.records import Divergence, Perplexity, TaskScore, Timed
+
 COMPARISON_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one model answered to one prompt, greedily."""
+
+    prompt: str
+    teacher: str | None  # what its teacher did; None where it has none
+    answer: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One folder as it was judged for a comparison, by what all others were judged by."""
+
+    perplexity: Perplexity
+    tasks: tuple[TaskScore, ...]
+    dtype: str  # in which tasks and prompts were answered
+    divergence: Divergence | None = None  # None where there is no teacher with the same tokens
+    teacher: str = ""
+    teacher_fingerprint: str = ""
+    replies: tuple[Reply, ...] = ()
+    timed: Timed | None = None  # None where our runtime does not run it
+    notes: tuple[str, ...] = ()  # what is missing, and why
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ FLAGS = {
     },
     "diff": {"A", "B", "--rehash", "--json"},
     "compare": {
-        "ARTIFACT…", "--html", "--csv", "--markdown", "--json", "--evaluate", "--device",
-        "--threads", "--quiet",
+        "ARTIFACT…", "--html", "--csv", "--markdown", "--json", "--evaluate", "--teacher",
+        "--device", "--threads", "--quiet",
     },
     "report": {"DIR", "--json"},
     "sweep": {

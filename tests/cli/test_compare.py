@@ -43,6 +43,11 @@ def test_what_cannot_be_done_is_said_all_at_once_with_exit_2(folders, tmp_path, 
     assert "only one of them can be printed" in told
 
 
+def test_a_teacher_without_a_suite_is_exit_2(folders, capsys):
+    assert run(["compare", *folders, "--teacher", "m"]) == 2
+    assert "nothing is measured without --evaluate" in capsys.readouterr().err
+
+
 def test_no_folder_and_a_missing_one_are_exit_2(capsys):
     assert run(["compare"]) == 2
     assert run(["compare", "nowhere"]) == 2

@@ -12,7 +12,8 @@ from compress.compare import compare
 from compress.compare.measures import interval
 from compress.compare.paired import ALL, mcnemar
 from compress.errors import ArtifactError
-from compress.results import TaskScore
+from compress.results import TaskScore, Timed
+from compress.results.comparison import Judged, Reply
 
 
 @pytest.fixture(scope="module")
@@ -169,21 +170,51 @@ def test_a_model_without_results_appears_with_its_sizes_and_a_note(tiny_llama, f
     assert "plain" not in comparison.measure("perplexity").numbers
 
 
+def now(perplexity, **more):
+    """A folder as it is judged now."""
+    whole = found(perplexity)
+    timed = Timed(200.0, 2000.0, 0.05, 3 * 10**8, "a processor", 1, {"torch": "2.13.0"})
+    replies = (Reply("Why?", None, "Because."),)
+    return Judged(
+        whole.after.perplexity, whole.after.tasks, "bfloat16", replies=replies, timed=timed, **more
+    )
+
+
 def test_evaluate_measures_everyone_anew_by_one_suite(tiny_llama, tmp_path):
     a, plain = copies(tiny_llama, tmp_path, "a plain")
-    now, asked = found(7.0), []
+    asked = []
 
-    def evaluate(folder):
-        asked.append(folder)
-        return now.after, now.divergence if folder == str(a) else None
+    def evaluate(folders):
+        asked.extend(folders)
+        kl = {"divergence": found().divergence, "teacher": "m", "teacher_fingerprint": "f"}
+        return [now(7.0, **kl), now(8.0, notes=("no KL: none",))]
 
     comparison = compare([put(a, found(seq_len=256)), plain], suite="smoke", evaluate=evaluate)
-    assert asked == [str(a), str(plain)]
+    assert asked == [a, plain]
     perplexity = comparison.measure("perplexity")
-    assert {who: n.value for who, n in perplexity.numbers.items()} == {"a": 7.0, "plain": 7.0}
+    assert {who: n.value for who, n in perplexity.numbers.items()} == {"a": 7.0, "plain": 8.0}
     assert perplexity.comparable
     assert comparison.suite == "smoke"
-    assert "no KL" in comparison.artifacts[1].notes[0]
+    assert comparison.measure("kl_mean").numbers["a"].protocol["teacher"] == "f"
+    assert comparison.artifacts[1].notes == ("no KL: none",)
+
+
+def test_a_plain_folder_that_is_judged_now_is_timed_and_answers_too(tiny_llama, tmp_path):
+    a, plain = copies(tiny_llama, tmp_path, "a plain")
+    comparison = compare([put(a, found()), plain], evaluate=lambda _: [now(7.0), now(8.0)])
+    for name in ("decode_tokens_per_second", "ttft_seconds", "answering_memory_bytes"):
+        measure = comparison.measure(name)
+        assert set(measure.numbers) == {"a", "plain"}
+        assert measure.comparable
+    decode = comparison.measure("decode_tokens_per_second").numbers["a"]
+    assert decode.value == 200  # timed now: that of the run is another protocol's
+    assert decode.protocol == {
+        "hardware": "a processor", "device": "cpu", "threads": 1, "prompt tokens": 128,
+        "new tokens": 64, "torch": "2.13.0",
+    }  # fmt: skip
+    (prompt,) = comparison.prompts
+    assert (prompt.prompt, prompt.teacher) == ("Why?", None)
+    assert prompt.answers == {"a": "Because.", "plain": "Because."}
 
 
 def test_all_mistakes_are_told_at_once(tiny_llama, folders, tmp_path):
