@@ -132,6 +132,7 @@ def _tell(found: Comparison) -> None:
 
     console.tell("\n".join(cells.sentences(found)))
     console.show(console.text_table(tables.number_table(found)))
+    console.tell(f"{tables.BEST} {cells.BEST_IS}.")
     for line in (*cells.refusals(found), *tables.notes(found)):
         console.tell(line)
     flips = tables.flip_table(found)

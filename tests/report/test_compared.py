@@ -45,9 +45,31 @@ def test_what_is_not_compared_says_who_differs_in_what(comparison):
 
 def test_only_what_can_be_ranked_is_called_best(comparison):
     decode = comparison.measure("decode_tokens_per_second")
-    assert tables.marked(decode, "small") == "120 tokens/s ≠"
-    assert tables.marked(comparison.measure("perplexity"), "good") == "9.50 ★"
-    assert cells.bests(comparison.measure("size_bytes")) == ()  # all of one size
+    assert tables.marked(comparison, decode, "small") == "120 tokens/s ≠"
+    assert tables.marked(comparison, comparison.measure("perplexity"), "good") == "9.50 ★"
+    assert cells.bests(comparison, comparison.measure("size_bytes")) == ()  # all of one size
+
+
+def test_a_task_has_a_best_only_where_the_paired_test_shows_one(comparison, tiny_llama, tmp_path):
+    cloze = comparison.measure("tasks.cloze.acc")
+    assert cells.bests(comparison, cloze) == ("other",)  # 6 : 0 against small; good has 5 : 0
+    a, b = copies(tiny_llama, tmp_path, "a b")
+    close = compare([put(a, found(wrong=(1,))), put(b, found(wrong=(1, 2, 3)))])
+    assert close.measure("tasks.cloze.acc").ranking == ("a", "b")
+    assert cells.bests(close, close.measure("tasks.cloze.acc")) == ()
+
+
+@pytest.mark.parametrize(("speed", "best"), [(109.0, ()), (111.0, ("b",)), (89.0, ("a",))])
+def test_what_was_timed_once_has_a_best_only_beyond_a_margin(tiny_llama, tmp_path, speed, best):
+    a, b = copies(tiny_llama, tmp_path, "a b")
+    timed = compare([put(a, found(), speed=100.0), put(b, found(), speed=speed)])
+    assert cells.bests(timed, timed.measure("decode_tokens_per_second")) == best
+    assert cells.bests(timed, timed.measure("ttft_seconds")) == ()
+
+
+def test_what_a_star_says_stands_below_the_numbers(comparison):
+    assert "(speed, memory) by more than 10 %." in files.markdown(comparison)
+    assert cells.BEST_IS in page.render(comparison)
 
 
 def test_equal_numbers_have_no_best(tiny_llama, tmp_path):

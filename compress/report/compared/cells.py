@@ -8,8 +8,18 @@ from typing import Any
 
 from compress.report import numbers
 from compress.report.numbers import NONE
-from compress.results.comparison import Comparison, Field, Measure, Number
+from compress.results.comparison import Comparison, Field, Measure, Number, Pair
 
+SURE = 0.05  # p values below it are told as differences
+MARGIN = 0.1  # by which numbers that were measured once have to differ
+ONCE = (
+    "decode_tokens_per_second", "prefill_tokens_per_second", "ttft_seconds",
+    "answering_memory_bytes", "peak_memory_bytes",
+)  # fmt: skip
+BEST_IS = (
+    "better than another, and none better. Tasks by the paired test (p below "
+    f"{SURE}), what was measured once (speed, memory) by more than {100 * MARGIN:g} %"
+)
 _HASH = 12  # characters of a sha256
 _LONG = 60  # characters of a value of a recipe
 
@@ -49,12 +59,45 @@ def unit(measure: Measure) -> str:
     return "nats" if measure.unit == "nats" else ""
 
 
-def bests(measure: Measure) -> tuple[str, ...]:
-    """Who is the best of a column, as its cells tell it; none where all are alike."""
-    told = {name: number(measure, measure.numbers[name]) for name in measure.ranking}
-    if len(set(told.values())) < 2:
-        return ()
-    return tuple(name for name, text in told.items() if text == told[measure.ranking[0]])
+def bests(comparison: Comparison, measure: Measure) -> tuple[str, ...]:
+    """Who is shown to be the best of a column: better than somebody, and nobody better.
+
+    A task shows it by its paired test, what was measured once by its margin, all else by its cells.
+    """
+    ranked = measure.ranking
+
+    def leads(one: str) -> bool:
+        others = [two for two in ranked if two != one]
+        return any(_ahead(comparison, measure, one, two) for two in others) and not any(
+            _ahead(comparison, measure, two, one) for two in others
+        )
+
+    return tuple(one for one in ranked if leads(one))
+
+
+def _ahead(comparison: Comparison, measure: Measure, one: str, other: str) -> bool:
+    """Whether one number is shown to be better than another."""
+    if measure.name.startswith("tasks."):
+        return any(_shown(pair, measure, one, other) for pair in comparison.pairs)
+    if measure.ranking.index(one) > measure.ranking.index(other):
+        return False
+    mine, theirs = (measure.numbers[who] for who in (one, other))
+    if measure.name in ONCE:
+        low, high = sorted((mine.value, theirs.value))
+        return high > low * (1 + MARGIN)
+    return number(measure, mine) != number(measure, theirs)
+
+
+def _shown(pair: Pair, measure: Measure, one: str, other: str) -> bool:
+    """Whether a paired test shows that one is right more often than another on a task."""
+    if pair.task != measure.name.split(".", 2)[1] or {pair.first, pair.second} != {one, other}:
+        return False
+    return pair.p_value < SURE and better(pair) == one
+
+
+def better(pair: Pair) -> str:
+    """Who of two is right alone more often."""
+    return pair.first if pair.first_alone > pair.second_alone else pair.second
 
 
 def protocol(measure: Measure) -> str:
@@ -114,7 +157,7 @@ def sentences(comparison: Comparison) -> list[str]:
     said = []
     if (size := comparison.measure("size_bytes")) and size.ranking:
         told = number(size, size.numbers[size.ranking[0]])
-        least = bests(size)
+        least = bests(comparison, size)
         said.append(
             f"The smallest: {listed(least)} ({told})." if least else f"All have the size {told}."
         )
@@ -122,7 +165,7 @@ def sentences(comparison: Comparison) -> list[str]:
     if front and (quality := comparison.measure(front.y)):
         best = quality.ranking[0]
         told = f"{number(quality, quality.numbers[best])} {unit(quality)}".strip()
-        named = bests(quality)
+        named = bests(comparison, quality)
         said.append(
             f"The best in {quality.label}: {listed(named)} ({told})."
             if named

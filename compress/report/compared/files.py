@@ -47,7 +47,7 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
     yield " ".join(map(_plain, cells.sentences(comparison)))
     yield _table(tables.number_table(comparison))
     yield (
-        f"{tables.BEST} the best of its row; {tables.NOT_RANKED} measured by different protocols, "
+        f"{tables.BEST} {cells.BEST_IS}. {tables.NOT_RANKED} measured by different protocols, "
         "not compared. Intervals hold in 95 of 100 cases."
     )
     if said := [*cells.refusals(comparison), *tables.notes(comparison)]:

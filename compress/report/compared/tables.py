@@ -15,7 +15,6 @@ PARTS = {  # as the page shows them: which of the parts of `SizePart` they hold
     "head and embedding": ("head", "embedding"),
     "rest": ("norms and biases", "other files"),
 }
-SURE = 0.05  # p values below it are told as differences
 NOT_RANKED = "≠"  # behind a number whose column is not compared
 BEST = "★"
 
@@ -47,20 +46,18 @@ def part_table(comparison: Comparison) -> Table:
 def number_table(comparison: Comparison) -> Table:
     """Every measure (rows) of every artifact (columns); the best of each row is marked."""
     rows = tuple(
-        (_label(measure), *(marked(measure, name) for name in comparison.names))
+        (_label(measure), *(marked(comparison, measure, name) for name in comparison.names))
         for measure in comparison.measures
     )
     return Table(("", *comparison.names), rows)
 
 
-def marked(measure: Measure, name: str) -> str:
+def marked(comparison: Comparison, measure: Measure, name: str) -> str:
     """A cell of a column: with a star where it is the best, crossed where nothing is compared."""
     text = cells.number(measure, measure.numbers.get(name))
-    if name not in measure.numbers or not measure.numbers[name].protocol:
-        return text + (f" {BEST}" if name in cells.bests(measure) else "")
-    if not measure.comparable:
+    if name in measure.numbers and not measure.comparable:
         return f"{text} {NOT_RANKED}"
-    return f"{text} {BEST}" if name in cells.bests(measure) else text
+    return f"{text} {BEST}" if name in cells.bests(comparison, measure) else text
 
 
 def protocol_table(comparison: Comparison) -> Table:
@@ -146,10 +143,9 @@ def _tells(field: Field) -> bool:
 
 
 def _verdict(pair: Pair) -> str:
-    if pair.p_value >= SURE:
+    if pair.p_value >= cells.SURE:
         return "no difference is shown"
-    better = pair.first if pair.first_alone > pair.second_alone else pair.second
-    return f"{better} is right more often"
+    return f"{cells.better(pair)} is right more often"
 
 
 def _answer(answers: dict[str, str], right: dict[str, bool], name: str) -> str:
