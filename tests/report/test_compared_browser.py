@@ -101,6 +101,19 @@ def test_axes_can_be_chosen_but_not_those_that_are_not_compared(look):
     assert page.locator("#front").inner_text() == "On the front: good."
 
 
+@pytest.mark.parametrize(
+    ("across", "up", "turns"),
+    [("kl_mean", "tasks.cloze.acc", "MHV"), ("tasks.cloze.acc", "kl_mean", "MVH")],
+)
+def test_the_front_is_drawn_as_steps_that_promise_nothing_between_points(look, across, up, turns):
+    page = look()
+    page.select_option("#axis-x", across)
+    page.select_option("#axis-y", up)
+    assert page.locator("#front").inner_text().startswith("On the front: good and other.")
+    drawn = page.locator("#plot path.front").get_attribute("d")
+    assert "".join(letter for letter in drawn if letter.isalpha()) == turns
+
+
 @pytest.mark.parametrize("width", [1440, 390])
 def test_the_table_sorts_by_a_column_and_back(look, width):
     page = look(width)

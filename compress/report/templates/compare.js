@@ -52,6 +52,12 @@
     return Math.min(...gaps) >= 0 && Math.max(...gaps) > 0;
   }
 
+  // Between two points of the front nobody was measured: what the last one gave holds until the next.
+  function steps(places, towardsLow) {
+    const step = ([x, y]) => (towardsLow ? `H${x}V${y}` : `V${y}H${x}`);
+    return `M${places[0].join(" ")}${places.slice(1).map(step).join("")}`;
+  }
+
   function show(point, at, measures) {
     const name = document.createElement("b");
     name.textContent = point.name;
@@ -140,8 +146,8 @@
       element("text", { x: 0, y: 14, "aria-hidden": "true" }, titled(my)));
     const along = [...front].sort((a, b) => a.values[mx.name] - b.values[mx.name]);
     if (along.length > 1) {
-      const path = along.map((p) => `${atX(p.values[mx.name])} ${atY(p.values[my.name])}`);
-      svg.append(element("path", { class: "front", d: `M${path.join("L")}` }));
+      const places = along.map((p) => [atX(p.values[mx.name]), atY(p.values[my.name])]);
+      svg.append(element("path", { class: "front", d: steps(places, mx.better === "low") }));
     }
     const taken = points.map((p) => {
       const x = atX(p.values[mx.name]), y = atY(p.values[my.name]);
