@@ -10,6 +10,7 @@ import pytest
 from contenders import copies, found, put, three
 
 from compress.compare import compare
+from compress.report import numbers
 from compress.report.compared import cells, files, page, tables
 
 
@@ -83,7 +84,11 @@ def test_equal_numbers_have_no_best(tiny_llama, tmp_path):
 
 def test_csv_has_a_number_a_row_beside_its_protocol(comparison):
     rows = list(csv.DictReader(io.StringIO(files.as_csv(comparison))))
-    assert len(rows) == sum(len(one.numbers) for one in comparison.measures)
+    parts = [row for row in rows if row["measure"].startswith("parts_bytes.")]
+    assert len(rows) - len(parts) == sum(len(one.numbers) for one in comparison.measures)
+    mine = [row for row in parts if row["artifact"] == "other"]
+    assert sum(int(row["value"]) for row in mine) == comparison.artifacts[2].size_bytes
+    assert {row["unit"] for row in mine} == {"bytes"}
     row = next(r for r in rows if (r["artifact"], r["measure"]) == ("other", "perplexity"))
     assert (float(row["value"]), row["rank"], row["comparable"]) == (9.9, "2", "true")
     assert json.loads(row["protocol"])["seq_len"] == 512
@@ -102,11 +107,34 @@ def test_markdown_holds_every_section_and_table_rows_are_whole(comparison):
     text = files.markdown(comparison)
     headings = re.findall(r"^## (.*)", text, re.MULTILINE)
     assert headings == [
-        "Size by part", "Protocols", "Who is right more often", "What differs in the recipes",
-        "What else decided the runs", "Flipped answers",
+        "Size by part", "How far from the teacher, by share of tokens", "Protocols",
+        "Who is right more often", "What differs in the recipes", "What else decided the runs",
+        "Flipped answers", "The same prompts, answered",
     ]  # fmt: skip
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_markdown_has_everybodys_answer_to_each_prompt_below_the_teachers(comparison):
+    text = files.markdown(comparison)
+    said = [
+        "**What is rain?**", "", "- teacher: It rains down.", "- small: It rains.",
+        "- good: It rains down.", "- other: \\<b\\>Rain\\</b\\> & more",
+    ]  # fmt: skip
+    assert "\n".join(said) in text
+
+
+def test_the_spread_of_kl_is_told_in_shares_of_tokens(comparison):
+    table = tables.spread_table(comparison)
+    assert table.header[1:] == (
+        "below 0.0001 nats", "to 0.001", "to 0.01", "to 0.1", "to 1", "above 1"
+    )  # fmt: skip
+    entry = comparison.artifacts[0]
+    below = sum(entry.histogram_counts[:8]) / sum(entry.histogram_counts)  # edges 1e-6 to 1e-4
+    assert table.rows[0][:2] == ("small", numbers.percent(below))
+    apart = replace(entry, histogram_edges=entry.histogram_edges[::-1])
+    unlike = replace(comparison, artifacts=(apart, *comparison.artifacts[1:]))
+    assert tables.spread_table(unlike).rows == ()
 
 
 def test_json_says_its_version_first_and_what_is_comparable(comparison):

@@ -14,12 +14,19 @@ _TICKS = {1e-6: "10⁻⁶", 1e-4: "10⁻⁴", 1e-2: "0.01", 1.0: "1", 100.0: "10
 
 def histograms(comparison: Comparison) -> list[tuple[str, str]]:
     """Name and figure of every artifact with a histogram; none where they may not be compared."""
-    kl = comparison.measure("kl_mean")
-    entries = [one for one in comparison.artifacts if sum(one.histogram_counts)]
-    if kl is None or not kl.comparable or len({one.histogram_edges for one in entries}) != 1:
+    entries = spread(comparison)
+    if not entries:
         return []
     highest = max(max(_shares(one.histogram_counts)) for one in entries)
     return [(one.name, _figure(one, highest)) for one in entries]
+
+
+def spread(comparison: Comparison) -> list[Entry]:
+    """Every artifact with a histogram of KL; none where they may not be compared."""
+    kl = comparison.measure("kl_mean")
+    entries = [one for one in comparison.artifacts if sum(one.histogram_counts)]
+    alike = len({one.histogram_edges for one in entries}) == 1
+    return entries if kl and kl.comparable and alike else []
 
 
 def _figure(entry: Entry, highest: float) -> str:

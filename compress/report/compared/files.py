@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from compress.report.compared import cells, tables
 from compress.report.rows import Table
-from compress.results.comparison import Comparison
+from compress.results.comparison import Comparison, Prompt
 
 COLUMNS = (
     "artifact", "folder", "measure", "value", "low", "high", "unit", "better", "comparable",
@@ -23,7 +23,10 @@ def markdown(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Render all numbers as CSV, one a row: a number stands beside the protocol that gave it."""
+    """Render all numbers as CSV, one a row: a number stands beside the protocol that gave it.
+
+    Bytes of parts come last, unranked. What is no number of one artifact is not in it.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -39,6 +42,10 @@ def as_csv(comparison: Comparison) -> str:
                 json.dumps(protocol, ensure_ascii=False) if protocol else "", differs,
             )  # fmt: skip
             writer.writerow([_inert(cell) for cell in row])
+    for entry in comparison.artifacts:
+        for part, count in entry.parts_bytes.items():
+            measured = (f"parts_bytes.{part}", count, "", "", "bytes", "low", "true", "", "", "")
+            writer.writerow([_inert(cell) for cell in (entry.name, entry.folder, *measured)])
     return stream.getvalue()
 
 
@@ -54,6 +61,7 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
         yield "\n".join(f"- {_plain(one)}" for one in said)
     sections = {
         "Size by part": tables.part_table(comparison),
+        "How far from the teacher, by share of tokens": tables.spread_table(comparison),
         "Protocols": tables.protocol_table(comparison),
         "Who is right more often": tables.pair_table(comparison),
         "What differs in the recipes": tables.recipe_table(comparison),
@@ -63,6 +71,17 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
     for heading, table in sections.items():
         if table.rows:
             yield f"## {heading}\n\n{_table(table)}"
+    if comparison.prompts:
+        yield "## The same prompts, answered\n\nGreedy continuations."
+        yield from map(_answered, comparison.prompts)
+
+
+def _answered(prompt: Prompt) -> str:
+    """One prompt and what everybody answers, a line each."""
+    answers = {} if prompt.teacher is None else {"teacher": prompt.teacher}
+    said = [*answers.items(), *prompt.answers.items()]
+    lines = [f"- {_plain(who)}: {_plain(answer)}" for who, answer in said]
+    return "\n".join([f"**{_plain(prompt.prompt)}**", "", *lines])
 
 
 def _table(table: Table) -> str:

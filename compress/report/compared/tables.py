@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from compress.report import numbers
-from compress.report.compared import cells
+from compress.report.compared import cells, drawn
 from compress.report.numbers import NONE
 from compress.report.rows import Table
-from compress.results.comparison import Comparison, Field, Measure, Pair
+from compress.results.comparison import Comparison, Entry, Field, Measure, Pair
 
 PARTS = {  # as the page shows them: which of the parts of `SizePart` they hold
     "block linears": ("block linears",),
     "head and embedding": ("head", "embedding"),
     "rest": ("norms and biases", "other files"),
 }
+DECADES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of KL, nats; edges of the histogram's bins
+_NEAR = 1e-6  # relative; edges are powers of ten to rounding
 NOT_RANKED = "≠"  # behind a number whose column is not compared
 BEST = "★"
 
@@ -41,6 +43,15 @@ def part_table(comparison: Comparison) -> Table:
         for name, found in parts(comparison).items()
     )
     return Table(("artifact", *PARTS, "together"), rows)
+
+
+def spread_table(comparison: Comparison) -> Table:
+    """Share of tokens by their KL; nothing where artifacts may not be compared in it."""
+    rows = tuple(
+        (entry.name, *map(numbers.percent, _spread(entry))) for entry in drawn.spread(comparison)
+    )
+    bounds = [f"below {DECADES[0]:g} nats", *(f"to {one:g}" for one in DECADES[1:])]
+    return Table(("artifact", *bounds, f"above {DECADES[-1]:g}"), rows)
 
 
 def number_table(comparison: Comparison) -> Table:
@@ -121,6 +132,14 @@ def notes(comparison: Comparison) -> Iterator[str]:
     for entry in comparison.artifacts:
         for note in entry.notes:
             yield f"{entry.name}: {note}"
+
+
+def _spread(entry: Entry) -> list[float]:
+    """Shares of tokens between the decades, by the lower edges of the bins that hold them."""
+    found = [0] * (len(DECADES) + 1)
+    for low, count in zip(entry.histogram_edges, entry.histogram_counts, strict=False):
+        found[sum(low > one * (1 - _NEAR) for one in DECADES)] += count
+    return [count / sum(found) for count in found]
 
 
 def _label(measure: Measure) -> str:
