@@ -210,7 +210,7 @@ def _timed(found: Timed | None) -> Iterator[tuple[str, Number]]:
     if found is None:
         return
     machine = {"hardware": found.hardware, "device": "cpu", "threads": found.threads}
-    protocol = machine | _asked(found.versions)
+    protocol = machine | _asked(found.versions) | {"median of answers": found.answers}
     yield from _rates(found, protocol)
     if found.memory_bytes is not None:
         inside = {**protocol, "of": "a process that opens the folder and answers, Python included"}

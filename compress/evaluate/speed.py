@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from compress.errors import EvaluationError, RequestError
 from compress.results import NEW_TOKENS, PROMPT_TOKENS, Timed
 from compress.runtime.engine import Engine, collect
 from compress.runtime.request import Timings
+
+ANSWERS = 5  # whose median a process of its own tells
+_SKIPS = (50, 0, 10, 20, 30, 40)  # where prompts begin to count; the first is not timed
 
 
 def timings(folder: Path, threads: int | None = None) -> Timings | None:
@@ -26,13 +30,13 @@ def timings(folder: Path, threads: int | None = None) -> Timings | None:
         threads: that compute; torch's own setting by default.
     """
     try:
-        return _answered(folder, threads)
+        return next(_answered(folder, threads, answers=1))
     except RequestError:
         return None
 
 
 def timed_alone(folder: Path, threads: int) -> Timed:
-    """The same in a process of its own, whose memory is that of answering and of nothing else.
+    """Medians of a few such answers in a process of its own, whose memory is that of answering.
 
     One comes before it and is not counted: it compiles what is not at hand for this machine yet.
 
@@ -43,16 +47,17 @@ def timed_alone(folder: Path, threads: int) -> Timed:
     Raises:
         EvaluationError: the runtime does not run it, or the process was killed.
     """
-    _alone(folder, threads)
-    return _alone(folder, threads)
+    _alone(folder, threads, answers=1)
+    return _alone(folder, threads, answers=ANSWERS)
 
 
-def _alone(folder: Path, threads: int) -> Timed:
+def _alone(folder: Path, threads: int, answers: int) -> Timed:
     package = str(Path(__file__).resolve().parents[2])  # a checkout need not be installed
     paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         # -P: the working folder, which may be a stranger's, is no place to import from
-        [sys.executable, "-P", "-m", "compress.evaluate.speed", str(folder), str(threads)],
+        [sys.executable, "-P", "-m", "compress.evaluate.speed", str(folder), str(threads),
+         str(answers)],
         env={**os.environ, "PYTHONPATH": paths},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -64,32 +69,35 @@ def _alone(folder: Path, threads: int) -> Timed:
     return Timed(**json.loads(done.stdout))
 
 
-def _answered(folder: Path, threads: int | None) -> Timings | None:
-    """How long an answer took; None where it broke off.
+def _answered(folder: Path, threads: int | None, answers: int) -> Iterator[Timings | None]:
+    """How long each of some answers took, no prompt beginning as another; None: it broke off.
 
     Raises:
         RequestError: the runtime cannot run the model.
     """
-    other, prompt = ([1 + (skip + i) % 100 for i in range(PROMPT_TOKENS)] for skip in (50, 0))
+    other, *prompts = ([1 + (skip + i) % 100 for i in range(PROMPT_TOKENS)] for skip in _SKIPS)
     engine = Engine.open(folder, threads=threads, speculate=False)
     collect(engine.generate(other, max_new_tokens=4))
     engine.stop_ids = frozenset()  # an early end would be no measurement
-    return collect(engine.generate(prompt, max_new_tokens=NEW_TOKENS)).timings
+    for prompt in prompts[:answers]:
+        yield collect(engine.generate(prompt, max_new_tokens=NEW_TOKENS)).timings
 
 
 def _main(arguments: Sequence[str]) -> int:
-    folder, threads = Path(arguments[0]), int(arguments[1])
+    folder, (threads, answers) = Path(arguments[0]), map(int, arguments[1:])
     try:
-        found = _answered(folder, threads)
+        found = [one for one in _answered(folder, threads, answers) if one]
     except RequestError as error:
         sys.stderr.write(" ".join(str(error).split()) + "\n")
         return 1
-    if found is None:
-        sys.stderr.write("its answer broke off\n")
+    if len(found) < answers:
+        sys.stderr.write("an answer broke off\n")
         return 1
     told = Timed(
-        found.decode_tokens_per_second, found.prefill_tokens_per_second, found.ttft_seconds,
-        machine.most_resident_bytes(), machine.hardware(), threads, machine.versions(),
+        statistics.median(one.decode_tokens_per_second or 0.0 for one in found),
+        statistics.median(one.prefill_tokens_per_second for one in found),
+        statistics.median(one.ttft_seconds for one in found),
+        machine.most_resident_bytes(), answers, machine.hardware(), threads, machine.versions(),
     )  # fmt: skip
     sys.stdout.write(json.dumps(asdict(told)))
     return 0

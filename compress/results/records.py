@@ -322,12 +322,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Timed:
-    """How a folder was answered from, now, in a process of its own."""
+    """How a folder was answered from, now, in a process of its own; rates are medians."""
 
-    decode_tokens_per_second: float | None
+    decode_tokens_per_second: float
     prefill_tokens_per_second: float
     ttft_seconds: float
     memory_bytes: int | None  # the most that was resident; None where no system tells it
+    answers: int
     hardware: str
     threads: int
     versions: dict[str, str] = field(default_factory=dict)

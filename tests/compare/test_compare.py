@@ -173,7 +173,7 @@ def test_a_model_without_results_appears_with_its_sizes_and_a_note(tiny_llama, f
 def now(perplexity, **more):
     """A folder as it is judged now."""
     whole = found(perplexity)
-    timed = Timed(200.0, 2000.0, 0.05, 3 * 10**8, "a processor", 1, {"torch": "2.13.0"})
+    timed = Timed(200.0, 2000.0, 0.05, 3 * 10**8, 5, "a processor", 1, {"torch": "2.13.0"})
     replies = (Reply("Why?", None, "Because."),)
     return Judged(
         whole.after.perplexity, whole.after.tasks, "bfloat16", replies=replies, timed=timed, **more
@@ -210,7 +210,7 @@ def test_a_plain_folder_that_is_judged_now_is_timed_and_answers_too(tiny_llama, 
     assert decode.value == 200  # timed now: that of the run is another protocol's
     assert decode.protocol == {
         "hardware": "a processor", "device": "cpu", "threads": 1, "prompt tokens": 128,
-        "new tokens": 64, "torch": "2.13.0",
+        "new tokens": 64, "torch": "2.13.0", "median of answers": 5,
     }  # fmt: skip
     (prompt,) = comparison.prompts
     assert (prompt.prompt, prompt.teacher) == ("Why?", None)

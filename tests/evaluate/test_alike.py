@@ -28,7 +28,7 @@ def judged(tmp_path, monkeypatch):
         threads.append(count)
         if folder.name == "slow":
             raise EvaluationError("this model is not run here")
-        return Timed(100.0, 1000.0, 0.1, 10**8, "a processor", count)
+        return Timed(100.0, 1000.0, 0.1, 10**8, 5, "a processor", count)
 
     monkeypatch.setattr(alike.speed, "timed_alone", timed)
     (tmp_path / "text.txt").write_text(TEXT)

@@ -11,14 +11,14 @@ from compress.report.numbers import NONE
 from compress.results.comparison import Comparison, Field, Measure, Number, Pair
 
 SURE = 0.05  # p values below it are told as differences
-MARGIN = 0.1  # by which numbers that were measured once have to differ
-ONCE = (
+MARGIN = 0.1  # by which speeds and memories have to differ: they come out otherwise each time
+TIMED = (
     "decode_tokens_per_second", "prefill_tokens_per_second", "ttft_seconds",
     "answering_memory_bytes", "peak_memory_bytes",
 )  # fmt: skip
 BEST_IS = (
     "better than another, and none better. Tasks by the paired test (p below "
-    f"{SURE}), what was measured once (speed, memory) by more than {100 * MARGIN:g} %"
+    f"{SURE}), speed and memory by more than {100 * MARGIN:g} %"
 )
 _HASH = 12  # characters of a sha256
 _LONG = 60  # characters of a value of a recipe
@@ -62,7 +62,7 @@ def unit(measure: Measure) -> str:
 def bests(comparison: Comparison, measure: Measure) -> tuple[str, ...]:
     """Who is shown to be the best of a column: better than somebody, and nobody better.
 
-    A task shows it by its paired test, what was measured once by its margin, all else by its cells.
+    A task shows it by its paired test, speed and memory by their margin, all else by its cells.
     """
     ranked = measure.ranking
 
@@ -82,7 +82,7 @@ def _ahead(comparison: Comparison, measure: Measure, one: str, other: str) -> bo
     if measure.ranking.index(one) > measure.ranking.index(other):
         return False
     mine, theirs = (measure.numbers[who] for who in (one, other))
-    if measure.name in ONCE:
+    if measure.name in TIMED:
         low, high = sorted((mine.value, theirs.value))
         return high > low * (1 + MARGIN)
     return number(measure, mine) != number(measure, theirs)
