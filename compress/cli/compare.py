@@ -61,9 +61,8 @@ def compare(
     """
     from compress.compare import compare as compared
 
-    _check(html, csv, markdown=markdown, json=json)
-    if teacher and evaluate is None:
-        raise RequestError("--teacher: nothing is measured without --evaluate. Say it, too.")
+    idle = teacher is not None and evaluate is None
+    _check(html, csv, markdown=markdown, json=json, idle=idle)
     if evaluate is None:
         found = compared(folders)
     else:
@@ -83,8 +82,8 @@ def compare(
             console.say(f"Wrote {path}")
 
 
-def _check(html: Path | None, csv: Path | None, *, markdown: bool, json: bool) -> None:
-    """Refuse what cannot be done, before anything is read.
+def _check(html: Path | None, csv: Path | None, *, markdown: bool, json: bool, idle: bool) -> None:
+    """Refuse what cannot be done, before anything is read; an idle teacher, too.
 
     Raises:
         RequestError: all of it.
@@ -99,6 +98,8 @@ def _check(html: Path | None, csv: Path | None, *, markdown: bool, json: bool) -
     ]
     if markdown and json:
         mistakes.append("--markdown and --json: only one of them can be printed. Choose one.")
+    if idle:
+        mistakes.append("--teacher: nothing is measured without --evaluate SUITE. Say it, too.")
     if html and html == csv:
         mistakes.append(f"--html and --csv: both are {html}. Name two files.")
     if mistakes:

@@ -37,15 +37,11 @@ def test_markdown_is_printed(folders, capsys):
 
 def test_what_cannot_be_done_is_said_all_at_once_with_exit_2(folders, tmp_path, capsys):
     page = str(tmp_path / "none" / "page.html")
-    assert run(["compare", *folders, "--html", page, "--json", "--markdown"]) == 2
+    assert run(["compare", *folders, "--html", page, "--json", "--markdown", "--teacher", "m"]) == 2
     told = capsys.readouterr().err
     assert "is no folder" in told
     assert "only one of them can be printed" in told
-
-
-def test_a_teacher_without_a_suite_is_exit_2(folders, capsys):
-    assert run(["compare", *folders, "--teacher", "m"]) == 2
-    assert "nothing is measured without --evaluate" in capsys.readouterr().err
+    assert "nothing is measured without --evaluate" in told
 
 
 def test_no_folder_and_a_missing_one_are_exit_2(capsys):
