@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from compress.errors import RecipeError
+from compress.recipe import source
 
 _CARD = "README.md"
-_MOST_BYTES = 1024**2  # of a card that is looked into
+_MOST_BYTES = 1024**2  # of a card that are looked into
+_HEAD = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---", re.DOTALL)
 _FIELDS = {
     "license": "general.license", "license_name": "general.license.name",
     "license_link": "general.license.link",
@@ -21,17 +24,21 @@ def stated(folder: Path) -> str:
 
     One that the hub has no word for is told as "other", with its name: ``other (NAME)``.
     """
-    from huggingface_hub import metadata_load
-
-    card = folder / _CARD
-    if not card.is_file() or card.stat().st_size > _MOST_BYTES:
-        return ""
-    try:
-        found = metadata_load(card) or {}
-    except (OSError, ValueError, yaml.YAMLError):  # a card that is none is no reason to stop
-        return ""
+    found = _front_matter(folder / _CARD)
     license, name = (_line(found.get(key)) for key in ("license", "license_name"))
     return f"{license} ({name})" if license == "other" and name else license
+
+
+def _front_matter(card: Path) -> Mapping[str, Any]:
+    """What stands in YAML at the head of a card; nothing where that cannot be read."""
+    try:
+        with card.open("rb") as file:
+            text = str(file.read(_MOST_BYTES), "utf-8", "replace")
+        head = _HEAD.match(text)
+        found = source.read(head[1], str(card)).data if head else None
+    except (OSError, RecipeError):  # a card that is none is no reason to stop
+        return {}
+    return found if isinstance(found, Mapping) else {}
 
 
 def note(folder: Path, fields: Mapping[str, Any]) -> None:
