@@ -21,6 +21,7 @@ from compress.report import verdict as gates
 from compress.results import Divergence, Perplexity, Side, Verdict
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from compress.report.rows import Row
@@ -196,21 +197,28 @@ def text_table(text: Words) -> Table:
     return table
 
 
-def terminal_width() -> int | None:
-    """Columns of the terminal, or as COLUMNS says; None in a pipe, which has no end."""
+def terminal(*, stderr: bool = False, width: int | None = None, highlight: bool = True) -> Console:
+    """What Rich writes through; where NO_COLOR is set, nothing that is not text."""
     from rich.console import Console
 
+    # Rich itself leaves out colours only, and still writes bold and dim.
+    plain = bool(os.environ.get("NO_COLOR"))
+    return Console(
+        stderr=stderr, width=width, highlight=highlight, color_system=None if plain else "auto"
+    )
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal, or as COLUMNS says; None in a pipe, which has no end."""
     known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
-    return Console().width if known else None
+    return terminal().width if known else None
 
 
 def show(table: Table, width: int = PIPE_WIDTH) -> None:
     """Write a table: as wide as the terminal, or as it needs up to `width` in a pipe."""
-    from rich.console import Console
-
-    terminal = Console(width=terminal_width() or width, highlight=False)
-    with terminal.capture() as captured:
-        terminal.print(table)
+    shown = terminal(width=terminal_width() or width, highlight=False)
+    with shown.capture() as captured:
+        shown.print(table)
     emit("\n".join(text.rstrip() for text in captured.get().strip("\n").splitlines()))
 
 

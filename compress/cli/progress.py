@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
+from compress.cli import console
 from compress.report import numbers
 from compress.results import Progress
 
@@ -35,9 +36,7 @@ def watching(*, quiet: bool) -> Iterator[Watch]:
         if quiet:
             yield lambda record: None
         elif sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
-            from rich.console import Console
-
-            with _bars(Console(stderr=True)) as bars:
+            with _bars(console.terminal(stderr=True)) as bars:
                 yield LiveBars(bars)
         else:
             yield PlainLines(sys.stderr)

@@ -152,11 +152,10 @@ def _watching(*, quiet: bool) -> Iterator[Watch | None]:
     if quiet:
         yield None
     elif sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
-        from rich.console import Console
         from rich.live import Live
 
         shown = Shown()
-        with Live(console=Console(stderr=True), refresh_per_second=2, transient=True,
+        with Live(console=console.terminal(stderr=True), refresh_per_second=2, transient=True,
                   get_renderable=shown.table) as live:  # fmt: skip
             shown.live = live
             yield shown

@@ -1,11 +1,15 @@
 import io
 import json
 import math
+import os
+import re
 
 import pytest
 
-from compress.cli import console
-from compress.results import GateResult, Verdict
+from compress.cli import console, progress, sweep
+from compress.results import GateResult, Progress, Verdict
+from compress.results.swept import Trial
+from compress.sweep.board import Board, Row
 
 
 def gates(outcome):
@@ -57,3 +61,50 @@ def test_json_has_no_number_that_is_not_one(capsys):
     console.emit_json({"trials": ({"kl": estimate}, [math.nan, 1, True, None, "inf"])})
     told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert told == {"trials": [{"kl": {"value": 0.3, "high": None}}, [None, 1, True, None, "inf"]]}
+
+
+@pytest.fixture
+def styles(monkeypatch):
+    """What a terminal is told of bold, dim and colours, by what is shown on it."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+    def styles(show):
+        ours, theirs = os.openpty()
+        with os.fdopen(theirs, "w") as stream, monkeypatch.context() as patched:
+            patched.setattr("sys.stdout", stream)
+            patched.setattr("sys.stderr", stream)
+            show()
+        written = os.read(ours, 100_000).decode()
+        os.close(ours)
+        assert "trial" in written
+        return re.findall(r"\x1b\[[\d;]*m", written)
+
+    return styles
+
+
+def trials():
+    rows = [Row(Trial("trial", "w4", {}, "made")), Row(Trial("other", "w8", {}, "failed"))]
+    return sweep.trial_table(rows, best="trial")
+
+
+def a_table():
+    console.show(trials())
+
+
+def progress_bars():
+    with progress.watching(quiet=False) as watch:
+        watch(Progress("trial", 1, 3, detail="a block"))
+
+
+def a_live_table():
+    with sweep._watching(quiet=False) as shown:
+        shown(Board({"trial": Row(Trial("trial", "w4", {}, "failed"))}), "trial")
+        shown.live.refresh()
+
+
+@pytest.mark.parametrize("show", [a_table, progress_bars, a_live_table])
+def test_no_color_leaves_plain_text_on_a_terminal(show, styles, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert styles(show)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert styles(show) == []
