@@ -6,6 +6,7 @@ the walk: `compress.stages.gate`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -15,11 +16,11 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
+from compress.errors import shown
 from compress.recipe.quantize import STRICT
 
 OnViolation = Literal["fail", "escalate", "keep_dense"]
@@ -33,7 +34,9 @@ WIDTHS = {  # what each format of an artifact can hold, for linears to be given 
     "gguf": (2, 3, 4, 8),  # below 4 in blocks of 4
 }
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_SIZE = r"^[1-9]\d{0,14} ?(B|KB|MB|GB)$"
+_NAMES = "|".join(_UNITS)
+_SIZE = rf"^[1-9]\d{{0,14}} ?({_NAMES})$"
+_FORM = 'Write it as "80 MB": a whole number of B, KB, MB or GB; 1 MB is 1,000,000 bytes.'
 _MEASURED = (
     "perplexity_increase_max", "kl_mean_max", "kl_p99_max", "top1_agreement_min",
     "accuracy_drop_max", "generation",
@@ -52,18 +55,18 @@ def in_words(nbytes: int) -> str:
     return f"{nbytes // one} {unit}"
 
 
-def _with_unit(value: Any) -> Any:
-    return f"{value} B" if isinstance(value, int) and not isinstance(value, bool) else value
+def _sized(value: Any) -> Any:
+    """A size as it is; a number alone is none: who writes 80 means MB, not bytes."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError(f"{value} has no unit. {_FORM}")
+    if isinstance(value, str) and not re.fullmatch(_SIZE, value):
+        nothing = re.fullmatch(rf"0+ ?({_NAMES})", value)
+        rule = "leaves room for nothing" if nothing else "is no size with its unit"
+        raise ValueError(f'"{shown(value)}" {rule}. {_FORM}')
+    return value
 
 
-Size = Annotated[
-    str,
-    BeforeValidator(_with_unit),
-    Field(pattern=_SIZE),
-    WithJsonSchema(
-        {"anyOf": [{"type": "string", "pattern": _SIZE}, {"type": "integer", "minimum": 1}]}
-    ),
-]
+Size = Annotated[str, BeforeValidator(_sized), Field(pattern=_SIZE)]
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,7 @@ class Gates(BaseModel):
     )
     size_max: Size | None = Field(
         default=None,
-        description="Largest size of the artifact's folder, in B, KB, MB or GB; a bare number is "
-        "bytes.",
+        description="Largest size of the artifact's folder, in B, KB, MB or GB.",
         examples=["80 MB"],
     )
     on_violation: OnViolation = Field(

@@ -42,7 +42,7 @@ ANATOMY = anatomies.read(
 LINEARS = {linear.name: linear for linear in (*ANATOMY.linears, ANATOMY.head)}
 ALL = Gates(
     perplexity_increase_max=0.1, kl_mean_max=0.2, kl_p99_max=1.0, top1_agreement_min=0.9,
-    accuracy_drop_max=0.02, generation="sane", linear_error_max=0.5, size_max=10**6,
+    accuracy_drop_max=0.02, generation="sane", linear_error_max=0.5, size_max="1 MB",
 )  # fmt: skip
 PACKED = WIDTHS["packed"]
 FOUR = dict.fromkeys(LINEARS, 4)
@@ -120,7 +120,7 @@ def test_a_limit_that_is_met_exactly_is_kept():
     exact = replace(student(), divergence=divergence(mean=0.1, agreement=0.9))
     assert row(Gates(kl_mean_max=0.1), exact).passed
     assert row(Gates(top1_agreement_min=0.9), exact).passed
-    assert row(Gates(size_max=exact.after.size_bytes), exact).passed
+    assert row(Gates(size_max=f"{exact.after.size_bytes} B"), exact).passed
 
 
 def test_what_is_no_number_is_not_passed():
@@ -278,7 +278,7 @@ def test_nothing_is_raised_without_a_wider_grid_a_round_or_room_and_the_reason_i
     )
     assert raised(student(), gates, rounds=8) == ([], "rounds_max 8 is reached")
     size = student().after.size_bytes
-    full = escalating(kl_mean_max=0, size_max=size + 10)
+    full = escalating(kl_mean_max=0, size_max=f"{size + 10} B")
     assert raised(student(), full) == ([], f"size_max {size + 10} B leaves no room for more bits")
 
 
@@ -286,7 +286,7 @@ def test_a_group_that_the_size_forbids_is_passed_over_for_one_that_fits():
     worst, small = "lm_head", "model.layers.0.self_attn.o_proj"
     results = student(errors={worst: 9.0, small: 5.0})
     room = LINEARS[small].weights * 4 // 8
-    gates = escalating(kl_mean_max=0, size_max=results.after.size_bytes + room)
+    gates = escalating(kl_mean_max=0, size_max=f"{results.after.size_bytes + room} B")
     assert [raise_.name for raise_ in raised(results, gates)[0]] == [small]
 
 
@@ -362,7 +362,7 @@ def test_a_limit_that_no_width_meets_is_infeasible():
 
 
 def test_a_student_that_is_too_large_already_is_infeasible_at_once():
-    verdict = until(escalating(kl_mean_max=100.0, size_max=1)).verdict
+    verdict = until(escalating(kl_mean_max=100.0, size_max="1 B")).verdict
     assert (verdict.outcome, verdict.rounds) == ("INFEASIBLE", ())
 
 

@@ -67,9 +67,9 @@ def test_only_limits_that_are_written_are_limits(write):
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [("80 MB", 80_000_000), ("80MB", 80_000_000), ("1 GB", 10**9), ("512 B", 512), (1234, 1234)],
+    [("80 MB", 80_000_000), ("80MB", 80_000_000), ("1 GB", 10**9), ("512 B", 512), ("1234B", 1234)],
 )
-def test_a_size_is_in_decimal_units_or_bytes(size, expected):
+def test_a_size_is_in_decimal_units(size, expected):
     assert Gates(size_max=size).size_max_bytes == expected
     assert in_bytes(Gates(size_max=size).size_max) == expected
 
@@ -85,8 +85,11 @@ def test_a_size_is_in_decimal_units_or_bytes(size, expected):
         ("accuracy_drop_max: 2", "accuracy_drop_max: 2 is out of range: must be at most 1."),
         ("linear_error_max: 0", "linear_error_max: 0 is out of range: must be above 0."),
         ("generation: fluent", 'generation: "fluent", must be "sane".'),
-        ("size_max: 80 MiB", 'size_max: "80 MiB" does not have the right form. Largest size of'),
-        ("size_max: -5", 'size_max: "-5 B" does not have the right form.'),
+        ("size_max: 80 MiB", 'size_max: "80 MiB" is no size with its unit. Write it as "80 MB"'),
+        ("size_max: 80", 'size_max: 80 has no unit. Write it as "80 MB": a whole number of B, KB'),
+        ("size_max: 0.5", "size_max: 0.5 has no unit."),
+        ("size_max: -5", "size_max: -5 has no unit."),
+        ("size_max: 0 MB", 'size_max: "0 MB" leaves room for nothing. Write it as "80 MB"'),
         ("kl_mean_max: 0.1; on_violation: stop", 'on_violation: "stop" is not one of fail, esc'),
         ("on_violation: fail", "evaluate.gates: set no limit. Give one of perplexity_increase_max"),
         ("{}", "evaluate.gates: set no limit."),
@@ -153,7 +156,7 @@ def test_escalating_from_the_widest_grid_is_refused(write):
 
 
 def test_a_lock_writes_its_gates_and_loads_again(write):
-    for fields in ("kl_mean_max: 0.1", "kl_mean_max: 0.1; size_max: 5; on_violation: escalate"):
+    for fields in ("kl_mean_max: 0.1", "kl_mean_max: 0.1; size_max: 5 B; on_violation: escalate"):
         recipe = load(write(gates(fields)))
         text = resolve.lock(recipe, {})
         assert ("rounds_max" in yaml.safe_load(text)["evaluate"]["gates"]) == ("esc" in fields)

@@ -169,6 +169,7 @@ def test_a_shipped_sweep_ranks_numbers_of_one_suite_text_and_teacher(name, tmp_p
         ("recipes: a\nobjective: size\nbudget: {wall_clock: soon}", "does not have the right form"),
         ("recipes: a\nobjective: size\nsearch: {a.b: {low: 2, high: 1}}\ntrials: 1", "Swap them"),
         ("recipes: a\nobjektive: size", "Did you mean objective?"),
+        ("recipes: a\nobjective: size\nbudget: {size: 80}", "size: 80 has no unit. Write it as"),
         ("- a", "holds no mapping"),
     ],
 )  # fmt: skip
