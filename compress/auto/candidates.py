@@ -13,8 +13,9 @@ from compress.catalogue import Catalogue, Measurement
 from compress.errors import ModelError, RecipeError, RequestError
 from compress.plan.sizes import Size
 from compress.recipe.gates import in_words
-from compress.recipe.load import Located, locate
-from compress.recipe.sets import spelled
+from compress.recipe.load import Located, find, locate
+from compress.recipe.sets import assign, spelled
+from compress.recipe.source import read, text_of
 from compress.report import numbers
 from compress.results.choice import Wanted
 from compress.teacher import headers
@@ -67,9 +68,24 @@ def candidates(
     found, laid = _still_true(catalogue.read()), (*_pins(teacher), *sets)
     made = [_candidate(name, wanted, laid, threads, found) for name in library.names("recipes")]
     if sets and not any(one.located for one in made):
-        locate(library.names("recipes")[0], sets)  # tells what is wrong with them
+        locate(_meant(sets), sets)  # tells what is wrong with them
     able = [one for one in made if not one.why_not]
     return [*_sorted(able, wanted), *(one for one in made if one.why_not)]
+
+
+def _meant(sets: Sequence[str]) -> str:
+    """The first recipe with the stages that `sets` speak of; others say that they have none."""
+
+    def refused(name: str) -> int:
+        source, count = read(text_of(find(name)), name), 0
+        for assignment in sets:
+            try:
+                assign(source, assignment)
+            except RecipeError:
+                count += 1
+        return count
+
+    return min((name for name in library.names("recipes") if name not in _NOT_FOR_USE), key=refused)
 
 
 def _still_true(found: Catalogue) -> Catalogue:

@@ -129,6 +129,22 @@ def test_plans_rule_out_what_cannot_be_and_say_why(teacher):
         candidates(teacher, Wanted(100_000), sets=("quantise.bits=4",))
 
 
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        ("quantize.bits=99", "quantize.bits: 99 is not one of 2, 3, 4, 8"),
+        ("prune.sparsity=7", "prune.sparsity: 7 is out of range"),
+    ],
+)
+def test_what_fits_no_recipe_is_told_of_one_that_has_the_stage(
+    teacher, assignment, told, monkeypatch
+):
+    names, some = library.names, ["depth-75", "sparse-50", "w4-best"]
+    monkeypatch.setattr(library, "names", lambda kind: some if kind == "recipes" else names(kind))
+    with pytest.raises(RecipeError, match=told):
+        candidates(teacher, Wanted(100_000), sets=(assignment,))
+
+
 def test_what_was_measured_of_a_recipe_before_it_was_changed_says_nothing_of_it(
     teacher, monkeypatch
 ):
