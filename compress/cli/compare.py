@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,8 +62,12 @@ def compare(
     """
     from compress.compare import compare as compared
 
-    idle = teacher is not None and evaluate is None
-    _check(html, csv, markdown=markdown, json=json, idle=idle)
+    asked = {
+        "--teacher": teacher is not None, "--device": device != "auto",
+        "--threads": threads is not None,
+    }  # fmt: skip
+    idle = [name for name, given in asked.items() if given and evaluate is None]
+    _check(html, csv, idle, markdown=markdown, json=json)
     if evaluate is None:
         found = compared(folders)
     else:
@@ -76,14 +81,23 @@ def compare(
             )  # fmt: skip
             found = compared(folders, suite=evaluate, evaluate=judge)
     _write(found, html, csv)
-    _print(found, markdown=markdown, json=json)
+    _print(found, markdown=markdown, json=json, quiet=quiet)
     for path in (html, csv):
         if path and not quiet:
             console.say(f"Wrote {path}")
 
 
-def _check(html: Path | None, csv: Path | None, *, markdown: bool, json: bool, idle: bool) -> None:
-    """Refuse what cannot be done, before anything is read; an idle teacher, too.
+def _check(
+    html: Path | None, csv: Path | None, idle: Sequence[str], *, markdown: bool, json: bool
+) -> None:
+    """Refuse what cannot be done, before anything is read.
+
+    Args:
+        html: file of the page.
+        csv: file of the numbers.
+        idle: options that say how to measure, where nothing is measured.
+        markdown: whether that is to be printed.
+        json: whether that is.
 
     Raises:
         RequestError: all of it.
@@ -98,8 +112,11 @@ def _check(html: Path | None, csv: Path | None, *, markdown: bool, json: bool, i
     ]
     if markdown and json:
         mistakes.append("--markdown and --json: only one of them can be printed. Choose one.")
-    if idle:
-        mistakes.append("--teacher: nothing is measured without --evaluate SUITE. Say it, too.")
+    mistakes += [
+        f"{name}: says how to measure, and only --evaluate SUITE measures. Add that, or leave "
+        f"{name} out."
+        for name in idle
+    ]
     if html and html == csv:
         mistakes.append(f"--html and --csv: both are {html}. Name two files.")
     if mistakes:
@@ -117,14 +134,14 @@ def _write(found: Comparison, html: Path | None, csv: Path | None) -> None:
         storage.write_text(csv, as_csv(found))
 
 
-def _print(found: Comparison, *, markdown: bool, json: bool) -> None:
+def _print(found: Comparison, *, markdown: bool, json: bool, quiet: bool) -> None:
     from compress.report.compared import files
 
     if json:
         console.emit_json(found.as_dict())
     elif markdown:
         console.emit(files.markdown(found))
-    else:
+    elif not quiet:
         _tell(found)
 
 

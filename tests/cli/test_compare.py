@@ -35,6 +35,27 @@ def test_markdown_is_printed(folders, capsys):
     assert capsys.readouterr().out.startswith("# small, good and other")
 
 
+def test_quiet_shows_neither_progress_nor_table_and_json_and_markdown_all_the_same(
+    folders, tmp_path, capsys
+):
+    page = str(tmp_path / "page.html")
+    assert run(["compare", *folders, "--html", page, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert run(["compare", *folders, "--markdown", "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("# small")
+    assert run(["compare", *folders, "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema_version"] == 1
+
+
+def test_how_to_measure_is_refused_where_nothing_is_measured(folders, capsys):
+    assert run(["compare", *folders, "--device", "cuda", "--threads", "2"]) == 2
+    out, told = capsys.readouterr()
+    assert out == ""
+    assert "--device: says how to measure, and only --evaluate SUITE measures." in told
+    assert "--threads: says how to measure" in told
+    assert run(["compare", *folders, "--device", "auto", "--quiet"]) == 0
+
+
 def test_what_cannot_be_done_is_said_all_at_once_with_exit_2(folders, tmp_path, capsys):
     page = str(tmp_path / "none" / "page.html")
     assert run(["compare", *folders, "--html", page, "--json", "--markdown", "--teacher", "m"]) == 2
