@@ -63,8 +63,7 @@ def check_passed(folder: Path, found: Verification) -> None:
     if not found.passed:
         told = "\n".join(f"{one.name}: {one.detail}" for one in found.failures)
         raise VerificationFailed(
-            f"{folder}: not what it should be. Make it again, or fetch it again.\n{told}\n"
-            "docs/errors.md#verify"
+            f"{folder}: not what it should be. Make it again, or fetch it again.\n{told}"
         )
 
 

@@ -46,7 +46,8 @@ def test_a_failure_is_exit_1_and_named(run, asked, tmp_path):
     assert "other weights" in out
     assert "Verified" not in out
     assert f"{tmp_path}: not what it should be." in err
-    assert "weights: a: other weights" in err
+    assert err.endswith("weights: a: other weights   docs/errors.md#verify\n")
+    assert err.count("docs/errors.md") == 1
 
 
 def test_verify_as_json(run, asked, tmp_path):
