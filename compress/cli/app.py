@@ -38,7 +38,7 @@ from compress.cli import (
     sweep,
     verify,
 )
-from compress.errors import CompressError
+from compress.errors import CompressError, RequestError
 
 DEBUG = "COMPRESS_DEBUG"
 INTERRUPTED = 130
@@ -125,7 +125,7 @@ def run(arguments: Sequence[str]) -> int:
         if text.startswith("Usage:"):  # a bare `compress`, or `compress recipes`
             console.emit(text)
         else:
-            console.say(text + _hint(error))
+            console.say(f"{text}{_hint(error)}   docs/errors.md#{RequestError.section}")
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED

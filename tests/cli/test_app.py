@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 
@@ -159,6 +160,8 @@ def test_a_wrong_request_is_exit_2_and_says_what_is_right(run, pipeline, argumen
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert words in err
+    assert re.search(r"   docs/errors\.md#(request|recipe)\n$", err)
+    assert err.count("docs/errors.md") == 1
     assert not pipeline.asked
 
 
