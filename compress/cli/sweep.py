@@ -123,15 +123,14 @@ def _show_plan(ready: Ready, *, json: bool) -> None:
     rows = [(trial_of(one.point, ""), one) for one in ready.planned]
     over = [bool(most and not one.at_most and one.size_bytes > most) for _, one in rows]
     if json:
-        console.emit_json(
-            [
-                {
-                    "recipe": trial.recipe, "fields": trial.fields, "size_bytes": one.size_bytes,
-                    "at_most": one.at_most, "seconds": one.seconds, "too_large": large,
-                }
-                for (trial, one), large in zip(rows, over, strict=True)
-            ]
-        )  # fmt: skip
+        trials = [
+            {
+                "recipe": trial.recipe, "fields": trial.fields, "size_bytes": one.size_bytes,
+                "at_most": one.at_most, "seconds": one.seconds, "too_large": large,
+            }
+            for (trial, one), large in zip(rows, over, strict=True)
+        ]  # fmt: skip
+        console.emit_json({"trials": trials})
         return
     table = Table("trial", box=SIMPLE, pad_edge=False)
     for name in ("size", "time alone"):

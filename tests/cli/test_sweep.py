@@ -104,7 +104,7 @@ def test_a_dry_run_plans_and_runs_nothing(run, sweeping):
     code, out, _ = run("sweep", "./sweep.yaml", "--dry-run")
     assert code == 0
     assert "./mine.yaml (bits 3" in out
-    told = json.loads(run("sweep", "./sweep.yaml", "--dry-run", "--json")[1])
+    told = json.loads(run("sweep", "./sweep.yaml", "--dry-run", "--json")[1])["trials"]
     assert [one["fields"] for one in told] == [{"quantize.bits": "3"}, {"quantize.bits": "4"}]
     assert "asked" not in sweeping
 
