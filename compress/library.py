@@ -28,7 +28,8 @@ _NOUNS: dict[Kind, str] = {
     "calib": "calibration set",
     "eval": "evaluation suite",
 }
-_SUFFIXES = (".yaml", ".yml", ".txt", ".jsonl", ".json")
+_YAML, _TEXTS = (".yaml", ".yml"), (".txt", ".jsonl")
+_SUFFIXES = (*_YAML, *_TEXTS, ".json")
 
 
 def root() -> Path:
@@ -54,6 +55,13 @@ def folder(kind: Kind) -> Path:
 def names(kind: Kind) -> list[str]:
     """All shipped names of one kind, sorted."""
     return sorted(path.stem for path in folder(kind).glob("*.yaml"))
+
+
+def misnamed(file: Path) -> str:
+    """What is wrong with the name of a recipe's file, and how to name it; "" where nothing is."""
+    if file.suffix.lower() in _YAML:
+        return ""
+    return f"{file}: recipes end in .yaml. Name it {file.stem}.yaml."
 
 
 def is_path(argument: str) -> bool:
@@ -102,10 +110,11 @@ def _shipped(kind: Kind, argument: str) -> Path:
         return folder(kind) / f"{argument}.yaml"
     guess = nearest(argument, known)
     hint = f" Did you mean {guess}?" if guess else ""
+    ends = (*_YAML, *_TEXTS) if kind == "calib" else _YAML
     raise LookupError(
         f"{_told(argument)!r}: no shipped {_NOUNS[kind]} of this name.{hint} "
         f"Shipped: {', '.join(known) or 'none'}. "
-        f"A path ends in {', '.join(_SUFFIXES[:-1])} or holds a separator, as in "
+        f"A path ends in {', '.join(ends)} or holds a separator, as in "
         f"./{_told(argument)}."
     )
 

@@ -37,6 +37,12 @@ def test_what_is_not_there_is_told_with_what_is():
         library.find("calib", "nosuch.txt")
 
 
+def test_a_path_is_said_to_end_as_files_of_its_kind_do():
+    for kind, ends in (("recipes", ".yaml, .yml"), ("calib", ".yaml, .yml, .txt, .jsonl")):
+        with pytest.raises(LookupError, match=f"A path ends in {ends} or holds a separator"):
+            library.find(kind, "nosuch")
+
+
 def test_a_wheel_finds_the_folders_inside_the_package(tmp_path, monkeypatch):
     package = tmp_path / "site-packages" / "compress"
     (package / "shipped" / "recipes").mkdir(parents=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from compress import library
 from compress.cli import completion, console, progress
 from compress.cli.apply import Device, Json, Quiet, Sets, Threads, found
 from compress.cli.recipes import write_new
@@ -111,8 +112,8 @@ def _check(mistakes: list[str], teacher: str, file: Path, folder: Path, suite: s
         mistakes.append(f"--out {file}: exists and is not overwritten. Name another file.")
     elif not file.parent.is_dir():
         mistakes.append(f"--out {file}: {file.parent} is no folder. Make it, or write elsewhere.")
-    elif file.suffix not in (".yaml", ".yml"):
-        mistakes.append(f"--out {file}: recipes end in .yaml. Name it {file.stem}.yaml.")
+    elif wrong := library.misnamed(file):
+        mistakes.append(f"--out {wrong}")
     if folder.exists() and not folder.is_dir():
         mistakes.append(f"--work {folder}: is no folder. Name another one.")
     try:

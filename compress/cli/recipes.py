@@ -109,6 +109,8 @@ def copy(
     """
     source = _recipe(name)
     text, target = _text(source), to or Path(source.name)
+    if wrong := library.misnamed(target):
+        raise RequestError(wrong)
     write_new(target, text)
     if json:
         console.emit_json({"name": source.stem, "file": str(target)})

@@ -167,6 +167,13 @@ def test_recipes_copy_never_overwrites(run, tmp_path):
     assert (tmp_path / "mine.yaml").read_text() == "mine"
 
 
+def test_recipes_copy_writes_nothing_that_would_not_be_taken_for_a_path(run, tmp_path):
+    code, out, err = run("recipes", "copy", "quickstart", "mine")
+    assert (code, out) == (2, "")
+    assert "mine: recipes end in .yaml. Name it mine.yaml." in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_recipes_copy_into_a_missing_folder(run):
     code, _, err = run("recipes", "copy", "quickstart", "no/such/mine.yaml")
     assert code == 2

@@ -77,8 +77,8 @@ evaluate: {suite: quik}
         "mine.yaml:10  stages[2]: 3 is not a mapping. Fields: rotate, restructure, prune, "
         "distill, quantize, allocate, kv_cache, repeat.",
         "mine.yaml:11  evaluate.suite: 'quik': no shipped evaluation suite of this name. Did you "
-        "mean quick? Shipped: full, quick, short, smoke. A path ends in .yaml, .yml, .txt, .jsonl "
-        "or holds a separator, as in ./quik.",
+        "mean quick? Shipped: full, quick, short, smoke. A path ends in .yaml, .yml or holds a "
+        "separator, as in ./quik.",
     )
 
 
