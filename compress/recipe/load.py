@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from compress import library
 from compress.errors import RecipeError
-from compress.recipe.mistakes import describe, dotted
+from compress.recipe.mistakes import belongs_to, describe, dotted
 from compress.recipe.resolve import explicit
 from compress.recipe.schema import Recipe, Resolved
 from compress.recipe.sets import assign, spelled
 from compress.recipe.source import MAX_BYTES, Loc, Mistake, Places, Source, read, text_of
 from compress.recipe.stages import origins, written
 from compress.recipe.suite import load_suite, unmeasured
+from compress.recipe.sweep import Sweep
 
 _NAMED: tuple[tuple[Loc, library.Kind], ...] = (
     (("calibration", "set"), "calib"),
@@ -85,6 +86,10 @@ def _located(source: Source, name: str, sets: Sequence[str]) -> Located:
     if not isinstance(source.data, dict):
         raise RecipeError(
             [f"{source.places.name}  holds no mapping. A recipe begins with version: 1."]
+        )
+    if fields := belongs_to(source.data, Sweep, Recipe):
+        raise RecipeError(
+            [f"{source.places.name}  is a sweep, by its {fields}. `compress sweep` takes it."]
         )
     mistakes = [*source.mistakes, *_assigned(source, sets)]
     recipe, more = _validated(source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,21 @@ def describe(
         (places.order(spot.loc), f"{places.label(spot.loc)}  {spot.path()}{_said(detail, spot)}")
         for spot, detail in found
     ]
+
+
+def belongs_to(data: Mapping[str, Any], other: type[BaseModel], ours: type[BaseModel]) -> str:
+    """The fields, listed, by which a file is one of another kind; "" where it is, or may be, ours.
+
+    Args:
+        data: what the file says.
+        other: the model of the other kind.
+        ours: the model that it is to be read as.
+    """
+    shared = other.model_fields.keys() & ours.model_fields.keys()
+    if data.keys() & (ours.model_fields.keys() - shared):
+        return ""
+    needed = (name for name, field in other.model_fields.items() if field.is_required())
+    return ", ".join(name for name in needed if name in data and name not in shared)
 
 
 def dotted(loc: Loc) -> str:

@@ -27,8 +27,9 @@ from pydantic import (
 from compress import library
 from compress.errors import RecipeError
 from compress.recipe.gates import Size, in_bytes
-from compress.recipe.mistakes import describe
+from compress.recipe.mistakes import belongs_to, describe
 from compress.recipe.quantize import STRICT
+from compress.recipe.schema import Recipe
 from compress.recipe.source import Mistake, Places, read, text_of
 
 Objective = Literal["size", "kl_mean", "perplexity", "decode"]
@@ -238,6 +239,13 @@ def load(argument: str) -> LocatedSweep:
     source = read(text_of(path), _display(path))
     if not isinstance(source.data, dict):
         raise RecipeError([f"{source.places.name}  holds no mapping. A sweep begins version: 1."])
+    if fields := belongs_to(source.data, Recipe, Sweep):
+        raise RecipeError(
+            [
+                f"{source.places.name}  is a recipe, by its {fields}. `compress apply` takes it; a "
+                "sweep names it under recipes."
+            ]
+        )
     mistakes, sweep = list(source.mistakes), None
     try:
         sweep = Sweep.model_validate(source.data)

@@ -8,6 +8,7 @@ import pytest
 from conftest import imported_by
 
 from compress.errors import RecipeError
+from compress.recipe import sweep
 from compress.recipe.load import load, locate
 
 GOOD = """\
@@ -238,6 +239,25 @@ def test_a_stage_named_without_its_index_must_be_the_only_one(write):
     (mistake,) = mistakes(write(two), "quantize.bits=8")
     assert "quantize: the recipe has 2 such stages. Choose one: stages.0.quantize.…" in mistake
     assert load("mine.yaml", ["stages[1].quantize.bits=4"]).stages[1].quantize.bits == 4
+
+
+SWEEP = "version: 1\nrecipes: w4g64-rtn\ngrid: {quantize.bits: [4, 8]}\nobjective: size\n"
+
+
+def test_a_sweep_is_no_recipe_and_a_recipe_no_sweep_which_one_line_says(write):
+    assert mistakes(write(SWEEP), "quantize.bits=4") == (
+        "mine.yaml  is a sweep, by its recipes, objective. `compress sweep` takes it.",
+    )
+    with pytest.raises(RecipeError) as caught:
+        sweep.load(write(GOOD))
+    (told,) = caught.value.mistakes
+    assert told.startswith("mine.yaml  is a recipe, by its teacher, stages. `compress apply` takes")
+
+
+def test_a_recipe_with_a_field_of_a_sweep_is_told_of_that_field(write):
+    assert "objective: unknown field" in mistakes(write(GOOD + "objective: size\n"))[0]
+    with pytest.raises(RecipeError, match="stages: unknown field"):
+        sweep.load(write(SWEEP + "stages: []\n"))
 
 
 def test_an_unknown_name_lists_the_names_and_the_nearest():
