@@ -164,6 +164,9 @@ def _said(detail: Any, spot: _Spot) -> str:
         return f"{found} is out of range: must be {words} {context[name]}. {_example(spot)}"
     if kind == "string_pattern_mismatch":
         return f"{found} does not have the right form. {spot.field().description}"
+    if kind == "too_short" and typing.get_origin(spot.field().annotation) is dict:
+        section, example = spot.loc[-2], (spot.field().examples or [""])[0]
+        return f"{found} is empty. Give at least one value, as in {section}: {example}"
     if kind in ("too_short", "string_too_short"):
         return f"{found} is empty. {_example(spot)}"
     if kind == "too_long":

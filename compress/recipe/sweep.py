@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     Field,
@@ -25,7 +26,7 @@ from pydantic import (
 )
 
 from compress import library
-from compress.errors import RecipeError
+from compress.errors import RecipeError, shown
 from compress.recipe.gates import Size, in_bytes
 from compress.recipe.mistakes import belongs_to, describe
 from compress.recipe.quantize import STRICT
@@ -35,12 +36,23 @@ from compress.recipe.source import Mistake, Places, read, text_of
 Objective = Literal["size", "kl_mean", "perplexity", "decode"]
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
 _DURATION = r"^\d{1,6}(\.\d{1,3})? ?(s|min|h)$"
+
+
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Values of which each makes a trial of its own."""
+    told = [json.dumps(value, ensure_ascii=False, default=str) for value in values]
+    if twice := next((one for one in told if told.count(one) > 1), None):
+        raise ValueError(f"{shown(twice)} is named twice. Name it once.")
+    return values
+
+
 _Names = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...],
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
     Field(strict=False, min_length=1),
+    AfterValidator(_once),
 ]
-_Values = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
+_Values = Annotated[tuple[Any, ...], Field(strict=False, min_length=1), AfterValidator(_once)]
 
 
 class Dimension(BaseModel):
@@ -122,6 +134,13 @@ class Budget(BaseModel):
         examples=["30 min"],
     )
 
+    @field_validator("wall_clock")
+    @classmethod
+    def _leaves_time(cls, value: str | None) -> str | None:
+        if value is not None and not _seconds(value):
+            raise ValueError(f'"{value}" leaves time for nothing. For example wall_clock: 30 min')
+        return value
+
     @property
     def size_bytes(self) -> int | None:
         """`size` as a number of bytes."""
@@ -130,10 +149,12 @@ class Budget(BaseModel):
     @property
     def seconds(self) -> float | None:
         """`wall_clock` as a number of seconds."""
-        if self.wall_clock is None:
-            return None
-        number, unit = re.fullmatch(r"([\d.]+) ?(\w+)", self.wall_clock).groups()  # type: ignore[union-attr]
-        return float(number) * _SECONDS[unit]
+        return None if self.wall_clock is None else _seconds(self.wall_clock)
+
+
+def _seconds(duration: str) -> float:
+    number, unit = re.fullmatch(r"([\d.]+) ?(\w+)", duration).groups()  # type: ignore[union-attr]
+    return float(number) * _SECONDS[unit]
 
 
 def _listed(value: Any) -> Any:

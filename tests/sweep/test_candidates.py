@@ -32,7 +32,7 @@ def plain(planned):
 
 
 def test_a_grid_is_every_combination_once(planned):
-    found = plain(planned(GRID.replace("[3, 4]", "[3, 4, 3]")))
+    found = plain(planned(GRID.replace("./mine.yaml", "[./mine.yaml, mine.yaml]")))
     values = [one.planned.point[1] for one in found]
     assert sorted((v["quantize.bits"], v["quantize.head"] or 0) for v in values) == [
         (3, 0), (3, 8), (4, 0), (4, 8),
@@ -169,6 +169,14 @@ def test_a_shipped_sweep_ranks_numbers_of_one_suite_text_and_teacher(name, tmp_p
         ("recipes: a\nobjective: size\nbudget: {wall_clock: soon}", "does not have the right form"),
         ("recipes: a\nobjective: size\nsearch: {a.b: {low: 2, high: 1}}\ntrials: 1", "Swap them"),
         ("recipes: a\nobjektive: size", "Did you mean objective?"),
+        ("recipes: a\nobjective: size\nbudget: {wall_clock: 0 s}", '"0 s" leaves time for nothing'),
+        ("recipes: [a, b, a]\nobjective: size", 'recipes: "a" is named twice. Name it once.'),
+        ("recipes: a\nobjective: size\ngrid: {a.b: [4, 8, 4]}", "grid.a.b: 4 is named twice."),
+        ("recipes: a\nobjective: size\nsearch: {a.b: [4, 4]}\ntrials: 1", "4 is named twice."),
+        (
+            "recipes: a\nobjective: size\ngrid: {a.b: []}",
+            "[] is empty. Give at least one value, as in grid: {quantize.bits: [4, 8]}",
+        ),
         ("recipes: a\nobjective: size\nbudget: {size: 80}", "size: 80 has no unit. Write it as"),
         ("- a", "holds no mapping"),
     ],
