@@ -71,12 +71,14 @@ def sweep(
     located = load(sweep)
     from compress import sweep as sweeps  # imports torch: only once the file is known to be right
 
+    folder = out or Path(f"{located.name}-sweep")
+    if not dry_run:
+        sweeps.check_folder(folder)
     with progress.watching(quiet=quiet) as watch:
         ready = sweeps.plan(located, device=found(device), watch=watch)
     if dry_run:
         _show_plan(ready, json=json)
         return
-    folder = out or Path(f"{located.name}-sweep")
     if not quiet:
         console.say(_announced(ready, workers))
     try:

@@ -9,6 +9,6 @@ board.py       every trial as it stands, for whoever watches
 run.py         all of it: `plan`, then `sweep`
 """
 
-from compress.sweep.run import Ready, plan, sweep
+from compress.sweep.run import Ready, check_folder, plan, sweep
 
-__all__ = ["Ready", "plan", "sweep"]
+__all__ = ["Ready", "check_folder", "plan", "sweep"]

@@ -57,6 +57,23 @@ def plan(located: LocatedSweep, *, device: str = "cpu", watch: Progressing = Non
     return Ready(located, planner, tuple(candidates.check(planner, points(located))))
 
 
+def check_folder(out: Path) -> None:
+    """Look at the folder of a sweep, which is new or a sweep's already.
+
+    Raises:
+        ArtifactError: it is something else's.
+    """
+    known = {TRIALS, worker.SHARED, PAGE, BEST, RECORD, ".tune"}
+    if out.exists() and not out.is_dir():
+        raise ArtifactError(f"{out}: is no folder. Choose another --out, or move it away.")
+    there = {path.name for path in out.iterdir()} if out.exists() else set[str]()
+    if others := sorted(name for name in there - known if not _LEFT.fullmatch(name)):
+        raise ArtifactError(
+            f"{out}: exists, and is no sweep's: it holds {shown(others[0])}. A sweep writes over "
+            "nothing that it did not make. Choose another --out, or move it away."
+        )
+
+
 def sweep(
     ready: Ready,
     *,
@@ -233,16 +250,9 @@ def _mine(out: Path) -> Iterator[None]:
     Raises:
         ArtifactError: another sweep is at work there, or it is something else's.
     """
-    known = {TRIALS, worker.SHARED, PAGE, BEST, RECORD, ".tune"}
-    if out.exists() and not out.is_dir():
-        raise ArtifactError(f"{out}: is no folder. Choose another --out, or move it away.")
-    there = {path.name for path in out.iterdir()} if out.exists() else set[str]()
-    if others := sorted(name for name in there - known if not _LEFT.fullmatch(name)):
-        raise ArtifactError(
-            f"{out}: exists, and is no sweep's: it holds {shown(others[0])}. A sweep writes over "
-            "nothing that it did not make. Choose another --out, or move it away."
-        )
+    check_folder(out)
     storage.make_folder(out)
+    there = [path.name for path in out.iterdir()]
     descriptor = os.open(out, os.O_RDONLY)
     try:
         try:

@@ -109,6 +109,15 @@ def test_a_dry_run_plans_and_runs_nothing(run, sweeping):
     assert "asked" not in sweeping
 
 
+def test_a_folder_of_something_else_is_refused_before_anything_is_planned(run, sweeping, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").write_text("mine")
+    code, out, err = run("sweep", "./sweep.yaml", "--out", "there")
+    assert (code, out) == (2, "")
+    assert err.startswith("there: exists, and is no sweep's: it holds mine.txt.")
+    assert "asked" not in sweeping
+
+
 def test_a_wrong_sweep_is_exit_2(run, sweeping, tmp_path):
     (tmp_path / "sweep.yaml").write_text("version: 1\nrecipes: mine\nobjektive: size\n")
     code, out, err = run("sweep", "./sweep.yaml")
