@@ -154,7 +154,8 @@ def _print(choice: Choice, *, json: bool, quiet: bool) -> None:
     if json:
         console.emit_json(choice.as_dict())
     elif not quiet:
-        console.show(_table(choice))
+        if any(one.verdict != RULED_OUT for one in choice.options):
+            console.show(_table(choice))
         for line in _sentences(choice):
             console.emit(console.printable(line))
 

@@ -61,6 +61,14 @@ def test_where_none_meets_the_nearest_is_named_and_nothing_written(run, choosing
     assert list(tmp_path.iterdir()) == []
 
 
+def test_where_all_are_ruled_out_there_is_no_table(run, choosing, monkeypatch):
+    out_of_it = Choice(choosing.teacher, Wanted(10), OTHERS[1:], None, None, "in short")
+    monkeypatch.setattr(compress.auto, "choose", lambda *asked: out_of_it)
+    code, out, _ = run("auto", choosing.teacher, "--max-size", "10 B")
+    assert code == 3
+    assert out.startswith("Ruled out: w3-best, w4-best: 64 does not divide 172\n")
+
+
 def test_auto_as_json(run, choosing):
     code, out, _ = run("auto", choosing.teacher, "--min-speed", "100", "--json")
     found = json.loads(out)
