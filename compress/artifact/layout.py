@@ -199,7 +199,8 @@ def open_artifact(folder: Path) -> Artifact:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    at_hand = folder if folder.name else folder.absolute()  # "" and . are the working directory
+    path = at_hand / "config.json"
     try:
         config = storage.read_json(path)
     except OSError as error:

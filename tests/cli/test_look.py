@@ -68,9 +68,10 @@ def test_inspect_says_what_made_a_folder(run, tiny_tied, results, tmp_path):
 
 
 def test_inspect_of_nothing(run, tmp_path):
-    code, _, err = run("inspect", tmp_path)
-    assert code == 2
-    assert "config.json" in err
+    for folder in (tmp_path, "", "."):
+        code, _, err = run("inspect", folder)
+        assert code == 2
+        assert f"{tmp_path / 'config.json'}: cannot be read" in err
 
 
 def test_env_says_what_a_bug_report_needs(run):
