@@ -14,10 +14,11 @@ from compress.cli.apply import Json
 
 LIBRARIES = (
     "torch", "transformers", "tokenizers", "safetensors", "gguf", "numba", "numpy", "lm_eval",
+    "accelerate",
 )  # fmt: skip
 EXTRAS = (
     "compressed-tensors", "triton", "llguidance", "peft", "model-signing", "bitsandbytes", "ray",
-    "vllm", "xllamacpp", "gptqmodel", "mlflow", "wandb",
+    "optuna", "vllm", "xllamacpp", "gptqmodel", "mlflow", "wandb",
 )  # fmt: skip
 CPU_FLAGS = (
     "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16",

@@ -80,11 +80,13 @@ def test_env_says_what_a_bug_report_needs(run):
         "compress",
         "python",
         "torch",
+        "accelerate",
         "cpu_flags",
         "gpus",
         "cache_folder",
         "cache_free_bytes",
     } <= set(found)
+    assert {"optuna", "ray"} <= set(found["extras"])
     assert "cache folder" in run("env")[1]
 
 
