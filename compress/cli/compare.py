@@ -148,7 +148,8 @@ def _print(found: Comparison, *, markdown: bool, json: bool, quiet: bool) -> Non
 def _tell(found: Comparison) -> None:
     from compress.report.compared import cells, tables
 
-    console.tell("\n".join(cells.sentences(found)))
+    for said in cells.sentences(found):
+        console.tell(said)
     console.show(console.text_table(tables.number_table(found)))
     console.tell(f"{tables.BEST} {cells.BEST_IS}.")
     for line in (*cells.refusals(found), *tables.notes(found)):

@@ -21,6 +21,12 @@ def test_the_terminal_shows_one_table_and_who_differs_in_what(folders, capsys):
     assert "What is rain" not in out
 
 
+def test_one_artifact_is_a_table_with_no_other_line_before_it(folders, capsys):
+    assert run(["compare", folders[0]]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert (first, second.strip()) == ("", "small"), "the edge of the table, as of any other"
+
+
 def test_files_are_written_beside_what_is_printed(folders, tmp_path, capsys):
     page, numbers = tmp_path / "page.html", tmp_path / "numbers.csv"
     arguments = ["--html", str(page), "--csv", str(numbers), "--json"]
