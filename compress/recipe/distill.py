@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 from compress.recipe.loss import Loss, Share
 from compress.recipe.quantize import STRICT
 from compress.recipe.sections import Calibration
-from compress.recipe.text import Text
+from compress.recipe.text import OnPolicy, Text
 
 if TYPE_CHECKING:
     from compress.recipe.stages import Stage
@@ -39,28 +39,6 @@ class Lora(BaseModel):
     rank: int = Field(default=16, ge=1, le=4096, description="How narrow.")
     alpha: int = Field(
         default=32, ge=1, description="The product is multiplied by this over the rank."
-    )
-
-
-class OnPolicy(BaseModel):
-    """Steps in which the student goes on with the text itself, and its teacher judges that."""
-
-    model_config = STRICT
-
-    share: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.5, description="Of the steps; drawn by `seed`."
-    )
-    prompt_tokens: int = Field(
-        default=32,
-        ge=1,
-        description="Tokens of each window that stay; the rest is the student's, and only that "
-        "counts.",
-    )
-    temperature: Annotated[float, Field(gt=0, le=100)] = Field(
-        default=1.0, description="Divides the logits from which it draws."
-    )
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=1.0, description="It draws among the fewest words that hold this share together."
     )
 
 

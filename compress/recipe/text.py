@@ -1,4 +1,4 @@
-"""The text of the stage `distill`: that of a calibration, and reasons that a teacher writes."""
+"""The text of the stage `distill`: that of a calibration, reasons, and what the student writes."""
 
 from __future__ import annotations
 
@@ -63,3 +63,25 @@ class Text(Calibration):
         if value is not None and info.data.get("prompts", ()) is None:
             raise ValueError("there is nothing to reason about. Give prompts.")
         return value
+
+
+class OnPolicy(BaseModel):
+    """Steps in which the student goes on with the text itself, and its teacher judges that."""
+
+    model_config = STRICT
+
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="Of the steps; drawn by `seed`."
+    )
+    prompt_tokens: int = Field(
+        default=32,
+        ge=1,
+        description="Tokens of each window that stay; the rest is the student's, and only that "
+        "counts.",
+    )
+    temperature: Annotated[float, Field(gt=0, le=100)] = Field(
+        default=1.0, description="Divides the logits from which it draws."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="It draws among the fewest words that hold this share together."
+    )

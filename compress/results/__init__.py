@@ -8,8 +8,6 @@ memory, which never are, live in ``measured.json`` as a `Measured`. Field names 
 from compress.results.distilled import Distilled, HeldOut
 from compress.results.items import items_fingerprint
 from compress.results.records import (
-    NEW_TOKENS,
-    PROMPT_TOKENS,
     SCHEMA_VERSION,
     Allocation,
     Divergence,
@@ -30,7 +28,6 @@ from compress.results.records import (
     SizePart,
     StageResult,
     TaskScore,
-    Timed,
     Verdict,
     Width,
     fell_back,
@@ -38,6 +35,7 @@ from compress.results.records import (
 )
 from compress.results.restructured import BlockCut, Candidate, ModelShape, Restructured
 from compress.results.text import from_json, to_json
+from compress.results.timed import NEW_TOKENS, PROMPT_TOKENS, Timed
 from compress.results.verification import Check, CheckOutcome, Consumer, Verification
 from compress.results.zeros import ZeroAllocation, ZeroCost, ZeroShare
 

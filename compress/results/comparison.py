@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from compress.results.records import Divergence, Perplexity, TaskScore, Timed
+from compress.results.records import Divergence, Perplexity, TaskScore
+from compress.results.timed import Timed
 
 COMPARISON_VERSION = 1
 

@@ -11,7 +11,6 @@ from compress.results.restructured import Restructured
 from compress.results.zeros import ZeroAllocation
 
 SCHEMA_VERSION = 1
-PROMPT_TOKENS, NEW_TOKENS = 128, 64  # read and written wherever speed is measured
 
 
 @dataclass(frozen=True)
@@ -318,20 +317,6 @@ class Measured:
     resumed_units: int = 0  # finished by runs that were cut short, whose seconds are not in here
     cpu_seconds: dict[str, float] = field(default_factory=dict)  # as `seconds`; {} in older ones
     shared_units: int = 0  # taken over from other runs, the same
-
-
-@dataclass(frozen=True)
-class Timed:
-    """How a folder was answered from, now, in a process of its own; rates are medians."""
-
-    decode_tokens_per_second: float
-    prefill_tokens_per_second: float
-    ttft_seconds: float
-    memory_bytes: int | None  # the most that was resident; None where no system tells it
-    answers: int
-    hardware: str
-    threads: int
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compress.kernels.drawing import drawn
-from compress.recipe.distill import OnPolicy
+from compress.recipe.text import OnPolicy
 from compress.surgery.decode import deciding
 from compress.surgery.learning import Learner
 

@@ -16,7 +16,8 @@ from learners import (
 from students import run
 
 from compress.kernels.distillation import Head, States, distillation
-from compress.recipe.distill import Distill, OnPolicy
+from compress.recipe.distill import Distill
+from compress.recipe.text import OnPolicy
 from compress.stages import distill
 from compress.stages.policy import Writer
 from compress.surgery import attention
