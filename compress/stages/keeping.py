@@ -7,7 +7,7 @@ journal names; which windows come next is told by the step.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +34,13 @@ class State:
     schedule: LRScheduler
     best: str | None  # the file of the best weights so far
 
-    def tensors(self) -> Tensors:
-        """Weights and moments, whole, on the CPU; of shards all processes ask at the same time."""
-        weights = {name: whole(p) for name, p in self.learner.learning().items()}
-        return weights, _moments(self.optimizer)
+    def tensors(self, *, kept: bool = True) -> Tensors:
+        """Weights and moments, whole, on the CPU; of shards all processes ask at the same time.
+
+        Whoever does not keep them lets go of each as the next is put together, and has none.
+        """
+        weights = _put_together(self.learner.learning().items(), kept=kept)
+        return weights, _put_together(_moments(self.optimizer), kept=kept)
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,14 @@ class Kept:
         return storage.read_file(path, list(storage.read_header(path)))
 
 
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _put_together(found: Iterable[tuple[str, Tensor]], *, kept: bool) -> dict[str, Tensor]:
+    together = ((name, whole(tensor)) for name, tensor in found)
+    return {name: tensor for name, tensor in together if kept}
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     state = optimizer.state_dict()["state"]
-    return {f"{i}.{key}": whole(t) for i, held in state.items() for key, t in held.items()}
+    yield from ((f"{i}.{key}", t) for i, held in state.items() for key, t in held.items())
 
 
 def _by_number(moments: dict[str, Tensor], like: Sequence[Tensor]) -> dict[int, dict[str, Any]]:

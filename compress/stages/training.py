@@ -192,7 +192,8 @@ class Training:
         """Look at the held-out windows, and make the state final."""
         look = HeldOut(step, self._held_out(), sum(losses) / len(losses), self._rate())
         state = self._state()
-        self.best = self.team.first(partial(self._settled, look, state, state.tensors()))
+        tensors = state.tensors(kept=not self.team.rank)  # the first writes them
+        self.best = self.team.first(partial(self._settled, look, state, tensors))
         self.checks.append(look)
         self._tell(step, losses[-1])
 

@@ -12,7 +12,7 @@ from compress.errors import RunError, TrainingError
 from compress.kernels.grid import storable
 from compress.recipe.distill import Distill
 from compress.results import Limits
-from compress.stages import distill, moving, training
+from compress.stages import distill, keeping, moving, training
 from compress.stages.lessons import Order
 from compress.student import HEAD
 from compress.teacher.folder import open_folder
@@ -364,6 +364,18 @@ def test_a_held_out_text_that_is_trained_on_is_no_test_and_is_told(tiny_llama, t
     same = tokens.whole(window.expand(24, 16).contiguous(), source="same")
     teach(pruned_student(tiny_llama, tmp_path), tmp_path, context={"text": same}, steps=1)
     assert "8 of 8 held-out windows are trained on, too" in caplog.text
+
+
+def test_whoever_does_not_write_a_state_does_not_hold_it(tiny_llama, tmp_path, monkeypatch):
+    held, real = [], keeping.State.tensors
+
+    def tensors(self, *, kept=True):
+        held.append(real(self, kept=False))
+        return real(self, kept=kept)
+
+    monkeypatch.setattr(keeping.State, "tensors", tensors)
+    teach(pruned_student(tiny_llama, tmp_path), tmp_path, steps=1)
+    assert held == [({}, {})]
 
 
 def test_the_course_of_a_training_is_drawn_in_a_line():
