@@ -68,7 +68,7 @@ def test_what_cannot_be_done_is_said_all_at_once_with_exit_2(folders, tmp_path, 
     told = capsys.readouterr().err
     assert "is no folder" in told
     assert "only one of them can be printed" in told
-    assert "nothing is measured without --evaluate" in told
+    assert "--teacher: says how to measure, and only --evaluate SUITE measures" in told
 
 
 def test_no_folder_and_a_missing_one_are_exit_2(capsys):
