@@ -12,6 +12,7 @@ from compress.recipe.load import load
 from compress.runtime.engine import Engine
 from compress.teacher import headers
 
+W4 = "{quantize: {method: rtn, bits: 4, group_size: 32}}"
 CUT = "{restructure: {ffn: 0.5, repair: false}}"
 LEARN = "text: {set: %s, samples: 24, seq_len: 16}, steps: 8, check_every: 4, batch_tokens: 64"
 
@@ -139,14 +140,18 @@ def test_every_second_block_is_taught_and_opened_by_all(recipe, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("train", ["scales_and_norms", "codes"])
 @pytest.mark.parametrize(
-    ("rounding", "format"),
+    ("rounding", "format", "train"),
     [
-        ("{quantize: {method: rtn, bits: 2, group_size: 32}}", "packed"),
-        ("{quantize: {method: gptq, bits: 3, group_size: 32}}", "packed"),
-        ("{quantize: {method: rtn, bits: 4, group_size: 32}}", "compressed-tensors"),
-        (f"{CUT}, {{quantize: {{method: w8a8}}}}", "compressed-tensors"),  # alone it loses nothing
+        ("{quantize: {method: rtn, bits: 2, group_size: 32}}", "packed", "codes"),
+        ("{quantize: {method: gptq, bits: 3, group_size: 32}}", "packed", "codes"),
+        (W4, "compressed-tensors", "codes"),
+        (W4, "compressed-tensors", "scales_and_norms"),
+        (
+            f"{CUT}, {{quantize: {{method: w8a8}}}}",
+            "compressed-tensors",
+            "codes",
+        ),  # cut: else it loses nothing
     ],
 )
 def test_what_was_learned_of_integers_is_verified_and_judged(
