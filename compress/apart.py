@@ -56,6 +56,15 @@ class Apart:
             self._process = None
 
 
+def program(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """The command that runs a module of ours in a process of its own, and its environment."""
+    package = str(Path(__file__).resolve().parents[1])  # a checkout need not be installed
+    paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    # -P: the working folder, which may be a stranger's, is no place to import from
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    return command, {**os.environ, "PYTHONPATH": paths}
+
+
 def serve(answer: Callable[[dict[str, Any]], dict[str, str]]) -> None:
     """Answer, in the process, until the other side has gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
@@ -70,12 +79,9 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, str]]) -> None:
 
 
 def _start(module: str) -> subprocess.Popen[str]:
-    package = str(Path(__file__).resolve().parents[1])  # a checkout need not be installed
-    paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-    # -P: the working folder, which may be a stranger's, is no place to import from
+    command, environment = program(module)
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", module],
-        env={**os.environ, "PYTHONPATH": paths},
+        command, env=environment,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="ascii",
     )  # fmt: skip
 

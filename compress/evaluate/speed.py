@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from compress import machine
+from compress.apart import program
 from compress.errors import EvaluationError, RequestError
 from compress.results import NEW_TOKENS, PROMPT_TOKENS, Timed
 from compress.runtime.engine import Engine, collect
@@ -52,13 +52,11 @@ def timed_alone(folder: Path, threads: int) -> Timed:
 
 
 def _alone(folder: Path, threads: int, answers: int) -> Timed:
-    package = str(Path(__file__).resolve().parents[2])  # a checkout need not be installed
-    paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command, environment = program(
+        "compress.evaluate.speed", str(folder), str(threads), str(answers)
+    )
     done = subprocess.run(
-        # -P: the working folder, which may be a stranger's, is no place to import from
-        [sys.executable, "-P", "-m", "compress.evaluate.speed", str(folder), str(threads),
-         str(answers)],
-        env={**os.environ, "PYTHONPATH": paths},
+        command, env=environment,
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode < 0:

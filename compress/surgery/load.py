@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.apart import program
 from compress.chat import render
 from compress.errors import CalibrationError, ModelError, RunError, StorageError
 from compress.storage.text import MAX_TOKENIZER_BYTES
@@ -164,12 +165,9 @@ def convert_gguf(gguf: Path, out: Path, dtype: str) -> None:
         StorageError: the disk refuses what is written.
         RunError: the process was killed, as for lack of memory.
     """
-    package = str(Path(__file__).resolve().parents[2])  # a checkout need not be installed
-    paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command, environment = program("compress.surgery.load", str(gguf), str(out), dtype)
     done = subprocess.run(
-        # -P: the working folder, which may be a stranger's, is no place to import from
-        [sys.executable, "-P", "-m", "compress.surgery.load", str(gguf), str(out), dtype],
-        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        command, env={**environment, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode < 0:
