@@ -19,7 +19,7 @@ from compress import library, machine, plan
 from compress.calibrate import sets
 from compress.calibrate.selfgen import Author
 from compress.calibrate.tokens import Windows
-from compress.errors import ModelError, RunError
+from compress.errors import RunError
 from compress.evaluate.judge import Judge
 from compress.evaluate.model import judge_for
 from compress.journal import Journal
@@ -36,7 +36,7 @@ from compress.stages.team import ALONE, Team
 from compress.student import Ledger
 from compress.surgery import load
 from compress.surgery.walk import Watch
-from compress.teacher import finite, headers, license, sources
+from compress.teacher import finite, headers, license, sources, spelling
 from compress.teacher.folder import Teacher
 from compress.teacher.hidden import HiddenCache
 
@@ -221,24 +221,10 @@ def find_models(
     )  # fmt: skip
     plan.check_budget(recipe, headers.of_folder(origin.folder, origin.name), places)
     if other:
-        _check_spelling(teacher, other)
+        spelling.check(other, teacher)
         finite.check(other)
     finite.check(teacher)
     return teacher, origin
-
-
-def _check_spelling(teacher: Teacher, other: Teacher) -> None:
-    """Check that a student reads the same tokens as its teacher.
-
-    Raises:
-        ModelError: their tokenizers differ.
-    """
-    pair = (load.tokenizer(one.folder) for one in (other, teacher))
-    if why := load.spelled_otherwise(*pair):
-        raise ModelError(
-            f"student.model {other.name}: its tokenizer is not the teacher's: {why}. What both "
-            "expect next is compared token by token. Choose a model with the same tokenizer."
-        )
 
 
 def find_judge(teacher: Teacher, suite: Suite | None, here: Machine, watch: Watch) -> Judge | None:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from compress import pipeline, plan
 from compress import smaller as smaller_models
@@ -20,6 +21,7 @@ from compress.runtime.engine import Engine
 from compress.surgery import load as loaders
 from compress.surgery.resize import Cut
 from compress.surgery.walk import hidden_states, logits
+from compress.teacher import beginning as beginnings
 from compress.teacher import begun, headers
 from compress.teacher.folder import open_folder
 
@@ -95,13 +97,99 @@ def test_memory_counts_the_larger_of_both(asked, recipe):
 
 
 def test_another_vocabulary_is_refused_before_anything(recipe, tiny_model, tmp_path):
-    other = tiny_model("llama", vocab_size=384)
+    other = tiny_model("llama", vocab_size=2048)
     made = recipe(f"[{LEARN}]", f"student={{model: {other}}}")
-    with pytest.raises(RecipeError, match=r"student.model: .* has a vocabulary of 384 and the tea"):
+    with pytest.raises(RecipeError, match=r"student.model: .* has a vocabulary of 2,048 and the "):
         pipeline.apply(made, out=tmp_path / "a")
     with pytest.raises(RecipeError, match="Choose a model with the teacher's vocabulary"):
         plan.make(made, headers.of_recipe(made), cache=tmp_path)
     assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "a.partial").exists()
+
+
+@pytest.fixture
+def with_rows(tmp_path):
+    """The same model with another number of rows in its vocabulary: noise where no token is."""
+
+    def make(model, rows):
+        other = shutil.copytree(model, tmp_path / f"rows-{rows}")
+        tensors = load_file(other / "model.safetensors")
+        for name in tensors.keys() & {"model.embed_tokens.weight", "lm_head.weight"}:
+            noise = torch.randn(max(0, rows - len(tensors[name])), tensors[name].shape[1])
+            tensors[name] = torch.cat([tensors[name][:rows], noise])
+        save_file(tensors, other / "model.safetensors", {"format": "pt"})
+        config = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+        return other
+
+    return make
+
+
+def test_a_longer_vocabulary_of_the_same_tokenizer_is_cut(recipe, tiny_tied, with_rows, tmp_path):
+    stages = "[{quantize: {method: rtn, bits: 8, group_size: 32}}]"
+    longer = recipe(stages, f"student={{model: {with_rows(tiny_tied, 640)}}}")
+    for name, made in (("own", recipe(stages)), ("cut", longer)):
+        pipeline.compress_only(made, out=tmp_path / name)
+    own, cut = (open_artifact(tmp_path / name) for name in ("own", "cut"))
+    assert cut.anatomy == own.anatomy
+    for unit in range(len(own.anatomy.blocks)):
+        assert all(torch.equal(own.block(unit)[n], t) for n, t in cut.block(unit).items())
+    assert all(torch.equal(own.outside()[n], t) for n, t in cut.outside().items())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_shorter_vocabulary_is_filled_with_the_mean_of_its_rows(
+    tiny_model, with_rows, family, tmp_path
+):
+    whole = open_folder(tiny_model(family))
+    short = open_folder(tiny_model(family, vocab_size=262))
+    found = begun.fit(short, whole, tmp_path)
+    assert found.anatomy.tensors == whole.anatomy.tensors
+    assert found.config["vocab_size"] == whole.anatomy.vocab_size
+    assert loaders.spelled_otherwise(*map(loaders.tokenizer, (found.folder, short.folder))) is None
+    longer = beginnings.rows_of_tokens(short.anatomy) & short.anatomy.tensors.keys()
+    assert len(longer) == 2
+    for name, tensor in short.outside().items():
+        now = found.outside()[name]
+        assert torch.equal(now[: len(tensor)], tensor)
+        mean = tensor.double().mean(0).float()
+        assert all(torch.equal(row, mean) for row in now[len(tensor) :])
+        assert (len(now) > len(tensor)) == (name in longer)
+
+
+@pytest.mark.slow
+def test_a_shorter_vocabulary_is_planned_taught_judged_and_locked(
+    recipe, small, with_rows, tmp_path
+):
+    short = with_rows(small, 262)
+    made = recipe(f"[{LEARN}]", f"student={{model: {short}}}", "artifact.format=dense")
+    planned = headers.of_recipe(made)
+    found = overview.make(made, planned, cache=tmp_path)
+    rows = planned.taught_by.anatomy.vocab_size
+    told = f"vocabulary of 262 rows is filled up with {rows - 262}, which are no token's, to the"
+    assert any(told in note for note in found.notes)
+    outcome = pipeline.apply(made, out=tmp_path / "a")
+    assert outcome.verification.passed
+    (stage,) = outcome.results.stages
+    assert stage.distilled.kl_after < stage.distilled.kl_before
+    artifact = open_artifact(tmp_path / "a")
+    assert artifact.anatomy.vocab_size == artifact.config["vocab_size"] == rows
+    assert artifact.size_bytes == sizes.size(made, planned).size_bytes
+    assert outcome.results.provenance.student == str(short)
+    stored = sum(path.stat().st_size for path in (tmp_path / "cache/students").glob("*/*.safe*"))
+    assert 0 <= stored - found.disk_bytes["the student's beginning"] < 4096  # a file's header
+    pipeline.apply(load(str(tmp_path / "a" / "recipe.lock.yaml")), out=tmp_path / "b")
+    hashes = [json.loads((tmp_path / x / "manifest.json").read_text())["tensors"] for x in "ab"]
+    assert hashes[0] == hashes[1]
+
+
+def test_a_vocabulary_without_rows_for_its_tokens_is_refused(
+    recipe, tiny_tied, with_rows, tmp_path
+):
+    made = recipe(f"[{LEARN}]", f"student={{model: {with_rows(tiny_tied, 250)}}}")
+    with pytest.raises(ModelError, match=r"its last token is 260, and one of the two .* 250 rows"):
+        pipeline.apply(made, out=tmp_path / "a")
+    assert not list((tmp_path / "cache" / "students").glob("*.partial"))
     assert not (tmp_path / "a.partial").exists()
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from compress.anatomy import Anatomy
 from compress.plan.naming import Found
 from compress.recipe.schema import Recipe
+from compress.teacher.beginning import MOST_FILLING
 from compress.teacher.headers import Headers
 
 
@@ -26,7 +27,7 @@ class Model(Protocol):
 def mistakes(recipe: Recipe, begun: Anatomy, teacher: Model | None) -> Found:
     """Vocabularies that differ; `begun` is what the student begins as.
 
-    Whether the tokenizers spell alike is seen when both are here: see `run.find_origin`.
+    Whether the tokenizers spell alike is seen when both are here: see `teacher.spelling`.
     """
     if recipe.student is None or teacher is None:
         return
@@ -36,8 +37,8 @@ def mistakes(recipe: Recipe, begun: Anatomy, teacher: Model | None) -> Found:
             ("student", "model"),
             f"{recipe.student.told} has a vocabulary of {ours:,} and the teacher one of "
             f"{theirs:,}: what both expect next is compared token by token. Choose a model with "
-            "the teacher's vocabulary; one that is only padded to another length fits behind "
-            "transformers' resize_token_embeddings.",
+            "the teacher's vocabulary; one that is only filled up to another length may differ by "
+            f"{MOST_FILLING:,}.",
         )
 
 
@@ -55,3 +56,10 @@ def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
         f"the student begins as {headers.name}: {found.model_type}, {len(found.blocks)} "
         f"blocks, {weights / 1e6:,.1f} M weights; {spelled}"
     )
+    if before := headers.fitted_from:
+        now = found.vocab_size
+        how = f"filled up with {now - before:,}" if now > before else f"cut by {before - now:,}"
+        yield (
+            f"the student's vocabulary of {before:,} rows is {how}, which are no token's, to the "
+            f"teacher's {now:,}"
+        )

@@ -137,7 +137,7 @@ def _disk(job: Job, limits: Limits) -> dict[str, int]:
     """Bytes on disk by what takes them; those of training only where there is any."""
     recipe, headers = job.recipe, job.headers
     found = sizes.disk(recipe, headers, memory.spilled_bytes(job, limits))
-    if recipe.student and recipe.student.config:
+    if recipe.student and (recipe.student.config or headers.fitted_from):
         found["the student's beginning"] = sum(map(headers.nbytes, headers.anatomy.tensors))
     if recipe.distillations:
         found["what the teacher says"] = teaching.said_bytes(recipe, headers, job.item_bytes)

@@ -64,8 +64,9 @@ class Student(BaseModel):
     model: str | None = Field(
         default=None,
         min_length=1,
-        description="As `teacher.model`; its vocabulary and its tokenizer must be the teacher's. "
-        "Read in the teacher's `dtype`.",
+        description="As `teacher.model`; its tokenizer must be the teacher's. A vocabulary that is "
+        "only filled up to another length is cut or filled to the teacher's. Read in the teacher's "
+        "`dtype`.",
         examples=["HuggingFaceTB/SmolLM2-135M-Instruct"],
     )
     init: Literal["sliced", "fresh"] | None = Field(

@@ -1,4 +1,7 @@
-"""A student that is yet to be made of its teacher: what it would be, from configs alone."""
+"""A student that is yet to be made: of its teacher, or of another model with its tokenizer.
+
+What it would be, from configs alone.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from compress.recipe.source import Loc, Places
 from compress.recipe.student import Student
 from compress.shape import cut_tensors, shape_of
 from compress.smaller import flaws, remains, smaller_config
+
+MOST_FILLING = 1024  # rows by which vocabularies of one tokenizer differ where they only fill up
 
 
 def check(
@@ -51,3 +56,27 @@ def described(
     before = shape_of(config, anatomy)
     left = cut_tensors(anatomy, before, remains(config, anatomy, given))
     return made, anatomies.read(made, {name: shape for name, (_, shape) in left.items()})
+
+
+def filled_otherwise(vocab_size: int, teachers: int) -> bool:
+    """Whether two vocabularies may be of one tokenizer, filled up to lengths that differ."""
+    return 0 < abs(vocab_size - teachers) <= MOST_FILLING
+
+
+def fitted(
+    config: Mapping[str, Any], anatomy: Anatomy, vocab_size: int
+) -> tuple[dict[str, Any], Anatomy]:
+    """Config and anatomy of a model whose vocabulary is cut or filled to another length."""
+    made = {**config, "vocab_size": vocab_size}
+    rows = rows_of_tokens(anatomy)
+    shapes = {
+        name: (vocab_size, *shape[1:]) if name in rows else shape
+        for name, shape in anatomy.tensors.items()
+    }
+    return made, anatomies.read(made, shapes)
+
+
+def rows_of_tokens(anatomy: Anatomy) -> frozenset[str]:
+    """Names of the tensors that have a row for each token: embedding, head and its bias."""
+    head = anatomy.head.name
+    return frozenset({f"{anatomy.embedding}.weight", f"{head}.weight", f"{head}.bias"})

@@ -1,9 +1,12 @@
-"""A student of the teacher's family that nobody has made before: sliced from it, or drawn."""
+"""What a student begins as where no folder holds it: sliced from its teacher, drawn, or fitted.
+
+Fitted is another model with the teacher's tokenizer, whose vocabulary was filled up otherwise.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +16,8 @@ from compress.artifact import write
 from compress.recipe.source import Places
 from compress.recipe.student import Student
 from compress.smaller import remains
-from compress.teacher.beginning import check, described
+from compress.teacher import spelling
+from compress.teacher.beginning import check, described, fitted, rows_of_tokens
 from compress.teacher.folder import Teacher, pinned, seal, sealed
 
 if TYPE_CHECKING:
@@ -29,24 +33,50 @@ def make(teacher: Teacher, spec: Student, cache: Path, places: Places | None = N
         RecipeError: the teacher's family has no such model.
         StorageError: the cache cannot be written.
     """
+    check(spec, teacher.config, teacher.anatomy, places)
+    key = (teacher.fingerprint, spec.model_dump())
+    name = f"{spec.init} {teacher.name} ({spec.told})"
+    return pinned(_kept(cache, key, lambda made: _write(teacher, spec, made)), name=name)
+
+
+def fit(origin: Teacher, teacher: Teacher, cache: Path) -> Teacher:
+    """Give a model the vocabulary of a teacher with the same tokenizer, once, as `make` does.
+
+    Rows that no token has are cut, or filled up with the mean of all: nobody says them.
+
+    Raises:
+        ModelError: the tokenizers differ, or tokens have no row.
+        StorageError: the cache cannot be written.
+    """
+    key = (origin.fingerprint, teacher.anatomy.vocab_size)
+    found = _kept(cache, key, lambda made: _write_fitted(origin, teacher, made))
+    return pinned(
+        found, name=origin.name, revision=origin.revision, source_sha256=origin.source_sha256
+    )
+
+
+def _kept(cache: Path, key: tuple[Any, ...], write: Callable[[Path], None]) -> Teacher:
+    """The model of the cache that a key names, written if it is not there."""
     import torch
 
-    check(spec, teacher.config, teacher.anatomy, places)
-    key = repr((MAKER, teacher.fingerprint, spec.model_dump(), torch.__version__))
-    folder = cache / "students" / hashlib.sha256(key.encode()).hexdigest()
-    name = f"{spec.init} {teacher.name} ({spec.told})"
+    digest = hashlib.sha256(repr((MAKER, *key, torch.__version__)).encode()).hexdigest()
+    folder = cache / "students" / digest
     with storage.locked(folder.with_suffix(".lock")):  # another run may be at it
-        if (found := sealed(folder)) is None:
-            found = seal(folder, lambda made: _write(teacher, spec, made))
-    return pinned(found, name=name)
+        return sealed(folder) or seal(folder, write)
 
 
 def _write(teacher: Teacher, spec: Student, folder: Path) -> None:
     config, anatomy = described(spec, teacher.config, teacher.anatomy)
+    _store(folder, teacher, config, anatomy, _parts(teacher, spec, config, anatomy))
+
+
+def _store(
+    folder: Path, source: Teacher, config: dict[str, Any], anatomy: Anatomy,
+    parts: Iterator[tuple[str, Tensor]],
+) -> None:  # fmt: skip
     write.write(
-        folder, _parts(teacher, spec, config, anatomy),
-        anatomy=anatomy, config=config, format="dense",
-        tokenizer_files=write.companions(teacher.folder),
+        folder, parts, anatomy=anatomy, config=config, format="dense",
+        tokenizer_files=write.companions(source.folder),
     )  # fmt: skip
 
 
@@ -66,3 +96,29 @@ def _parts(
     yield from found.outside().items()
     for block in found.anatomy.blocks:
         yield from found.block(block.index).items()
+
+
+def _write_fitted(origin: Teacher, teacher: Teacher, folder: Path) -> None:
+    rows = teacher.anatomy.vocab_size
+    spelling.check(origin, teacher, rows=min(rows, origin.anatomy.vocab_size))
+    config, anatomy = fitted(origin.config, origin.anatomy, rows)
+    longer = rows_of_tokens(origin.anatomy)
+
+    def parts() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in origin.outside().items():
+            yield name, _with_rows(tensor, rows) if name in longer else tensor
+        for block in origin.anatomy.blocks:
+            yield from origin.block(block.index).items()
+
+    _store(folder, origin, config, anatomy, parts())
+
+
+def _with_rows(tensor: Tensor, rows: int) -> Tensor:
+    """The first rows of a tensor, or all and behind them their mean."""
+    import torch
+
+    missing = rows - len(tensor)
+    if missing <= 0:
+        return tensor[:rows].clone()
+    mean = tensor.double().mean(0, keepdim=True).to(tensor.dtype)
+    return torch.cat([tensor, mean.expand(missing, *tensor.shape[1:])])

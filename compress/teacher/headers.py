@@ -42,6 +42,7 @@ class Headers:
     converted_bytes: int = 0  # of the dense folder that a GGUF file is still to become
     note: str = ""
     teacher: Headers | None = None  # of what teaches it, where a student begins as another model
+    fitted_from: int | None = None  # rows of its own vocabulary, where they are not its teacher's
 
     @property
     def taught_by(self) -> Headers:
@@ -104,7 +105,16 @@ def of_recipe(recipe: Recipe, places: Places | None = None) -> Headers:
     if student.config is not None:
         return _to_be_made(student, teacher.cast(dtype), places)
     found = read(str(student.model), revision=student.revision, sha256=student.sha256, dtype=dtype)
-    return replace(found, teacher=teacher)
+    return _fitted(replace(found, teacher=teacher), teacher.anatomy.vocab_size)
+
+
+def _fitted(found: Headers, vocab_size: int) -> Headers:
+    """Of a student whose vocabulary may have to be cut or filled to its teacher's length."""
+    before = found.anatomy.vocab_size
+    if not beginning.filled_otherwise(before, vocab_size):
+        return found
+    config, picture = beginning.fitted(found.config, found.anatomy, vocab_size)
+    return replace(found, config=config, anatomy=picture, fitted_from=before)
 
 
 def _to_be_made(student: Student, teacher: Headers, places: Places | None) -> Headers:

@@ -17,6 +17,7 @@ from compress.recipe.source import Places
 from compress.recipe.student import Student
 from compress.results import Progress
 from compress.teacher import begun, gguf, hub, wheel
+from compress.teacher.beginning import filled_otherwise
 from compress.teacher.folder import Teacher, file_sha256, open_folder, pinned
 
 __all__ = ["Teacher", "fetch", "of_recipe"]
@@ -86,8 +87,8 @@ def of_recipe(recipe: Recipe, *, watch: Watch = None) -> Teacher:
     Raises:
         ModelError: as `fetch`, or it is not the teacher that was locked.
     """
-    promised = recipe.resolved.teacher_fingerprint
-    return _of_section("teacher", recipe.teacher, recipe.teacher.dtype, promised, watch)
+    found = _of_section("teacher", recipe.teacher, recipe.teacher.dtype, watch)
+    return _promised("teacher", found, recipe.resolved.teacher_fingerprint)
 
 
 def origin_of(
@@ -104,24 +105,24 @@ def origin_of(
     Raises:
         ModelError: as `of_recipe`.
         RecipeError: it is to be made, and the teacher's family has no such model.
+        StorageError: it is to be made, and the cache cannot be written.
     """
     if recipe.student is None:
         return None
     promised = recipe.resolved.student_fingerprint
     if recipe.student.config is None:
-        return _of_section("student", recipe.student, recipe.teacher.dtype, promised, watch)
+        found = _of_section("student", recipe.student, recipe.teacher.dtype, watch)
+        if filled_otherwise(found.anatomy.vocab_size, teacher.anatomy.vocab_size):
+            found = begun.fit(found, teacher, library.cache_folder())
+        return _promised("student", found, promised)
     found = begun.make(teacher, recipe.student, library.cache_folder(), places)
     return _promised("student", found, promised)
 
 
 def _of_section(
-    section: str,
-    wanted: sections.Teacher | Student,
-    dtype: str,
-    promised: str | None,
-    watch: Watch,
+    section: str, wanted: sections.Teacher | Student, dtype: str, watch: Watch
 ) -> Teacher:
-    found = fetch(
+    return fetch(
         str(wanted.model),
         revision=wanted.revision,
         sha256=wanted.sha256,
@@ -129,7 +130,6 @@ def _of_section(
         watch=watch,
         section=section,
     ).cast(dtype)
-    return _promised(section, found, promised)
 
 
 def _promised(section: str, found: Teacher, promised: str | None) -> Teacher:
