@@ -33,6 +33,7 @@ class Tracked:
     """One run as trackers take it."""
 
     name: str
+    group: str  # of the sweep that it is a trial of; "" where it is none
     parameters: dict[str, Any]  # of the locked recipe, by dotted name
     metrics: dict[str, float]
     files: tuple[Path, ...]
@@ -53,18 +54,19 @@ def check(tracker: Tracker) -> None:
         )
 
 
-def send(tracker: Tracker, folder: Path) -> str:
+def send(tracker: Tracker, folder: Path, *, group: str = "") -> str:
     """Tell a tracker of a finished run.
 
     Args:
         tracker: as `check` has looked at.
         folder: of the run, accepted or rejected.
+        group: the sweep that it is a trial of.
 
     Returns:
         why it could not be told, which is logged; "" where it was. The run is whole either way.
     """
     try:
-        _TRACKERS[tracker](_library(tracker), tracked(folder))
+        _TRACKERS[tracker](_library(tracker), tracked(folder, group))
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip() or 'no reason given'}"
         log.warning("--track %s: %s", tracker, reason, exc_info=True)
@@ -72,7 +74,7 @@ def send(tracker: Tracker, folder: Path) -> str:
     return ""
 
 
-def tracked(folder: Path) -> Tracked:
+def tracked(folder: Path, group: str = "") -> Tracked:
     """A finished run as trackers take it, read from its folder."""
     results = from_json(Results, storage.read_text(folder / "results.json"))
     measured = from_json(Measured, storage.read_text(folder / "measured.json"))
@@ -80,6 +82,7 @@ def tracked(folder: Path) -> Tracked:
     files = tuple(path for name in FILES if (path := folder / name).is_file())
     return Tracked(
         folder.name,
+        group,
         dict(flat(lock)),
         {**dict(_found(results)), **dict(_spent(measured))},
         files,
@@ -159,7 +162,8 @@ def _library(tracker: Tracker) -> Any:
 def _to_mlflow(mlflow: Any, run: Tracked) -> None:
     if not ("MLFLOW_EXPERIMENT_NAME" in os.environ or "MLFLOW_EXPERIMENT_ID" in os.environ):
         mlflow.set_experiment(PROJECT)
-    with mlflow.start_run(run_name=run.name):
+    tags = {"sweep": run.group} if run.group else None
+    with mlflow.start_run(run_name=run.name, tags=tags):
         listed = list(run.parameters.items())
         for begin in range(0, len(listed), _BATCH):
             mlflow.log_params(dict(listed[begin : begin + _BATCH]))
@@ -170,7 +174,9 @@ def _to_mlflow(mlflow: Any, run: Tracked) -> None:
 
 def _to_wandb(wandb: Any, run: Tracked) -> None:
     project = os.environ.get("WANDB_PROJECT", PROJECT)
-    with wandb.init(project=project, name=run.name, config=run.parameters) as begun:
+    with wandb.init(
+        project=project, name=run.name, group=run.group or None, config=run.parameters
+    ) as begun:
         begun.summary.update(run.metrics)
         page = wandb.Artifact(re.sub(r"[^\w.-]", "-", run.name), type="run")
         for path in run.files:

@@ -115,6 +115,7 @@ ELSEWHERE = {  # what a page shows and a test does not run: its beginning, and w
     "compress verify student-gptq --vllm-python": "needs vLLM, in an environment of its own",
     "compress verify student-gguf --llama-python": "needs llama.cpp, in an environment of its own",
     "compress sweep small --out": "trials run in workers of their own: tests/sweep",
+    "compress sweep small --track": "needs its library: tests/cli/test_tracking.py",
     "compress sweep mine.yaml": "trials run in workers of their own: tests/sweep",
     "compress auto": "plans every recipe and tries some: tests/auto",
     "compress bench": "times the runtime: its own tests, and seconds of compiling",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from compress.cli import completion, console, launch, progress
+from compress.cli.tracked import Track, tell_run
 from compress.errors import CompressError, GateMissed, RequestError, RunError, TrainingError
 
 if TYPE_CHECKING:
     from compress.pipeline import Outcome
     from compress.recipe.schema import Recipe
     from compress.stages.team import Team
-    from compress.tracking import Tracker
 
 RecipeName = Annotated[
     str,
@@ -53,10 +51,6 @@ Processes = Annotated[
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Write one JSON document to stdout instead of a table.")
-]
-Track = Annotated[
-    Literal["mlflow", "wandb"] | None,
-    typer.Option("--track", help="Tell a tracker of the run; nothing is sent without it."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show neither progress nor table.")]
 
@@ -156,10 +150,10 @@ def apply(
     except GateMissed:
         if json:
             console.emit_json(rejected(folder))
-        _track(track, beside(folder, "rejected"), quiet=quiet)
+        tell_run(track, beside(folder, "rejected"), quiet=quiet)
         raise
     _tell(outcome, json=json, quiet=quiet)
-    _track(track, folder, quiet=quiet)
+    tell_run(track, folder, quiet=quiet)
 
 
 def evaluate(
@@ -197,20 +191,6 @@ def evaluate(
         console.emit_json({"model": model, **dataclasses.asdict(side), "divergence": after})
     elif not quiet:
         console.show(console.side_table(side, divergence))
-
-
-def _track(tracker: Tracker | None, folder: Path, *, quiet: bool) -> None:
-    """Tell a tracker of a finished run; where it fails, the run ends as it would have."""
-    from compress import tracking
-
-    if tracker is None or not (folder / "results.json").is_file():
-        return
-    with contextlib.redirect_stdout(sys.stderr):  # what trackers say is no result
-        reason = tracking.send(tracker, folder)
-    if reason:
-        console.say(f"--track {tracker}: could not be told ({reason}). The run is in {folder}.")
-    elif not quiet:
-        console.say(f"Told {tracker} of the run.")
 
 
 def _launched(count: int, arguments: Sequence[str], threads: int | None, folder: Path) -> int:

@@ -15,6 +15,7 @@ import typer
 
 from compress.cli import completion, console, progress
 from compress.cli.apply import Device, Json, Quiet, found
+from compress.cli.tracked import Track, tell_sweep
 from compress.report import numbers
 from compress.results.swept import Swept, Trial
 
@@ -58,6 +59,7 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and plan every trial, and run none.")
     ] = False,
+    track: Track = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -70,10 +72,13 @@ def sweep(
 
     located = load(sweep)
     from compress import sweep as sweeps  # imports torch: only once the file is known to be right
+    from compress import tracking
 
     folder = out or Path(f"{located.name}-sweep")
     if not dry_run:
         sweeps.check_folder(folder)
+        if track:
+            tracking.check(track)
     with progress.watching(quiet=quiet) as watch:
         ready = sweeps.plan(located, device=found(device), watch=watch)
     if dry_run:
@@ -91,6 +96,7 @@ def sweep(
         console.say(f"Cut short. {folder} holds what is finished; the same command goes on there.")
         raise
     _tell(swept, json=json, quiet=quiet)
+    tell_sweep(track, swept, quiet=quiet)
     if swept.best is None:
         raise typer.Exit(NONE_WITHIN if _judged(swept) else UNTOLD)
 

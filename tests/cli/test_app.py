@@ -53,7 +53,8 @@ FLAGS = {
     },
     "report": {"DIR", "--json"},
     "sweep": {
-        "SWEEP", "--out", "--workers", "--address", "--device", "--dry-run", "--json", "--quiet",
+        "SWEEP", "--out", "--workers", "--address", "--device", "--dry-run", "--track",
+        "--json", "--quiet",
     },
     "env": {"--json"},
     "recipes": set(),

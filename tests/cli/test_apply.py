@@ -161,14 +161,16 @@ def test_evaluate_json(run, pipeline):
 def test_a_tracker_is_looked_at_before_and_told_after(run, pipeline, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(tracking, "check", asked.append)
-    monkeypatch.setattr(tracking, "send", lambda tracker, folder: asked.append(folder.name) or "")
+    monkeypatch.setattr(
+        tracking, "send", lambda tracker, folder, group: asked.append(folder.name) or ""
+    )
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "results.json").touch()
     monkeypatch.setattr("compress.artifact.output.refuse_finished", lambda folder: None)
     code, _, err = run("apply", "quickstart", "--out", "small", "--track", "mlflow")
     assert (code, asked) == (0, ["mlflow", "small"])
     assert "Told mlflow of the run." in err
-    monkeypatch.setattr(tracking, "send", lambda tracker, folder: "ConnectionError: gone")
+    monkeypatch.setattr(tracking, "send", lambda tracker, folder, group: "ConnectionError: gone")
     code, out, err = run("apply", "quickstart", "--out", "small", "--track", "mlflow", "--json")
     assert code == 0
     assert json.loads(out)["folder"] == "small"

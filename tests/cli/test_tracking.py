@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from compress import tracking
+from compress.cli import tracked
 from compress.errors import RequestError
 from compress.recipe.load import load
 from compress.recipe.resolve import lock
 from compress.results import GateResult, Verdict, to_json
+from compress.results.swept import Swept, Trial
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ class Stub:
     """Stands for either library: `said` is what it was told."""
 
     def __init__(self, fails=None):
-        self.said, self.fails, self.summary = {}, fails, {}
+        self.said, self.fails, self.summary, self.names = {}, fails, {}, []
         self.api = SimpleNamespace(api_key=None)
         self.mode, self.Artifact = "offline", self._artifact
 
@@ -45,10 +48,11 @@ class Stub:
     def setup(self):
         return SimpleNamespace(settings=SimpleNamespace(mode=self.mode))
 
-    def start_run(self, run_name):
+    def start_run(self, run_name, tags):
         if self.fails:
             raise self.fails
-        self.said |= {"name": run_name, "parameters": {}, "files": []}
+        self.said |= {"name": run_name, "tags": tags, "parameters": {}, "files": []}
+        self.names.append(run_name)
         return self
 
     def set_experiment(self, name):
@@ -117,6 +121,7 @@ def test_mlflow_is_told_parameters_metrics_and_files(finished, stub):
     tracking.check("mlflow")
     assert tracking.send("mlflow", finished) == ""
     assert (told.said["experiment"], told.said["name"]) == ("compress", "small")
+    assert told.said["tags"] is None
     run = tracking.tracked(finished)
     assert told.said["parameters"] == run.parameters
     assert told.said["metrics"] == run.metrics
@@ -128,6 +133,7 @@ def test_wandb_is_told_the_same(finished, stub):
     tracking.check("wandb")
     assert tracking.send("wandb", finished) == ""
     assert (told.said["project"], told.said["name"]) == ("compress", "small")
+    assert told.said["group"] is None
     assert told.said["config"]["stages.0.quantize.bits"] == 4
     assert told.summary["perplexity"] == 23.1
     assert set(tracking.FILES) <= {getattr(f, "name", f).rpartition("/")[2]
@@ -152,6 +158,57 @@ def test_a_tracker_that_fails_gives_its_reason_and_leaves_the_run(finished, stub
     assert tracking.send("mlflow", finished) == "ConnectionError: server is gone"
     assert "--track mlflow: ConnectionError: server is gone" in caplog.text
     assert {path: path.read_bytes() for path in finished.iterdir()} == before
+
+
+@pytest.fixture
+def swept(finished, tmp_path):
+    """A sweep of four trials: one made, one rejected, two that came to no results."""
+    trials = tmp_path / "mine-sweep" / "trials"
+    trials.mkdir(parents=True)
+    for name in ("a", "b.rejected"):
+        shutil.copytree(finished, trials / name)
+    states = {"a": "made", "b": "rejected", "c": "stopped", "d": "too large"}
+    found = tuple(Trial(name, "./mine.yaml", {}, state) for name, state in states.items())
+    return Swept("mine", str(trials.parent), "size", found, (), "a", "", "", 1.0)
+
+
+def test_of_a_sweep_every_finished_trial_is_told_once(swept, stub, capsys):
+    told = stub("mlflow")
+    tracked.tell_sweep("mlflow", swept, quiet=False)
+    assert told.names == ["a", "b.rejected"]
+    assert told.said["tags"] == {"sweep": "mine"}
+    tracked.tell_sweep("mlflow", swept, quiet=False)  # the same command again
+    assert told.names == ["a", "b.rejected"]
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["Told mlflow of 2 trials.", "Told mlflow of 0 trials."]
+    other = stub("wandb")
+    tracked.tell_sweep("wandb", swept, quiet=True)
+    assert (other.said["group"], other.said["name"]) == ("mine", "b.rejected")
+    tracked.tell_sweep(None, swept, quiet=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_tracker_that_fails_is_told_of_a_sweep_by_the_next_command(swept, stub, capsys):
+    stub("mlflow", ConnectionError("server is gone"))
+    tracked.tell_sweep("mlflow", swept, quiet=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "could not be told of a (ConnectionError: server is gone)" in line
+    assert line.endswith("the same command tells what is left.")
+    told = stub("mlflow")
+    tracked.tell_sweep("mlflow", swept, quiet=True)
+    assert told.names == ["a", "b.rejected"]
+
+
+def test_a_sweep_asks_for_the_tracker_before_any_work(run, recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    recipe("[{quantize: {method: rtn, group_size: 32}}]")
+    (tmp_path / "sweep.yaml").write_text(
+        "version: 1\nrecipes: ./mine.yaml\ngrid: {quantize.bits: [3, 4]}\nobjective: size\n"
+    )
+    code, _, err = run("sweep", "./sweep.yaml", "--track", "mlflow")
+    assert code == 2
+    assert "pip install 'compress-llm[mlflow]'" in err
+    assert not (tmp_path / "sweep-sweep").exists()
 
 
 @pytest.mark.slow
