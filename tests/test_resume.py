@@ -5,6 +5,7 @@ import shutil
 import time
 
 import pytest
+import torch
 
 from compress import machine, pipeline
 from compress.artifact import manifest, output
@@ -202,9 +203,9 @@ def test_a_read_only_or_full_disk_in_the_middle_keeps_what_is_finished(
     assert identical(out) == whole
 
 
-def _apply(recipe, out):
+def _apply(recipe, out, threads):
     machine.code_sha256 = lambda: "code"  # as in this process
-    pipeline.apply(recipe, out=out)
+    pipeline.apply(recipe, out=out, threads=threads)
 
 
 @pytest.mark.slow
@@ -212,7 +213,7 @@ def test_kill_9_at_random_moments_ends_in_the_same_bytes(recipe, out, whole):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["compress.pipeline"])
     for kill in range(5):
-        child = context.Process(target=_apply, args=(recipe(), out))
+        child = context.Process(target=_apply, args=(recipe(), out, torch.get_num_threads()))
         child.start()
         time.sleep(2 + 0.4 * kill)
         child.kill()
