@@ -120,5 +120,5 @@ def _with_rows(tensor: Tensor, rows: int) -> Tensor:
     missing = rows - len(tensor)
     if missing <= 0:
         return tensor[:rows].clone()
-    mean = tensor.double().mean(0, keepdim=True).to(tensor.dtype)
+    mean = tensor.mean(0, keepdim=True, dtype=torch.float64).to(tensor.dtype)
     return torch.cat([tensor, mean.expand(missing, *tensor.shape[1:])])
