@@ -95,6 +95,7 @@ def _taught(student: Student, spec: Distill, context: Context) -> Distilled:
         changed = context.team.first(lambda: _commit(student, learned()))
         _take_up(student)
     after = _held_out(student, exam, context) if course.kept_step else before
+    _warn_of_no_gain(course, before, after, context)
     told = _told(spec, text, course, training.steps, learned_weights)
     return dataclasses.replace(
         told, kl_before=before, kl_after=after,
@@ -116,6 +117,17 @@ def _warn(spec: Distill, read: Tensor, exam: Tensor, learned: int, context: Cont
             "distill: %d of %d held-out windows are trained on, too: the held-out KL flatters the "
             "student. Give a text that does not repeat itself.", again, len(exam),
         )  # fmt: skip
+
+
+def _warn_of_no_gain(course: Course, before: float, after: float, context: Context) -> None:
+    """Say where nothing was won: in training, or, by a little, in the dtype that is stored."""
+    if context.team.rank or after < before:
+        return
+    if course.kept_step:
+        found = f"held-out KL from {before:.4g} to {after:.4g} nats as the student is stored"
+    else:
+        found = "no look at held-out text was better than the first; the student is as it was"
+    log.warning("distill: won nothing: %s. Lower learning_rate, or give more text.", found)
 
 
 def _said(context: Context, which: slice) -> Said:

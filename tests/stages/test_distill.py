@@ -317,7 +317,7 @@ def test_a_training_that_diverges_is_stopped(tiny_llama, tmp_path):
         )
 
 
-def test_a_student_that_gains_nothing_stays_as_it_was(tiny_llama, tmp_path):
+def test_a_student_that_gains_nothing_stays_as_it_was(tiny_llama, tmp_path, caplog):
     student = pruned_student(tiny_llama, tmp_path)
     before = states(student)
     # a teacher that is noise says nothing of one text that helps with another
@@ -327,6 +327,20 @@ def test_a_student_that_gains_nothing_stays_as_it_was(tiny_llama, tmp_path):
     assert (found.kept_step, found.stopped, len(found.checks)) == (0, "patience", 2)
     assert found.kl_after == found.kl_before
     assert torch.equal(states(student), before)
+    assert "won nothing: no look at held-out text was better than the first" in caplog.text
+
+
+def test_a_gain_that_is_lost_as_it_is_stored_is_told(tiny_llama, tmp_path, caplog, monkeypatch):
+    stored = iter([0.25, 0.5])
+    monkeypatch.setattr(distill, "_held_out", lambda *_: next(stored))
+    found = teach(pruned_student(tiny_llama, tmp_path), tmp_path).distilled
+    assert found.kept_step
+    assert "won nothing: held-out KL from 0.25 to 0.5 nats as the student is stored" in caplog.text
+
+
+def test_a_gain_is_not_warned_of(tiny_llama, tmp_path, caplog):
+    teach(pruned_student(tiny_llama, tmp_path), tmp_path)
+    assert "won nothing" not in caplog.text
 
 
 def test_steps_are_told_with_loss_and_held_out_kl(tiny_llama, tmp_path):
