@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from compress import library, machine, plan
+from compress.anatomy import Anatomy
 from compress.calibrate import sets
 from compress.calibrate.selfgen import Author
 from compress.calibrate.tokens import Windows
@@ -213,12 +214,17 @@ def find_models(
         RequestError: one cannot be had, or the recipe cannot be carried out on them.
     """
     teacher = sources.of_recipe(recipe, watch=watch)
-    other = sources.origin_of(recipe, teacher, watch=watch, places=places)
+
+    def check(config: Mapping[str, Any], anatomy: Anatomy) -> None:
+        plan.check(
+            recipe, anatomy, places, config=config, suite=suite,
+            teacher=teacher if recipe.student else None,
+            processes=team.size, sharded=team.sharded,
+        )  # fmt: skip
+
+    other = sources.origin_of(recipe, teacher, watch=watch, places=places, check=check)
     origin = other or teacher
-    plan.check(
-        recipe, origin.anatomy, places, config=origin.config, suite=suite,
-        teacher=teacher if other else None, processes=team.size, sharded=team.sharded,
-    )  # fmt: skip
+    check(origin.config, origin.anatomy)
     plan.check_budget(recipe, headers.of_folder(origin.folder, origin.name), places)
     if other:
         spelling.check(other, teacher)

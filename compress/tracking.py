@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from compress import storage
-from compress.errors import RequestError
+from compress.errors import RecipeError, RequestError
 from compress.recipe.source import read
 from compress.results import Divergence, Measured, Results, Side, from_json
 
@@ -74,8 +74,21 @@ def send(tracker: Tracker, folder: Path, *, group: str = "") -> str:
     return ""
 
 
+def unreadable(folder: Path) -> str:
+    """Why nobody can be told of a finished run; "" where its records are whole."""
+    try:
+        tracked(folder)
+    except (OSError, ValueError, RecipeError) as error:
+        return str(error)
+    return ""
+
+
 def tracked(folder: Path, group: str = "") -> Tracked:
-    """A finished run as trackers take it, read from its folder."""
+    """A finished run as trackers take it, read from its folder.
+
+    Raises:
+        OSError, ValueError, RecipeError: a record is missing or broken.
+    """
     results = from_json(Results, storage.read_text(folder / "results.json"))
     measured = from_json(Measured, storage.read_text(folder / "measured.json"))
     lock = read(storage.read_text(folder / "recipe.lock.yaml"), "recipe.lock.yaml").data

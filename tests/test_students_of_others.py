@@ -22,7 +22,7 @@ from compress.surgery import load as loaders
 from compress.surgery.resize import Cut
 from compress.surgery.walk import hidden_states, logits
 from compress.teacher import beginning as beginnings
-from compress.teacher import begun, headers
+from compress.teacher import begun, headers, license, sources
 from compress.teacher.folder import open_folder
 
 LEARN = "{distill: {held_out: 2, steps: 8, check_every: 4, batch_tokens: 64, learning_rate: 0.003}}"
@@ -166,7 +166,7 @@ def test_a_shorter_vocabulary_is_planned_taught_judged_and_locked(
     planned = headers.of_recipe(made)
     found = overview.make(made, planned, cache=tmp_path)
     rows = planned.taught_by.anatomy.vocab_size
-    told = f"vocabulary of 262 rows is filled up with {rows - 262}, which are no token's, to the"
+    told = f"vocabulary of 262 rows is filled up with {rows - 262} to the teacher's {rows}; whether"
     assert any(told in note for note in found.notes)
     outcome = pipeline.apply(made, out=tmp_path / "a")
     assert outcome.verification.passed
@@ -187,10 +187,54 @@ def test_a_vocabulary_without_rows_for_its_tokens_is_refused(
     recipe, tiny_tied, with_rows, tmp_path
 ):
     made = recipe(f"[{LEARN}]", f"student={{model: {with_rows(tiny_tied, 250)}}}")
-    with pytest.raises(ModelError, match=r"its last token is 260, and one of the two .* 250 rows"):
+    with pytest.raises(ModelError, match=r"the last of which is 260, and the .*rows-250 has 250 r"):
         pipeline.apply(made, out=tmp_path / "a")
     assert not list((tmp_path / "cache" / "students").glob("*.partial"))
     assert not (tmp_path / "a.partial").exists()
+
+
+def test_files_beside_a_model_go_along_and_decide_which_copy_it_is(tiny_tied, with_rows, tmp_path):
+    short = with_rows(tiny_tied, 262)
+    (short / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    for ends in ([258], [258, 260]):
+        (short / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        found = begun.fit(open_folder(short), open_folder(tiny_tied), tmp_path)
+        told = json.loads((found.folder / "generation_config.json").read_text())
+        assert told["eos_token_id"] == ends
+        assert license.stated(found.folder) == "apache-2.0"
+
+
+def test_padding_by_a_row_that_is_cut_is_no_padding(tiny_tied, with_rows, tmp_path):
+    longer = with_rows(tiny_tied, 640)
+    config = json.loads((longer / "config.json").read_text())
+    for padding, kept in ((600, None), (259, 259)):
+        (longer / "config.json").write_text(json.dumps({**config, "pad_token_id": padding}))
+        found = begun.fit(open_folder(longer), open_folder(tiny_tied), tmp_path)
+        assert found.config["pad_token_id"] == kept
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_plan_counts_the_copy_in_the_dtype_it_is_written_in(
+    recipe, tiny_tied, with_rows, dtype, tmp_path
+):
+    made = recipe(f"[{LEARN}]", f"student={{model: {with_rows(tiny_tied, 262)}}}",
+                  f"teacher.dtype={dtype}")  # fmt: skip
+    planned = headers.of_recipe(made)
+    disk = overview.make(made, planned, cache=tmp_path).disk_bytes["the student's beginning"]
+    sources.origin_of(made, sources.of_recipe(made))
+    stored = sum(path.stat().st_size for path in (tmp_path / "cache/students").glob("*/*.safe*"))
+    assert 0 <= stored - disk < 4096  # a file's header
+
+
+def test_nothing_is_written_for_a_recipe_that_cannot_be(recipe, tiny_tied, with_rows, tmp_path):
+    stages = "[{quantize: {method: rtn, bits: 4, group_size: 48}}]"
+    for student in (
+        f"model: {with_rows(tiny_tied, 640)}",
+        "init: sliced, config: {num_hidden_layers: 1}",
+    ):
+        with pytest.raises(RecipeError, match="group_size"):
+            pipeline.apply(recipe(stages, f"student={{{student}}}"), out=tmp_path / "a")
+    assert not (tmp_path / "cache" / "students").exists()
 
 
 def test_another_tokenizer_is_refused_with_the_token(recipe, small, tmp_path):

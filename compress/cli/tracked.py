@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from compress import storage
 from compress.cli import console
 from compress.report import numbers
 from compress.results.swept import FINISHED, Swept, Trial
@@ -36,28 +37,40 @@ def tell_sweep(tracker: Tracker | None, swept: Swept, *, quiet: bool) -> None:
     """Tell a tracker of every trial that was finished, also by an earlier run, each once."""
     if tracker is None:
         return
-    told, finished = 0, [one for one in swept.trials if one.state in FINISHED]
-    for one in finished:
-        folder = _folder(Path(swept.folder), one)
-        mark = folder.parent / f".{one.name}.{tracker}"
-        if mark.exists() or not (folder / "results.json").is_file():
-            continue
-        if reason := _sent(tracker, folder, swept.sweep):
-            console.say(
-                f"--track {tracker}: could not be told of {folder.name} ({reason}). Trials are in "
-                f"{folder.parent}; the same command tells what is left."
-            )
-            return
-        mark.touch()
-        told += 1
-    if not quiet:
+    trials = Path(swept.folder) / "trials"
+    with storage.locked(trials / f".{tracker}.lock"):  # the same command may end elsewhere, too
+        told = _tell_trials(tracker, swept, trials)
+    if told is not None and not quiet:
         console.say(f"Told {tracker} of {numbers.counted(told, 'trial')}.")
 
 
-def _folder(sweep: Path, trial: Trial) -> Path:
+def _tell_trials(tracker: Tracker, swept: Swept, trials: Path) -> int | None:
+    """Tell of what has no mark yet: how many; None where it could not be told to the end."""
+    from compress import tracking
+
+    told = 0
+    for one in (one for one in swept.trials if one.state in FINISHED):
+        folder, mark = _folder(trials, one), trials / f".{one.name}.{tracker}"
+        if mark.exists() or not (folder / "results.json").is_file():
+            continue
+        if reason := tracking.unreadable(folder):
+            console.say(f"--track {tracker}: {folder} is left out ({reason}).")
+            continue
+        if reason := _sent(tracker, folder, swept.sweep):
+            console.say(
+                f"--track {tracker}: could not be told of {one.name} ({reason}). Trials are in "
+                f"{trials}; the same command tells what is left."
+            )
+            return None
+        mark.touch()
+        told += 1
+    return told
+
+
+def _folder(trials: Path, trial: Trial) -> Path:
     from compress.artifact.output import beside
 
-    folder = sweep / "trials" / trial.name
+    folder = trials / trial.name
     return beside(folder, "rejected") if trial.state == "rejected" else folder
 
 

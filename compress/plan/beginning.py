@@ -60,6 +60,6 @@ def notes(recipe: Recipe, headers: Headers) -> Iterator[str]:
         now = found.vocab_size
         how = f"filled up with {now - before:,}" if now > before else f"cut by {before - now:,}"
         yield (
-            f"the student's vocabulary of {before:,} rows is {how}, which are no token's, to the "
-            f"teacher's {now:,}"
+            f"the student's vocabulary of {before:,} rows is {how} to the teacher's {now:,}; "
+            "whether every token has a row in both is seen when the run begins"
         )

@@ -64,6 +64,12 @@ class Job:
         return self if taught is None else replace(self, headers=taught)
 
     @property
+    def begins_anew(self) -> bool:
+        """Whether the student begins as a model that the cache is yet to hold."""
+        student = self.recipe.student
+        return student is not None and bool(student.config or self.headers.fitted_from)
+
+    @property
     def worked_bytes(self) -> int:
         """The same when a stage reads it: what was turned is float32."""
         if self.recipe.rotate is None and not self.recipe.turns:
@@ -117,6 +123,15 @@ def convert(job: Job) -> int:
         return max(convert(teacher), convert(_alone(job)))
     weights = sum(linear.weights for linear in job.anatomy.linears) + job.ends
     return LIBRARIES + CONVERTER + 6 * weights if job.headers.converted_bytes else 0
+
+
+def begin(job: Job) -> int:
+    """What a student begins as, made and written: its ends as read and as made, and a shard."""
+    if not job.begins_anew:
+        return 0
+    width = 4 if job.recipe.teacher.dtype == "float32" else 2
+    waits = min(width * (job.anatomy.weights + job.ends), _HELD_SHARD)
+    return LIBRARIES + HEAP + 2 * width * job.ends + waits
 
 
 def write_text(job: Job) -> int:

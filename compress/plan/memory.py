@@ -32,7 +32,7 @@ class Bounded:
 def predict(job: Job, limits: Limits, left_out: Sequence[str] = ()) -> dict[str, int]:
     """Peak anonymous memory of each step of a run, in bytes, in the order in which they come."""
     steps: dict[str, Callable[[], int]] = {
-        "teacher": lambda: footprint.convert(job),
+        "teacher": lambda: max(footprint.convert(job), footprint.begin(job)),
         "calibrate": lambda: footprint.write_text(job),
         "compress": lambda: solving.compress(job, limits),
         "write": lambda: footprint.write(job),

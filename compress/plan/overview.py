@@ -137,8 +137,9 @@ def _disk(job: Job, limits: Limits) -> dict[str, int]:
     """Bytes on disk by what takes them; those of training only where there is any."""
     recipe, headers = job.recipe, job.headers
     found = sizes.disk(recipe, headers, memory.spilled_bytes(job, limits))
-    if recipe.student and (recipe.student.config or headers.fitted_from):
-        found["the student's beginning"] = sum(map(headers.nbytes, headers.anatomy.tensors))
+    if job.begins_anew:
+        written = headers.cast(recipe.teacher.dtype)
+        found["the student's beginning"] = sum(map(written.nbytes, written.anatomy.tensors))
     if recipe.distillations:
         found["what the teacher says"] = teaching.said_bytes(recipe, headers, job.item_bytes)
         found["state of training"] = teaching.state_bytes(recipe, headers)

@@ -124,10 +124,16 @@ def _warn_of_no_gain(course: Course, before: float, after: float, context: Conte
     if context.team.rank or after < before:
         return
     if course.kept_step:
-        found = f"held-out KL from {before:.4g} to {after:.4g} nats as the student is stored"
+        log.warning(
+            "distill: won nothing: as the student is stored, its held-out KL of %.4g nats is %.2g "
+            "more than before; what it learned was less than its dtype or codes can tell. Raise "
+            "learning_rate, or give more steps.", after, after - before,
+        )  # fmt: skip
     else:
-        found = "no look at held-out text was better than the first; the student is as it was"
-    log.warning("distill: won nothing: %s. Lower learning_rate, or give more text.", found)
+        log.warning(
+            "distill: won nothing: no look at held-out text was better than the first; the student "
+            "is as it was. Lower learning_rate, or give more text."
+        )
 
 
 def _said(context: Context, which: slice) -> Said:

@@ -68,6 +68,9 @@ def fitted(
 ) -> tuple[dict[str, Any], Anatomy]:
     """Config and anatomy of a model whose vocabulary is cut or filled to another length."""
     made = {**config, "vocab_size": vocab_size}
+    padding = made.get("pad_token_id")
+    if isinstance(padding, int) and padding >= vocab_size:  # of a row that is cut: no token's
+        made["pad_token_id"] = None
     rows = rows_of_tokens(anatomy)
     shapes = {
         name: (vocab_size, *shape[1:]) if name in rows else shape

@@ -13,30 +13,29 @@ from typing import TYPE_CHECKING, Any
 from compress import storage
 from compress.anatomy import Anatomy
 from compress.artifact import write
-from compress.recipe.source import Places
 from compress.recipe.student import Student
 from compress.smaller import remains
-from compress.teacher import spelling
-from compress.teacher.beginning import check, described, fitted, rows_of_tokens
-from compress.teacher.folder import Teacher, pinned, seal, sealed
+from compress.teacher import license, spelling
+from compress.teacher.beginning import described, fitted, rows_of_tokens
+from compress.teacher.folder import Teacher, file_sha256, pinned, seal, sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAKER = 1  # raise it when what is made of the same teacher changes
+MAKER = 2  # raise it when what is made of the same teacher changes
+_ROWS = 4096  # of an embedding that are summed at a time
 
 
-def make(teacher: Teacher, spec: Student, cache: Path, places: Places | None = None) -> Teacher:
-    """Make a student once, as a folder of the cache, and open it.
+def make(teacher: Teacher, spec: Student, cache: Path) -> Teacher:
+    """Make a student whose sizes were checked, once, as a folder of the cache, and open it.
 
     Raises:
-        RecipeError: the teacher's family has no such model.
         StorageError: the cache cannot be written.
     """
-    check(spec, teacher.config, teacher.anatomy, places)
     key = (teacher.fingerprint, spec.model_dump())
     name = f"{spec.init} {teacher.name} ({spec.told})"
-    return pinned(_kept(cache, key, lambda made: _write(teacher, spec, made)), name=name)
+    found = _kept(cache, teacher, key, lambda made: _write(teacher, spec, made))
+    return pinned(found, name=name)
 
 
 def fit(origin: Teacher, teacher: Teacher, cache: Path) -> Teacher:
@@ -49,17 +48,20 @@ def fit(origin: Teacher, teacher: Teacher, cache: Path) -> Teacher:
         StorageError: the cache cannot be written.
     """
     key = (origin.fingerprint, teacher.anatomy.vocab_size)
-    found = _kept(cache, key, lambda made: _write_fitted(origin, teacher, made))
+    found = _kept(cache, origin, key, lambda made: _write_fitted(origin, teacher, made))
     return pinned(
         found, name=origin.name, revision=origin.revision, source_sha256=origin.source_sha256
     )
 
 
-def _kept(cache: Path, key: tuple[Any, ...], write: Callable[[Path], None]) -> Teacher:
-    """The model of the cache that a key names, written if it is not there."""
+def _kept(
+    cache: Path, source: Teacher, key: tuple[Any, ...], write: Callable[[Path], None]
+) -> Teacher:
+    """The model of the cache that a key and the files beside its source name, written if needed."""
     import torch
 
-    digest = hashlib.sha256(repr((MAKER, *key, torch.__version__)).encode()).hexdigest()
+    beside = [(path.name, file_sha256(path)) for path in _beside(source)]
+    digest = hashlib.sha256(repr((MAKER, *key, beside, torch.__version__)).encode()).hexdigest()
     folder = cache / "students" / digest
     with storage.locked(folder.with_suffix(".lock")):  # another run may be at it
         return sealed(folder) or seal(folder, write)
@@ -76,8 +78,13 @@ def _store(
 ) -> None:  # fmt: skip
     write.write(
         folder, parts, anatomy=anatomy, config=config, format="dense",
-        tokenizer_files=write.companions(source.folder),
+        tokenizer_files=_beside(source),
     )  # fmt: skip
+
+
+def _beside(source: Teacher) -> tuple[Path, ...]:
+    """The files that go along: also the card, which says under which license."""
+    return (*write.companions(source.folder), *license.cards(source.folder))
 
 
 def _parts(
@@ -120,5 +127,8 @@ def _with_rows(tensor: Tensor, rows: int) -> Tensor:
     missing = rows - len(tensor)
     if missing <= 0:
         return tensor[:rows].clone()
-    mean = tensor.mean(0, keepdim=True, dtype=torch.float64).to(tensor.dtype)
+    total = torch.zeros(tensor.shape[1:], dtype=torch.float64)
+    for part in tensor.split(_ROWS):  # the whole in float64 would be four times the embedding
+        total += part.sum(0, dtype=torch.float64)
+    mean = (total / len(tensor)).to(tensor.dtype)
     return torch.cat([tensor, mean.expand(missing, *tensor.shape[1:])])

@@ -29,6 +29,12 @@ def stated(folder: Path) -> str:
     return f"{license} ({name})" if license == "other" and name else license
 
 
+def cards(folder: Path) -> tuple[Path, ...]:
+    """The card of a model folder, by which a copy keeps its license; none where there is none."""
+    card = folder / _CARD
+    return (card,) if card.is_file() else ()
+
+
 def _front_matter(card: Path) -> Mapping[str, Any]:
     """What stands in YAML at the head of a card; nothing where that cannot be read."""
     try:

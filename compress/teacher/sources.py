@@ -8,20 +8,22 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from compress import library
+from compress.anatomy import Anatomy
 from compress.errors import ModelError, shown
 from compress.recipe import sections
 from compress.recipe.schema import Recipe
 from compress.recipe.source import Places
 from compress.recipe.student import Student
 from compress.results import Progress
-from compress.teacher import begun, gguf, hub, wheel
-from compress.teacher.beginning import filled_otherwise
+from compress.teacher import beginning, begun, gguf, hub, wheel
 from compress.teacher.folder import Teacher, file_sha256, open_folder, pinned
 
 __all__ = ["Teacher", "fetch", "of_recipe"]
 Watch = Callable[[Progress], None] | None
+Check = Callable[[dict[str, Any], Anatomy], None] | None
 
 
 def fetch(
@@ -92,8 +94,9 @@ def of_recipe(recipe: Recipe, *, watch: Watch = None) -> Teacher:
 
 
 def origin_of(
-    recipe: Recipe, teacher: Teacher, *, watch: Watch = None, places: Places | None = None
-) -> Teacher | None:
+    recipe: Recipe, teacher: Teacher, *, watch: Watch = None, places: Places | None = None,
+    check: Check = None,
+) -> Teacher | None:  # fmt: skip
     """The model that the student begins as, where it is not the teacher; a lock's promise is held.
 
     Args:
@@ -101,6 +104,7 @@ def origin_of(
         teacher: what `of_recipe` gave.
         watch: told of downloads and conversions.
         places: where the recipe's parts were written.
+        check: told config and anatomy of what is to be made, before any of it is written.
 
     Raises:
         ModelError: as `of_recipe`.
@@ -109,14 +113,18 @@ def origin_of(
     """
     if recipe.student is None:
         return None
-    promised = recipe.resolved.student_fingerprint
-    if recipe.student.config is None:
-        found = _of_section("student", recipe.student, recipe.teacher.dtype, watch)
-        if filled_otherwise(found.anatomy.vocab_size, teacher.anatomy.vocab_size):
-            found = begun.fit(found, teacher, library.cache_folder())
-        return _promised("student", found, promised)
-    found = begun.make(teacher, recipe.student, library.cache_folder(), places)
-    return _promised("student", found, promised)
+    cache, wanted, check = library.cache_folder(), recipe.student, check or (lambda *_: None)
+    if wanted.config is None:
+        found = _of_section("student", wanted, recipe.teacher.dtype, watch)
+        rows = teacher.anatomy.vocab_size
+        if beginning.filled_otherwise(found.anatomy.vocab_size, rows):
+            check(*beginning.fitted(found.config, found.anatomy, rows))
+            found = begun.fit(found, teacher, cache)
+    else:
+        beginning.check(wanted, teacher.config, teacher.anatomy, places)
+        check(*beginning.described(wanted, teacher.config, teacher.anatomy))
+        found = begun.make(teacher, wanted, cache)
+    return _promised("student", found, recipe.resolved.student_fingerprint)
 
 
 def _of_section(

@@ -20,12 +20,16 @@ def check(origin: Teacher, teacher: Teacher, *, rows: int | None = None) -> None
     from compress.surgery import load
 
     ours, theirs = (load.tokenizer(one.folder) for one in (origin, teacher))
-    why = load.spelled_otherwise(ours, theirs)
-    last = max(ours.get_vocab().values(), default=0)
-    if why is None and rows is not None and last >= rows:
-        why = f"its last token is {last:,}, and one of the two vocabularies has {rows:,} rows"
-    if why:
+    if why := load.spelled_otherwise(ours, theirs):
         raise ModelError(
             f"student.model {origin.name}: its tokenizer is not the teacher's: {why}. What both "
             "expect next is compared token by token. Choose a model with the same tokenizer."
+        )
+    last = max(ours.get_vocab().values(), default=0)
+    if rows is not None and last >= rows:
+        short = min(origin, teacher, key=lambda one: one.anatomy.vocab_size)
+        raise ModelError(
+            f"student.model {origin.name}: both read the same tokens, the last of which is "
+            f"{last:,}, and the vocabulary of {short.name} has {rows:,} rows: rows that tokens "
+            "have are neither cut nor made up. Choose a model with a row for every token."
         )

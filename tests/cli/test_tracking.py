@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -196,6 +199,30 @@ def test_a_tracker_that_fails_is_told_of_a_sweep_by_the_next_command(swept, stub
     assert line.endswith("the same command tells what is left.")
     told = stub("mlflow")
     tracked.tell_sweep("mlflow", swept, quiet=True)
+    assert told.names == ["a", "b.rejected"]
+
+
+def test_a_trial_that_cannot_be_read_is_named_and_the_others_are_told(swept, stub, capsys):
+    told = stub("mlflow")
+    (Path(swept.folder) / "trials" / "a" / "recipe.lock.yaml").unlink()
+    tracked.tell_sweep("mlflow", swept, quiet=False)
+    assert told.names == ["b.rejected"]
+    first, second = capsys.readouterr().err.splitlines()
+    assert "trials/a is left out ([Errno 2] No such file" in first
+    assert second == "Told mlflow of 1 trial."
+
+
+def test_two_commands_at_once_tell_each_trial_once(swept, stub, monkeypatch):
+    told, send = stub("mlflow"), tracking.send
+
+    def slowly(*given, **named):
+        time.sleep(0.2)
+        return send(*given, **named)
+
+    monkeypatch.setattr(tracking, "send", slowly)
+    with ThreadPoolExecutor(2) as both:
+        for done in [both.submit(tracked.tell_sweep, "mlflow", swept, quiet=True) for _ in "ab"]:
+            done.result()
     assert told.names == ["a", "b.rejected"]
 
 

@@ -328,6 +328,7 @@ def test_a_student_that_gains_nothing_stays_as_it_was(tiny_llama, tmp_path, capl
     assert found.kl_after == found.kl_before
     assert torch.equal(states(student), before)
     assert "won nothing: no look at held-out text was better than the first" in caplog.text
+    assert "Lower learning_rate" in caplog.text
 
 
 def test_a_gain_that_is_lost_as_it_is_stored_is_told(tiny_llama, tmp_path, caplog, monkeypatch):
@@ -335,7 +336,8 @@ def test_a_gain_that_is_lost_as_it_is_stored_is_told(tiny_llama, tmp_path, caplo
     monkeypatch.setattr(distill, "_held_out", lambda *_: next(stored))
     found = teach(pruned_student(tiny_llama, tmp_path), tmp_path).distilled
     assert found.kept_step
-    assert "won nothing: held-out KL from 0.25 to 0.5 nats as the student is stored" in caplog.text
+    assert "its held-out KL of 0.5 nats is 0.25 more than before" in caplog.text
+    assert "Raise learning_rate" in caplog.text
 
 
 def test_a_gain_is_not_warned_of(tiny_llama, tmp_path, caplog):
