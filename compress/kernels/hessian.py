@@ -15,7 +15,7 @@ from compress.kernels.precision import bfloat16_products
 _PANEL = 384  # columns a product; only the products on and above the diagonal are made
 
 
-def accumulate(total: Tensor, inputs: Tensor) -> None:
+def accumulate(total: Tensor, inputs: Tensor, times: float = 1.0) -> None:
     """Add the sum over tokens of x xᵀ to the upper panels of `total`; finish with `mean`.
 
     Products of bfloat16 inputs are exact in float32, so they may run on bfloat16 units; sums are
@@ -24,25 +24,27 @@ def accumulate(total: Tensor, inputs: Tensor) -> None:
     Args:
         total: [I, I] float32, written.
         inputs: [N, I], any float.
+        times: how many times each counts. Inputs enlarged before would be rounded to their type.
     """
     columns = inputs.shape[1]
     x = inputs.float()
     with _exact(inputs):
         for start in range(0, columns, _PANEL):
             stop = min(start + _PANEL, columns)
-            total[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
+            total[start:stop, start:].add_(x[:, start:stop].T @ x[:, start:], alpha=times)
 
 
-def accumulate_pairs(total: Tensor, left: Tensor, right: Tensor) -> None:
+def accumulate_pairs(total: Tensor, left: Tensor, right: Tensor, times: float = 1.0) -> None:
     """Add the sum over tokens of l rᵀ to all of `total` [L, R] float32; see `accumulate`.
 
     Args:
         total: [L, R] float32, written.
         left: [N, L], any float.
         right: [N, R], any float.
+        times: how many times each counts.
     """
     with _exact(left, right):
-        total.addmm_(left.T.float(), right.float())
+        total.addmm_(left.T.float(), right.float(), alpha=times)
 
 
 def outputs(inputs: Tensor, weight: Tensor) -> Tensor:

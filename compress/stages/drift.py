@@ -151,7 +151,7 @@ def mean_of_pairs(
         first, second = (
             x.view(-1, seq_len, x.shape[1])[:, : sinks.tokens].flatten(0, 1) for x in (one, other)
         )
-        accumulate_pairs(total, first * sinks.weight, second)
+        accumulate_pairs(total, first, second, sinks.weight)
     windows = torch.tensor(sum(len(part) for part in right) // seq_len, device=total.device)
     team.add_up(total)
     return total.div_(sinks.counted(int(team.add_up(windows)), seq_len))
@@ -161,7 +161,7 @@ def accumulate_windows(total: Tensor, x: Tensor, seq_len: int, sinks: Sinks) -> 
     """Sum inputs [N, I] of windows into a Hessian [I, I], those of sinks many times."""
     accumulate(total, x)
     first = x.view(-1, seq_len, x.shape[1])[:, : sinks.tokens].flatten(0, 1)
-    accumulate(total, first * sinks.weight**0.5)
+    accumulate(total, first, sinks.weight)
 
 
 def energies(x: Tensor, seq_len: int, sinks: Sinks) -> Tensor:

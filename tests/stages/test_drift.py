@@ -4,10 +4,11 @@ from conftest import CONFIGS
 from students import IDS, begin, damage, run
 
 from compress.anatomy import adds_plainly
+from compress.kernels.hessian import mean
 from compress.results import Limits
 from compress.stages.blockwise import solve_blocks
 from compress.stages.context import Context
-from compress.stages.drift import Sinks
+from compress.stages.drift import Sinks, accumulate_windows, mean_of_pairs
 from compress.surgery.load import materialize
 from compress.teacher.folder import open_folder
 
@@ -48,6 +49,23 @@ def seen(folder, scratch, share, *, block=1, sinks=NO_SINKS):
         sinks=sinks, correction=share, step="quantize",
     )  # fmt: skip
     return student, found
+
+
+def test_tokens_that_count_many_times_are_not_rounded_for_it():
+    """The oracle: bfloat16 inputs, counted in float64."""
+    sinks, seq_len, windows = Sinks(2, 25.0), 8, 6
+    x = torch.randn(windows, seq_len, 24, generator=torch.Generator().manual_seed(0))
+    x[:, 0] *= 100  # as first tokens are
+    counts = torch.tensor([26.0, 26.0] + [1.0] * (seq_len - 2), dtype=torch.float64)
+    x = x.bfloat16()
+    exact = torch.einsum("wti,t,wtj->ij", x.double(), counts, x.double()) / (windows * counts.sum())
+    parts = list(x.flatten(0, 1).split(2 * seq_len))
+    total = torch.zeros(24, 24)
+    for part in parts:
+        accumulate_windows(total, part, seq_len, sinks)
+    hessian = mean(total, sinks.counted(windows, seq_len))
+    for found in (hessian, mean_of_pairs(parts, parts, seq_len, sinks)):
+        assert (found.double() - exact).norm() < 1e-6 * exact.norm()
 
 
 def test_what_is_solved_for_comes_nearest_to_the_teacher(tiny_llama, tmp_path):
