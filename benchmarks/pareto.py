@@ -59,6 +59,7 @@ PLACES = [  # of a label around its point, in pixels, as they are tried
     (9, 8, "left"), (-9, 8, "right"), (9, -16, "left"), (-9, -16, "right"),
     (22, 20, "left"), (-22, 20, "right"), (22, -28, "left"), (-22, -28, "right"),
 ]  # fmt: skip
+LEAST = 1e-4  # of what is drawn: the axis is logarithmic
 LETTER, LINE = 6.1, 13  # pixels of a label's characters
 
 
@@ -193,7 +194,7 @@ def _point(row: Mapping[str, Any], measured: str, dense: float | None) -> Point:
     if value is None or (measured == "perplexity" and dense is None):
         raise ValueError(f"peers.json: {row['by']} {row['name']} has no {measured}")
     loss = 100 * (value / dense - 1) if measured == "perplexity" and dense else value
-    return Point(row["by"], row["name"], row["size_bytes"], max(float(loss), 1e-3))
+    return Point(row["by"], row["name"], row["size_bytes"], max(float(loss), LEAST))
 
 
 def _finish_axes(axes: Axes, panel: Panel) -> None:
