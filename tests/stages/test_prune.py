@@ -193,14 +193,21 @@ def test_a_killed_run_takes_up_what_it_has_pruned(tiny_llama, tmp_path):
 
 
 def test_slices_of_rows_keep_as_much_and_change_no_pattern(tiny_llama, tmp_path):
-    whole, _ = run(tiny_llama, tmp_path / "whole", pattern="2:4")
+    whole, result = run(tiny_llama, tmp_path / "whole", pattern="2:4")
     student = begin(tiny_llama, tmp_path / "cut")
     context = Context(
         IDS, "cpu", torch.float32, tmp_path / "cut", limits=Limits(64, 1 << 30, solve_rows=24)
     )
-    prune.run(student, Prune(pattern="2:4"), context)
-    for (_, one), (_, other) in zip(weights(whole), weights(student), strict=True):
-        assert ((one != 0) == (other != 0)).float().mean() > 0.98  # products are rounded otherwise
+    cut = prune.run(student, Prune(pattern="2:4"), context)
+    pairs = list(zip(weights(whole), weights(student), strict=True))
+    # Rows are solved each for itself: from one Hessian, a tie that rounding breaks moves one row.
+    for (_, one), (_, other) in pairs[:3]:
+        assert int(((one - other).abs().amax(1) > 1e-5).sum()) <= 1
+    for _, (_, other) in pairs:
+        assert ((other.view(len(other), -1, 4) != 0).sum(2) == 2).all()
+    # All after it have other inputs, and keep as much of their outputs all the same.
+    for one, other in zip(result.linears, cut.linears, strict=True):
+        assert other.relative_error == pytest.approx(one.relative_error, rel=0.05)
     student.enter(1)
     prune.run(student, Prune(sparsity=0.75), context)
     assert all(int((w != 0).sum()) == x.weights // 4 for x, w in weights(student))
