@@ -157,7 +157,8 @@ def test_every_second_block_is_taught_and_opened_by_all(recipe, tmp_path):
 def test_what_was_learned_of_integers_is_verified_and_judged(
     recipe, tmp_path, rounding, format, train
 ):
-    teaching = f"{{distill: {{train: {train}, LEARN, learning_rate: 0.02}}}}"
+    # Faster than this, what suits 256 tokens is learned by codes that GPTQ had set for all text.
+    teaching = f"{{distill: {{train: {train}, LEARN, learning_rate: 0.005}}}}"
     kl = []
     for name, stages in (("plain", rounding), ("taught", f"{rounding}, {teaching}")):
         asked = recipe(f"[{stages}]", f"artifact.format={format}")
